@@ -1,0 +1,91 @@
+"""Which implementation of an op runs: argument > ``use_backend`` > ``$ACEFAST_BACKEND`` > auto.
+
+A backend asked for by name runs or raises ``BackendUnavailable`` with the reason. Auto takes, on a GPU, the first of
+the op's own ``order`` that is available; on a CPU ``cpu`` where the op has it; else the reference.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import importlib.util
+import os
+from collections.abc import Iterator, Sequence
+
+import torch
+
+BACKENDS = ("reference", "triton", "cuda", "cpu")
+
+_chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("acefast_backend", default=None)
+
+
+class BackendUnavailable(RuntimeError):
+    """A backend asked for by name cannot run here or cannot take this input."""
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Within the block, ops run on backend ``name``: "reference", "triton", "cuda", "cpu" or "auto".
+
+    Raises:
+        BackendUnavailable: ``name`` is not a backend, or it cannot run on this machine.
+    """
+    _check_name(name)
+    if name != "auto" and (reason := why_unavailable(name)):
+        raise BackendUnavailable(f"backend={name!r} cannot run: {reason}; try backend='reference'")
+    token = _chosen.set(name)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def choose_backend(op: str, backend: str | None, device: torch.device, order: Sequence[str] = ()) -> str:
+    """The backend that op ``op`` runs on.
+
+    Args:
+        backend: the op's own ``backend=`` argument.
+        device: where the op's input lies.
+        order: the op's kernels that fit this input, fastest first; "reference" always fits and is left out.
+    Raises:
+        BackendUnavailable: the backend asked for cannot run, or ``op`` has no such kernel for this input.
+    """
+    name = backend or _chosen.get() or os.environ.get("ACEFAST_BACKEND") or "auto"
+    _check_name(name)
+    if name == "reference":
+        return name
+    if name == "auto":
+        candidates = [b for b in order if (b == "cpu") == (device.type == "cpu")]
+        return next((b for b in candidates if not why_unavailable(b)), "reference")
+    reason = why_unavailable(name)
+    if not reason and name not in order:
+        # Only an op's own argument insists on this op: a model under use_backend("triton") may contain ops that
+        # have no Triton kernel, and those run on the reference.
+        if backend is None:
+            return "reference"
+        reason = f"it has no {name} kernel for this input"
+    if reason:
+        raise BackendUnavailable(f"{op}: backend={name!r} cannot run: {reason}; try backend='reference'")
+    return name
+
+
+@functools.cache
+def why_unavailable(name: str) -> str:
+    """Why backend ``name`` cannot run on this machine, in a few words; empty when it can."""
+    if name == "reference":
+        return ""
+    if name in ("triton", "cuda"):
+        if name == "triton" and importlib.util.find_spec("triton") is None:
+            return "triton is not installed"
+        if name == "cuda" and importlib.util.find_spec("acefast._cuda") is None:
+            return "this installation has no CUDA extension"
+        if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+            return "torch sees no CUDA GPU"
+        return ""
+    return "" if importlib.util.find_spec("acefast._cpu") else "this installation has no CPU extension"
+
+
+def _check_name(name: str) -> None:
+    if name != "auto" and name not in BACKENDS:
+        raise BackendUnavailable(f"backend={name!r} is unknown; it is one of {', '.join(BACKENDS)} or auto")

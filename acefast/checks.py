@@ -1,0 +1,27 @@
+"""Argument checks that every op shares: one sentence with the op, the argument, what it needs and what it got."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+def check_shape(op: str, name: str, tensor: Tensor, shape: Sequence[int | None], letters: str) -> None:
+    """Raise ValueError unless ``tensor`` has ``shape``; None stands for any size.
+
+    ``letters`` names the sizes for the reader, such as ``"[B, T, C]"``.
+    """
+    got = tuple(tensor.shape)
+    if len(got) != len(shape) or any(want is not None and want != have for want, have in zip(shape, got)):
+        want = "[" + ", ".join("any" if s is None else str(s) for s in shape) + "]"
+        raise ValueError(f"{op}: {name} must be {letters} = {want}, got {list(got)}")
+
+
+def check_contiguous(op: str, name: str, tensor: Tensor) -> None:
+    """Raise ValueError unless ``tensor`` is contiguous."""
+    if not tensor.is_contiguous():
+        raise ValueError(
+            f"{op}: {name} must be contiguous, got strides {tuple(tensor.stride())} for {list(tensor.shape)}; "
+            "call .contiguous() first"
+        )

@@ -1,0 +1,212 @@
+"""ACE-Step 1.5 behind the seams that the pipeline speaks: conditions, velocity, encode, decode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from acefast.audio import is_silent, load_audio, reference_segments
+from acefast.checkpoint import Checkpoint, load, load_text_encoder
+from acefast.conditions import Conditions
+from acefast.models.v15 import vae
+from acefast.models.v15.codes import AudioDetokenizer, AudioTokenizer
+from acefast.models.v15.conditions import ConditionEncoder
+from acefast.models.v15.dit import DiT
+from acefast.models.v15.tasks import Source, Task, build_task, read_source
+from acefast.prompts import lyric_prompt, text_prompt, tokenize
+from acefast.request import Request
+
+TEXT_LIMIT, LYRIC_LIMIT = 256, 2048  # tokens, the closing one included
+SILENT_FRAMES = 64  # of digital silence to encode where a checkpoint brings no silence latent
+
+
+class Model:
+    """A checkpoint's networks on one device. Parts that only some tasks need are loaded when one asks for them."""
+
+    sample_rate = 48_000
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+        self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
+        self.config, self.traits = checkpoint.config, checkpoint.traits
+        self.tokenizer = checkpoint.tokenizer()
+        self.text_encoder = load_text_encoder(checkpoint, device, dtype)
+        self.condition_encoder = self._load(ConditionEncoder, self.config)
+        self.transformer = self._load(DiT, self.config)
+        self.decoder = self._load(vae.Decoder, checkpoint.vae_config)
+
+    @cached_property
+    def encoder(self) -> nn.Module:
+        """The audio encoder, for tasks with source or reference audio."""
+        return self._load(vae.Encoder, self.checkpoint.vae_config)
+
+    @cached_property
+    def audio_tokenizer(self) -> nn.Module:
+        """Latents to 5 Hz codes, for covers."""
+        return self._load(AudioTokenizer, self.config)
+
+    @cached_property
+    def audio_detokenizer(self) -> nn.Module:
+        """5 Hz codes to latent hints, for covers and codes."""
+        return self._load(AudioDetokenizer, self.config)
+
+    def _load(self, kind: type[nn.Module], config: object) -> nn.Module:
+        with torch.device("meta"):
+            module = kind(config)
+        load(module, kind.weight_table(config), self.checkpoint, self.device, self.dtype)
+        return module.eval()
+
+    # -- before work starts ------------------------------------------------------------------------------------------
+
+    def check(self, requests: list[Request]) -> tuple[Source | None, np.ndarray | None]:
+        """Read the source and reference audio of a batch; raises RequestError before anything is computed."""
+        reference = None
+        if requests[0].reference is not None:
+            reference = load_audio(requests[0].reference, "reference")
+        return read_source(requests[0]), None if reference is None or is_silent(reference) else reference
+
+    # -- conditions --------------------------------------------------------------------------------------------------
+
+    def task(self, requests: list[Request], audio: Source | None) -> Task:
+        """Source latents, mask and length of a batch."""
+        return build_task(
+            requests,
+            audio,
+            silence=self.silence,
+            encode=self.encode,
+            to_codes=self.codes,
+            from_codes=self.hints,
+        )
+
+    def conditions(
+        self,
+        requests: list[Request],
+        task: Task,
+        reference: np.ndarray | None,
+        timesteps: list[float],
+        *,
+        as_text2music: bool = False,
+    ) -> Conditions:
+        """What the transformer is conditioned on, prepared for sampling.
+
+        Args:
+            reference: [2, N] reference audio whose timbre is taken, or None.
+            timesteps: the schedule, whose time embeddings are computed at once.
+            as_text2music: under the text2music instruction and, in the official semantics, over silence: what a cover
+                turns to when its strength is used up.
+        """
+        request = requests[0]
+        context = task.context(len(requests), self.dtype, self.device)
+        if as_text2music and request.semantics == "official":
+            D = task.source.shape[-1]
+            context = torch.cat([self.silence(task.frames).to(context).expand(len(requests), -1, -1), context[..., D:]], -1)
+        timbre = self._timbre(requests, reference)
+        ids = [self._ids(r, task.seconds, as_text2music) for r in requests]
+        if request.pad_mode == "upstream":
+            states, lengths = self._encode_padded(ids, timbre)
+            lengths = torch.full_like(lengths, states.shape[1])  # upstream attends to the padding as well
+        else:
+            states, lengths = self._encode_each(ids, timbre)
+        return self.transformer.prepare(
+            states,
+            lengths,
+            context,
+            timesteps,
+            null_condition=self.condition_encoder.null_condition_emb if not self.traits.is_turbo else None,
+        )
+
+    def _ids(self, request: Request, seconds: float, as_text2music: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        text = text_prompt(request, seconds, task="text2music" if as_text2music else None)
+        lyrics = lyric_prompt(request)
+        return (
+            tuple(tokenize(self.tokenizer, text, TEXT_LIMIT, name="prompt")),
+            tuple(tokenize(self.tokenizer, lyrics, LYRIC_LIMIT, name="lyrics", overflow=request.lyrics_overflow)),
+        )
+
+    def _encode_each(self, ids: list, timbre: Tensor) -> tuple[Tensor, Tensor]:
+        """Every distinct prompt on its own, so that no song depends on the padding of another; then one batch."""
+        found: dict = {}
+        for key in ids:
+            if key not in found:
+                found[key] = self._encode_padded([key], timbre)[0][0]
+        rows = [found[key] for key in ids]
+        lengths = torch.tensor([len(row) for row in rows], device=self.device)
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths
+
+    def _encode_padded(self, ids: list, timbre: Tensor) -> tuple[Tensor, Tensor]:
+        """One padded batch of (text ids, lyric ids) through the text encoder and the condition encoder."""
+        (text, text_lengths), (lyric, lyric_lengths) = (self._pad([pair[i] for pair in ids]) for i in (0, 1))
+        return self.condition_encoder(
+            self.text_encoder(input_ids=text).last_hidden_state,
+            text_lengths,
+            self.text_encoder.get_input_embeddings()(lyric),
+            lyric_lengths,
+            timbre.expand(len(ids), -1),
+        )
+
+    def _pad(self, rows: list[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+        """Right-padded ids [B, L] and their lengths [B]; the text encoder is causal, so padding changes no valid state."""
+        lengths = torch.tensor([len(row) for row in rows], device=self.device)
+        padded = nn.utils.rnn.pad_sequence(
+            [torch.tensor(row) for row in rows], batch_first=True, padding_value=self.tokenizer.pad_token_id or 0
+        )
+        return padded.to(self.device), lengths
+
+    def _timbre(self, requests: list[Request], reference: np.ndarray | None) -> Tensor:
+        """[1, W]: the timbre of the reference audio, or the checkpoint's constant for none."""
+        semantics = requests[0].semantics
+        if reference is None:
+            key = f"silence_timbre_{semantics}"
+            if key not in self.__dict__:
+                frames = self.silence(self.config.timbre_fix_frame).to(self.device, self.dtype)
+                self.__dict__[key] = self.condition_encoder.timbre_encode(frames, semantics=semantics)
+            return self.__dict__[key]
+        frames, _ = self.encode(reference_segments(reference))
+        return self.condition_encoder.timbre_encode(frames.to(self.dtype), semantics=semantics)
+
+    # -- the diffusion loop's side -----------------------------------------------------------------------------------
+
+    def velocity(self, latents: Tensor, timestep: float, conditions: Conditions, **options) -> Tensor:
+        """Velocity (noise minus data) at ``timestep``: [B, T, 64] float32; see ``DiT.forward``."""
+        return self.transformer(latents, timestep, conditions, **options)
+
+    # -- latents, codes, audio ---------------------------------------------------------------------------------------
+
+    @cached_property
+    def _silence(self) -> Tensor:
+        silence = self.checkpoint.silence_latent()
+        if silence is None:  # single-file checkpoints: encode silence; beyond its first frames it is constant
+            hop = self.checkpoint.vae_config.hop
+            frames = self.encode(np.zeros((2, SILENT_FRAMES * hop), np.float32))[0][0].cpu()
+            half = SILENT_FRAMES // 2
+            silence = torch.cat([frames[:half], frames[half : half + 1].expand(15_000 - half, -1)])
+        return silence.to(torch.float32)
+
+    def silence(self, frames: int) -> Tensor:
+        """[1, frames, D] float32 on the model's device: the latents of silence, tiled beyond the checkpoint's 600 s."""
+        times = -(-frames // len(self._silence))
+        return self._silence.repeat(times, 1)[None, :frames].to(self.device)
+
+    def encode(self, audio: np.ndarray) -> tuple[Tensor, Tensor]:
+        """[2, N] audio at 48 kHz to the posterior's mean and standard deviation, each [1, N // 1920, D] float32."""
+        return vae.encode(self.encoder, torch.from_numpy(audio)[None].to(self.device))
+
+    def codes(self, latents: Tensor) -> list[int]:
+        """5 Hz codes of latents [1, T, D]; the last code is filled up with silence."""
+        silence = self.silence(self.config.pool_window_size)[0]
+        return self.audio_tokenizer.tokenize(latents.to(self.dtype), silence.to(self.dtype))[0].tolist()
+
+    def hints(self, codes: list[int]) -> Tensor:
+        """[1, 5 * n, D] float32 latents of 5 Hz codes."""
+        return self.audio_detokenizer(torch.tensor([codes], device=self.device)).float()
+
+    def decode(self, latents: Tensor, on_tile: Callable[[int, int], None] | None = None) -> Tensor:
+        """[B, T, D] latents to audio [B, 2, 1920 * T] float32 on the CPU, tile by tile."""
+        return vae.decode(self.decoder, latents, on_tile=on_tile)
+
+    def decode_tiles(self, latents: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """(first frame, audio) of each tile, as it is decoded."""
+        return vae.decode_tiles(self.decoder, latents)

@@ -1,0 +1,1 @@
+"""The ops: what each means, its checks, and which backend runs it."""

@@ -1,0 +1,67 @@
+"""Fixtures of the op benchmarks: ``pytest bench -k snake``. Each run is checked against the reference before it is timed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from acefast.backends import BACKENDS, why_unavailable
+
+GATE = {torch.float32: 1e-4, torch.bfloat16: 8e-3, torch.float16: 2e-3}  # relative L2 against the reference
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where ops run")
+    parser.addoption("--dtype", default="bfloat16", help="dtype of the inputs: bfloat16, float16 or float32")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("python_files", "bench_*.py")
+    config.addinivalue_line("python_functions", "bench_*")
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return getattr(torch, request.config.getoption("--dtype"))
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    if reason := why_unavailable(request.param):
+        pytest.skip(f"backend {request.param}: {reason}")
+    return request.param
+
+
+@pytest.fixture
+def op_benchmark(benchmark, device: torch.device):
+    """Time ``op(*args, backend=backend)`` and add GB/s and TFLOP/s of the counted bytes and flops to the record."""
+
+    def run(op, *args, reference, backend: str, bytes: int = 0, flops: int = 0, **kwargs) -> None:
+        def call():
+            out = op(*args, backend=backend, **kwargs)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            return out
+
+        with torch.inference_mode():
+            for got, want in zip(_tensors(call()), _tensors(reference(*args, **kwargs))):
+                error = (got.double() - want.double()).norm() / want.double().norm().clamp_min(1e-30)
+                assert error <= GATE.get(got.dtype, 0.0), f"relative L2 {error:.1e} against the reference"
+            benchmark(call)
+        seconds = benchmark.stats.stats.median
+        benchmark.extra_info |= {"device": str(device), "backend": backend}
+        if bytes:
+            benchmark.extra_info["GB/s"] = round(bytes / seconds / 1e9, 2)
+        if flops:
+            benchmark.extra_info["TFLOP/s"] = round(flops / seconds / 1e12, 4)
+
+    return run
+
+
+def _tensors(out) -> tuple[torch.Tensor, ...]:
+    return (out,) if isinstance(out, torch.Tensor) else tuple(out)
