@@ -11,6 +11,7 @@ import contextvars
 import functools
 import importlib.util
 import os
+import pkgutil
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -76,6 +77,8 @@ def why_unavailable(name: str) -> str:
     if name == "reference":
         return ""
     if name in ("triton", "cuda"):
+        if name == "triton" and not _triton_kernels():
+            return "this version has no Triton kernels"
         if name == "triton" and importlib.util.find_spec("triton") is None:
             return "triton is not installed"
         if name == "cuda" and importlib.util.find_spec("acefast._cuda") is None:
@@ -84,6 +87,11 @@ def why_unavailable(name: str) -> str:
             return "torch sees no CUDA GPU"
         return ""
     return "" if importlib.util.find_spec("acefast._cpu") else "this installation has no CPU extension"
+
+
+def _triton_kernels() -> list[str]:
+    folders = importlib.util.find_spec("acefast.kernels").submodule_search_locations
+    return [m.name for m in pkgutil.iter_modules(folders)]
 
 
 def _check_name(name: str) -> None:

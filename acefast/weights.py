@@ -1,12 +1,22 @@
-"""How a module's tensor is made of a checkpoint's: the entry of every model's weight table."""
+"""From a checkpoint's files to a module's tensors: weight tables, headers, mapped reads, fusing and casting at load."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+CHUNK_BYTES = 32 << 20  # of the file: what is mapped at once while a large tensor is cast
+SHOWN = 20  # names of tensors in one message
+
+
+class CheckpointError(RuntimeError):
+    """Weights that cannot be used, told in one sentence: what, got, way out."""
 
 
 class Source(NamedTuple):
@@ -20,6 +30,193 @@ class Source(NamedTuple):
 WeightTable = dict[str, Source]
 
 
+class Stored(NamedTuple):
+    """One tensor in a file, under the shape we use it in."""
+
+    file: Path
+    name: str  # in the file
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    norm: bool = False  # a folded convolution has no weight_g: it is the norm of this tensor's rows, in fp32
+
+    @property
+    def bytes(self) -> int:
+        """Size in the file; a norm is derived and takes none."""
+        return 0 if self.norm else self.dtype.itemsize * self.params
+
+    @property
+    def params(self) -> int:
+        """Number of elements."""
+        return torch.Size(self.shape).numel()
+
+
+Index = dict[str, Stored]
+
+
 def stack(*tensors: Tensor) -> Tensor:
     """Rows of several linear layers with one input, as one layer."""
     return torch.cat(tensors)
+
+
+def listing(names: list[str]) -> str:
+    """Names for a message: the first few and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+@contextlib.contextmanager
+def open_file(path: Path) -> Iterator[Any]:
+    """A safetensors file, mapped until the block ends and until the tensors taken from it are gone.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, corrupt or not a safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        handle = safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(_why_unreadable(path, error)) from error
+    with handle:
+        yield handle
+
+
+def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
+    """The tensors of a safetensors file by their name in it, and the file's metadata; reads no weights.
+
+    Raises:
+        CheckpointError: as ``open_file``, or a tensor is neither bf16, fp16 nor fp32. Integer tensors pass: the only
+            ones in use are buffers that no model takes.
+    """
+    stored, foreign = {}, []
+    with open_file(path) as handle:
+        for name in handle.keys():  # noqa: SIM118 (a handle is not a dict)
+            view = handle.get_slice(name)
+            kind = view.get_dtype()
+            if kind not in DTYPES and not kind.startswith(("I", "U", "BOOL")):
+                foreign.append(f"{name} ({kind})")
+            stored[name] = Stored(path, name, tuple(view.get_shape()), DTYPES.get(kind, torch.int64))
+        metadata = handle.metadata() or {}
+    if foreign:
+        raise CheckpointError(
+            f"{path} holds tensors that are neither bf16, fp16 nor fp32: {listing(foreign)}; use an unquantised file"
+        )
+    return stored, metadata
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    if not path.is_file():
+        return f"{path} does not exist or cannot be read; download the checkpoint again"
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as failure:
+        return f"{path} cannot be read ({failure.strerror}); check its permissions"
+    if head.startswith(b"version https://git-lfs"):
+        return f"{path} is a git-lfs pointer, not the weights; run `git lfs pull` in its folder"
+    if head.startswith((b"PK\x03\x04", b"\x80")):
+        return f"{path} is a pickle, which can run code when read; convert it to safetensors"
+    reason = " ".join(str(error).split())
+    return f"{path} is a truncated or corrupt safetensors file ({reason}); download it again"
+
+
+def load(
+    module: nn.Module,
+    table: Mapping[str, Source],
+    checkpoint: Any,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
+    """Fill a module that was built under ``torch.device("meta")``.
+
+    A tensor that is used as it is, on the CPU in the file's dtype, stays a view of the mapped file; every other is
+    read through a mapping that lives only while it is combined and cast, so that peak memory stays near the module's
+    own size.
+
+    Args:
+        module: its parameters and buffers are replaced, parameters with ``requires_grad=False``.
+        table: every name in the module's state dict and where it comes from.
+        checkpoint: a ``Checkpoint``, or anything with its ``index``.
+        device, dtype: where and as what the tensors are kept; ``Source.dtype`` wins over ``dtype``.
+    Raises:
+        CheckpointError: all the tensors that the checkpoint lacks, or one whose shape is wrong.
+        ValueError: ``table`` and the module's tensors are not the same set, an error in the model.
+    """
+    index, device = checkpoint.index, torch.device(device)
+    targets = dict(module.state_dict(keep_vars=True))
+    if differ := sorted(targets.keys() ^ table.keys()):
+        raise ValueError(f"{type(module).__name__}: weight table and state dict differ in {listing(differ)}")
+    if missing := sorted({name for source in table.values() for name in source.names} - index.keys()):
+        raise CheckpointError(
+            f"{type(module).__name__}: the checkpoint lacks {len(missing)} tensor(s): {listing(missing)}; "
+            "use a complete checkpoint of this model"
+        )
+    with contextlib.ExitStack() as files:
+        mapped: dict[Path, Any] = {}
+
+        def handle(path: Path) -> Any:
+            if path not in mapped:
+                mapped[path] = files.enter_context(open_file(path))
+            return mapped[path]
+
+        for name, source in table.items():
+            stored = [index[n] for n in source.names]
+            tensor = _read(stored, source.combine, tuple(targets[name].shape), device, source.dtype or dtype, handle)
+            if tensor.shape != targets[name].shape:
+                raise CheckpointError(
+                    f"{type(module).__name__}: {name} must be {list(targets[name].shape)}, got {list(tensor.shape)} "
+                    f"from {listing(list(source.names))}; the checkpoint is not of this model"
+                )
+            _assign(module, name, tensor)
+    if unfilled := [n for n, t in [*module.named_parameters(), *module.named_buffers()] if t.is_meta]:
+        raise ValueError(f"{type(module).__name__}: no weight table entry fills {listing(unfilled)}")
+
+
+def _read(
+    stored: list[Stored],
+    combine: Callable[..., Tensor] | None,
+    shape: tuple[int, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    handle: Callable[[Path], Any],
+) -> Tensor:
+    if combine is None:
+        (one,) = stored
+        if not one.norm and one.dtype == dtype and device.type == "cpu":
+            return handle(one.file).get_tensor(one.name).reshape(one.shape)
+        if not one.norm and one.shape == shape and one.shape:
+            return _cast(one, device, dtype)
+    with contextlib.ExitStack() as files:
+        tensors = [read_tensor(files.enter_context(open_file(s.file)), s) for s in stored]
+        result = combine(*tensors) if combine else tensors[0]
+        return result.to(device, dtype).contiguous()
+
+
+def read_tensor(handle: Any, stored: Stored) -> Tensor:
+    """A view of the mapped tensor, in the file's dtype and our shape."""
+    tensor = handle.get_tensor(stored.name)
+    if stored.norm:
+        return tensor.float().flatten(1).norm(dim=1).view(stored.shape)
+    return tensor.reshape(stored.shape)
+
+
+def _cast(stored: Stored, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """One large tensor in another dtype or on another device, a few rows mapped at a time."""
+    out = torch.empty(stored.shape, dtype=dtype, device=device)
+    rows = max(1, CHUNK_BYTES * stored.shape[0] // max(1, stored.bytes))
+    if rows >= stored.shape[0]:
+        with open_file(stored.file) as file:
+            return out.copy_(file.get_tensor(stored.name).reshape(stored.shape))
+    for start in range(0, stored.shape[0], rows):
+        with open_file(stored.file) as file:  # a new mapping: the rows read before leave memory
+            out[start : start + rows].copy_(file.get_slice(stored.name)[start : start + rows])
+    return out
+
+
+def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(path)
+    if leaf in owner._parameters:
+        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+    else:
+        owner._buffers[leaf] = tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from functools import cached_property
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from acefast.audio import is_silent, load_audio, reference_segments
+from acefast.audio import load_audio
 from acefast.checkpoint import Checkpoint, load, load_text_encoder
 from acefast.conditions import Conditions
 from acefast.models.v15 import vae
@@ -17,10 +18,10 @@ from acefast.models.v15.codes import AudioDetokenizer, AudioTokenizer
 from acefast.models.v15.conditions import ConditionEncoder
 from acefast.models.v15.dit import DiT
 from acefast.models.v15.tasks import Source, Task, build_task, read_source
-from acefast.prompts import lyric_prompt, text_prompt, tokenize
+from acefast.prompts import LYRIC_TOKENS, TEXT_TOKENS, lyric_prompt, text_prompt, tokenize
 from acefast.request import Request
+from acefast.waveform import is_silent, reference_segments
 
-TEXT_LIMIT, LYRIC_LIMIT = 256, 2048  # tokens, the closing one included
 SILENT_FRAMES = 64  # of digital silence to encode where a checkpoint brings no silence latent
 
 
@@ -36,12 +37,12 @@ class Model:
         self.text_encoder = load_text_encoder(checkpoint, device, dtype)
         self.condition_encoder = self._load(ConditionEncoder, self.config)
         self.transformer = self._load(DiT, self.config)
-        self.decoder = self._load(vae.Decoder, checkpoint.vae_config)
+        self.decoder = self._load(vae.Decoder, checkpoint.vae_config, vae.compute_dtype(dtype, device))
 
     @cached_property
     def encoder(self) -> nn.Module:
         """The audio encoder, for tasks with source or reference audio."""
-        return self._load(vae.Encoder, self.checkpoint.vae_config)
+        return self._load(vae.Encoder, self.checkpoint.vae_config, vae.compute_dtype(self.dtype, self.device))
 
     @cached_property
     def audio_tokenizer(self) -> nn.Module:
@@ -53,10 +54,10 @@ class Model:
         """5 Hz codes to latent hints, for covers and codes."""
         return self._load(AudioDetokenizer, self.config)
 
-    def _load(self, kind: type[nn.Module], config: object) -> nn.Module:
+    def _load(self, kind: type[nn.Module], config: object, dtype: torch.dtype | None = None) -> nn.Module:
         with torch.device("meta"):
             module = kind(config)
-        load(module, kind.weight_table(config), self.checkpoint, self.device, self.dtype)
+        load(module, kind.weight_table(config), self.checkpoint, self.device, dtype or self.dtype)
         return module.eval()
 
     # -- before work starts ------------------------------------------------------------------------------------------
@@ -99,44 +100,48 @@ class Model:
                 turns to when its strength is used up.
         """
         request = requests[0]
-        context = task.context(len(requests), self.dtype, self.device)
-        if as_text2music and request.semantics == "official":
-            D = task.source.shape[-1]
-            context = torch.cat([self.silence(task.frames).to(context).expand(len(requests), -1, -1), context[..., D:]], -1)
         timbre = self._timbre(requests, reference)
         ids = [self._ids(r, task.seconds, as_text2music) for r in requests]
+        shared = len(set(ids)) == 1 and task.source.shape[0] == 1  # variations of one song: one row serves them all
+        rows = ids[:1] if shared else ids
+        context = task.context(len(rows), self.dtype, self.device)
+        if as_text2music and request.semantics == "official":
+            silence = self.silence(task.frames).to(context).expand(len(rows), -1, -1)
+            context = torch.cat([silence, context[..., silence.shape[-1] :]], -1)
         if request.pad_mode == "upstream":
-            states, lengths = self._encode_padded(ids, timbre)
-            lengths = torch.full_like(lengths, states.shape[1])  # upstream attends to the padding as well
+            states, _ = self._encode(rows, timbre, request)
+            lengths = None  # upstream attends to the padding as well
         else:
-            states, lengths = self._encode_each(ids, timbre)
+            states, lengths = self._encode_each(rows, timbre, request)
         return self.transformer.prepare(
             states,
             lengths,
             context,
             timesteps,
-            null_condition=self.condition_encoder.null_condition_emb if not self.traits.is_turbo else None,
+            null_condition=None if self.traits.is_turbo else self.condition_encoder.null_condition_emb,
+            upstream_time=request.precision == "upstream",
         )
 
     def _ids(self, request: Request, seconds: float, as_text2music: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Token ids of a song's text and lyric prompt; warns of what was cut."""
         text = text_prompt(request, seconds, task="text2music" if as_text2music else None)
-        lyrics = lyric_prompt(request)
-        return (
-            tuple(tokenize(self.tokenizer, text, TEXT_LIMIT, name="prompt")),
-            tuple(tokenize(self.tokenizer, lyrics, LYRIC_LIMIT, name="lyrics", overflow=request.lyrics_overflow)),
-        )
+        pair = []
+        for name, prompt, limit in (("prompt", text, TEXT_TOKENS), ("lyrics", lyric_prompt(request), LYRIC_TOKENS)):
+            overflow = request.lyrics_overflow if name == "lyrics" else "cut"
+            tokens = tokenize(self.tokenizer, prompt, limit, overflow=overflow, name=name)
+            if tokens.cut:
+                warnings.warn(f"{name} is too long: the last {tokens.cut} tokens were cut, {tokens.lost!r}", stacklevel=2)
+            pair.append(tuple(tokens.ids))
+        return tuple(pair)
 
-    def _encode_each(self, ids: list, timbre: Tensor) -> tuple[Tensor, Tensor]:
+    def _encode_each(self, ids: list, timbre: Tensor, request: Request) -> tuple[Tensor, Tensor]:
         """Every distinct prompt on its own, so that no song depends on the padding of another; then one batch."""
-        found: dict = {}
-        for key in ids:
-            if key not in found:
-                found[key] = self._encode_padded([key], timbre)[0][0]
+        found = {key: self._encode([key], timbre, request)[0][0] for key in dict.fromkeys(ids)}
         rows = [found[key] for key in ids]
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
         return nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths
 
-    def _encode_padded(self, ids: list, timbre: Tensor) -> tuple[Tensor, Tensor]:
+    def _encode(self, ids: list, timbre: Tensor, request: Request) -> tuple[Tensor, Tensor]:
         """One padded batch of (text ids, lyric ids) through the text encoder and the condition encoder."""
         (text, text_lengths), (lyric, lyric_lengths) = (self._pad([pair[i] for pair in ids]) for i in (0, 1))
         return self.condition_encoder(
@@ -144,16 +149,17 @@ class Model:
             text_lengths,
             self.text_encoder.get_input_embeddings()(lyric),
             lyric_lengths,
-            timbre.expand(len(ids), -1),
+            timbre_vector=timbre,
+            semantics=request.semantics,
+            pad_mode=request.pad_mode,
         )
 
     def _pad(self, rows: list[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
-        """Right-padded ids [B, L] and their lengths [B]; the text encoder is causal, so padding changes no valid state."""
-        lengths = torch.tensor([len(row) for row in rows], device=self.device)
+        """Right-padded ids [B, L] and lengths [B]; the text encoder is causal, so padding changes no valid state."""
         padded = nn.utils.rnn.pad_sequence(
-            [torch.tensor(row) for row in rows], batch_first=True, padding_value=self.tokenizer.pad_token_id or 0
+            [torch.tensor(row) for row in rows], batch_first=True, padding_value=self.tokenizer.pad_token_id
         )
-        return padded.to(self.device), lengths
+        return padded.to(self.device), torch.tensor([len(row) for row in rows], device=self.device)
 
     def _timbre(self, requests: list[Request], reference: np.ndarray | None) -> Tensor:
         """[1, W]: the timbre of the reference audio, or the checkpoint's constant for none."""
@@ -205,7 +211,7 @@ class Model:
 
     def decode(self, latents: Tensor, on_tile: Callable[[int, int], None] | None = None) -> Tensor:
         """[B, T, D] latents to audio [B, 2, 1920 * T] float32 on the CPU, tile by tile."""
-        return vae.decode(self.decoder, latents, on_tile=on_tile)
+        return vae.decode(self.decoder, latents, on_tile=on_tile).cpu()
 
     def decode_tiles(self, latents: Tensor) -> Iterator[tuple[int, Tensor]]:
         """(first frame, audio) of each tile, as it is decoded."""

@@ -15,22 +15,20 @@ from torch import Tensor
 
 from acefast.audio import load_audio
 from acefast.ops.philox import philox_normal
-from acefast.request import Request, RequestError
+from acefast.request import Request
 
 RATE = 48_000
 HOP = 1920  # samples per latent frame
 MIN_FRAMES = 128  # the official code never generates less than 5.12 s
-MAX_SECONDS = 600.0
-POSTERIOR_STREAM = 1  # Philox stream of the posterior's noise; stream 0 is the song's own noise
+POSTERIOR_STREAM = 1 << 32  # Philox stream of the posterior's noise, beyond those of the sampler
 
 
 @dataclass
 class Source:
-    """The source audio of a task, padded for an extension, and the window that is made anew."""
+    """The source audio of a task, padded for an extension, and the regions of it that are made anew."""
 
     waveform: np.ndarray  # [2, N] float32 at 48 kHz
-    window: tuple[int, int]  # samples [start, end) to generate
-    outside: bool = False  # True (extend): everything outside ``window`` is made anew instead
+    regions: tuple[tuple[int, int], ...]  # samples [start, end), in order and apart
 
     @property
     def frames(self) -> int:
@@ -39,12 +37,11 @@ class Source:
 
     def mask(self) -> Tensor:
         """[T] float32: 1 where latent frames are generated, 0 where they are kept."""
-        T = self.frames
-        first = min(self.window[0] // HOP, T - 1)
-        last = min(max(self.window[1] // HOP, first + 1), T)
-        inside = torch.zeros(T)
-        inside[first:last] = 1.0
-        return 1 - inside if self.outside else inside
+        mask, T = torch.zeros(self.frames), self.frames
+        for start, end in self.regions:
+            first = min(start // HOP, T - 1)
+            mask[first : max(end // HOP, first + 1)] = 1.0
+        return mask
 
 
 @dataclass
@@ -75,20 +72,10 @@ def read_source(request: Request) -> Source | None:
     if request.source is None:
         return None
     audio = load_audio(request.source, "source")
-    seconds = audio.shape[1] / RATE
-    if seconds > MAX_SECONDS:
-        raise RequestError(f"source lasts {seconds:.1f} s and at most {MAX_SECONDS:.0f} s can be used; cut it first")
-    start, end = request.window(seconds)
-    if request.task != "extend":
-        return Source(audio, (round(start * RATE), round(end * RATE)))
-    before, after = max(0, round(-start * RATE)), max(0, round(end * RATE) - audio.shape[1])
-    padded = np.pad(audio, ((0, 0), (before, after)))
-    if padded.shape[1] > MAX_SECONDS * RATE:
-        raise RequestError(
-            f"the extended song would last {padded.shape[1] / RATE:.1f} s and at most {MAX_SECONDS:.0f} s can be made; "
-            "extend by less"
-        )
-    return Source(padded, (before, before + audio.shape[1]), outside=True)
+    window = request.check_window(audio.shape[1] / RATE)
+    before, after = round(window.before * RATE), round(window.after * RATE)
+    regions = tuple((round(start * RATE), round(end * RATE)) for start, end in window.regions)
+    return Source(np.pad(audio, ((0, 0), (before, after))), regions)
 
 
 def frames_of(seconds: float, semantics: str) -> int:

@@ -1,0 +1,335 @@
+"""Waveforms in and out: reading and resampling, and writing files that are whole or absent.
+
+Audio is float32 numpy, [2, N], full scale +-1, at 48 kHz unless a rate is given. What is done to a waveform in between
+is in acefast/waveform.py and offered here too.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from acefast.request import RequestError
+from acefast.tags import TAGS, clean, read_riff_info, write_id3, write_riff_info
+from acefast.waveform import (
+    SAMPLE_RATE,
+    SAMPLES_PER_FRAME,
+    check_finite,
+    fade,
+    is_silent,
+    normalise,
+    peak,
+    reference_segments,
+    splice,
+)
+
+__all__ = [
+    "FORMATS",
+    "SAMPLES_PER_FRAME",
+    "SAMPLE_RATE",
+    "check_output",
+    "check_writable",
+    "fade",
+    "is_silent",
+    "load_audio",
+    "normalise",
+    "read_tags",
+    "reference_segments",
+    "replacing",
+    "splice",
+    "write_audio",
+]
+
+CHUNK = 1 << 16  # samples per read or write: Ctrl-C is heard between two of them
+
+
+class Format(NamedTuple):
+    """How libsndfile writes one file extension."""
+
+    container: str
+    subtypes: dict[str | None, str]  # ours -> libsndfile's; the first is the default; None: a lossy codec
+    compression: float | None = None  # of a lossy codec: 0 is its best quality
+
+
+FORMATS = {
+    ".wav": Format("WAV", {"int16": "PCM_16", "int24": "PCM_24", "float32": "FLOAT"}),
+    ".flac": Format("FLAC", {"int16": "PCM_16", "int24": "PCM_24"}),
+    ".mp3": Format("MP3", {None: "MPEG_LAYER_III"}, 0.0),  # variable rate, LAME's V0
+    ".ogg": Format("OGG", {None: "VORBIS"}, 0.2),  # quality 8, about 280 kbit/s on dense music
+    ".opus": Format("OGG", {None: "OPUS"}, 0.5),  # about 260 kbit/s
+}
+
+
+def load_audio(source: Any, name: str = "source", *, minimum_samples: int = SAMPLES_PER_FRAME) -> np.ndarray:
+    """Read ``source`` as 48 kHz stereo.
+
+    Mono is duplicated, of more than two channels the first two are kept, other rates go through soxr's VHQ resampler,
+    and the result is clamped to +-1, all as upstream does for both references and sources.
+
+    Args:
+        source: the path of a file that libsndfile reads (wav, flac, ogg, opus, mp3, aiff, ...); a Song; an array or
+            tensor [N], [C, N] or [N, C] (the smaller axis is channels) at 48 kHz, or the pair (array, sample rate).
+            Floats are within +-1, integers of 8 to 32 bits are scaled from their full range.
+        name: what messages call it.
+        minimum_samples: the shortest length accepted, in samples at 48 kHz; the default is one latent frame.
+    Returns:
+        float32 [2, N], finite. Silence is returned as it is; ``is_silent`` tells.
+    Raises:
+        RequestError: missing, a folder, unreadable, empty, not audio, too short, not finite, or of an unusable type.
+    Source: normalize_audio_to_stereo_48k in ace-step/ACE-Step-1.5.
+    """
+    import soxr
+
+    if isinstance(source, (str, os.PathLike)):
+        audio, rate = _read_file(source, name)
+    elif hasattr(source, "audio") and hasattr(source, "sample_rate"):
+        audio, rate = _from_array(source.audio, name), source.sample_rate
+    elif isinstance(source, (tuple, list)) and len(source) == 2:
+        audio, rate = _from_array(source[0], name), source[1]
+    else:
+        audio, rate = _from_array(source, name), SAMPLE_RATE
+    if isinstance(rate, bool) or not isinstance(rate, (int, float, np.number)) or not 1_000 <= rate <= 1_000_000:
+        raise RequestError(f"{name}: the sample rate must be 1000 to 1000000 Hz, got {rate!r}")
+    check_finite(name, audio)
+    if peak(audio) > 16:  # 24 dB over full scale is no recording
+        raise RequestError(f"{name}: float samples must be within +-1, got a peak of {peak(audio):.6g}; rescale")
+    if rate != SAMPLE_RATE:
+        audio = soxr.resample(np.ascontiguousarray(audio.T), rate, SAMPLE_RATE, quality="VHQ").T
+    n = audio.shape[1]
+    if n < minimum_samples:
+        raise RequestError(
+            f"{name}: must be at least {minimum_samples / SAMPLE_RATE:.3g} s long, got {n} "
+            f"sample{'s' * (n != 1)} at 48 kHz ({n / SAMPLE_RATE:.3g} s); give a longer recording"
+        )
+    return np.array(np.broadcast_to(audio.clip(-1, 1), (2, n)), dtype=np.float32, order="C")
+
+
+def check_output(path: str | os.PathLike, subtype: str | None = None) -> Path:
+    """Raise RequestError unless an audio file can be written at ``path``; costs nothing, so it is done before the song.
+
+    Checks the extension, ``subtype`` (None: the format's default), that libsndfile has the codec, and the folder, by
+    making and removing an empty file in it. Returns the path with ``~`` expanded.
+    """
+    import soundfile
+
+    path = Path(os.path.expanduser(path))
+    known = ", ".join(FORMATS)
+    extension = path.suffix.lower()
+    if extension not in FORMATS:
+        raise RequestError(f"output: {str(path)!r} has an extension that is not known; end it in one of {known}")
+    form = FORMATS[extension]
+    if subtype is not None and subtype not in form.subtypes:
+        names = [s for s in form.subtypes if s]
+        need = f"needs {' or '.join(names)}" if names else "is lossy and has no sample format; leave subtype out"
+        raise RequestError(f"output: {extension} {need}, got subtype={subtype!r}; .wav takes int16, int24 and float32")
+    codecs = soundfile.available_subtypes(form.container) if form.container in soundfile.available_formats() else {}
+    if not set(form.subtypes.values()) <= set(codecs):
+        version = soundfile.__libsndfile_version__
+        raise RequestError(f"output: libsndfile {version} here cannot write {extension}; end it in .flac or .wav")
+    check_writable(path)
+    return path
+
+
+def check_writable(path: Path) -> None:
+    """Raise RequestError unless a file can be made at ``path``, an existing file replaced; leaves nothing behind."""
+    try:
+        if path.exists() and not path.is_file():
+            raise RequestError(f"output: {str(path)!r} is not a regular file and cannot be replaced; name a file")
+        if not path.parent.is_dir():
+            raise RequestError(f"output: the folder {str(path.parent)!r} does not exist; make it or name another")
+        probe = _beside(path)
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except (OSError, ValueError) as error:
+        if isinstance(error, RequestError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise RequestError(f"output: cannot write {str(path)!r}: {reason}; name another folder or file") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside ``path`` and move it there once the block has ended well.
+
+    Whatever else ends the block, Ctrl-C included, removes the temporary file and leaves ``path`` as it was. Failures
+    of the disk are told as RequestError.
+    """
+    temporary = _beside(path)
+    try:
+        yield temporary
+        os.replace(temporary, os.path.realpath(path))
+    except (OSError, RuntimeError) as error:  # libsndfile's errors are RuntimeErrors
+        free = shutil.disk_usage(path.parent).free / 1e6 if path.parent.is_dir() else 0
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise RequestError(
+            f"output: writing {str(path)!r} failed ({reason}) and left nothing behind; its disk has {free:.1f} MB free"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_audio(
+    path: str | os.PathLike,
+    audio: np.ndarray,
+    sample_rate: int = SAMPLE_RATE,
+    *,
+    subtype: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> Path:
+    """Write ``audio`` to a temporary name beside ``path`` and move it there: the file is whole or absent.
+
+    Integers are rounded to nearest with full scale 2**15 or 2**23 and no dither: the error of half a step is far below
+    what the model itself adds, and reading such a file and writing it again changes no bit.
+
+    Args:
+        path: its extension chooses wav, flac, mp3, ogg (Vorbis) or opus.
+        audio: [2, N] or [1, N], finite. Peaks above 1 are exact in float32 wav, elsewhere clipped with a warning.
+        subtype: "int16" (default), "int24", or for wav "float32"; None for the lossy ones.
+        tags: names as in ``acefast.tags.TAGS``; empty ones are left out, long ones cut (``acefast.tags.clean``).
+            libsndfile appends its own name to ``software`` in flac, ogg and opus.
+    Raises:
+        RequestError: as ``check_output``; NaN or infinity in ``audio``; the disk is full or failed meanwhile.
+    """
+    import soundfile
+
+    path = check_output(path, subtype)
+    form = FORMATS[path.suffix.lower()]
+    subtype = subtype or next(iter(form.subtypes))
+    audio = np.asarray(audio)
+    if audio.ndim != 2 or audio.shape[0] not in (1, 2) or audio.shape[1] == 0:
+        raise RequestError(f"output: audio must be [2, N] samples, got {list(audio.shape)}")
+    check_finite("output", audio)
+    if subtype != "float32" and peak(audio) > 1:
+        over = int((np.abs(audio) > 1).sum())
+        warnings.warn(
+            f"{path.name}: {over} samples above full scale (peak {peak(audio):.4g}) were clipped; normalise the "
+            "song, or write .wav with subtype='float32'",
+            stacklevel=2,
+        )
+    if unknown := set(tags or {}) - set(TAGS):
+        raise RequestError(f"output: unknown tags {', '.join(sorted(unknown))}; known are {', '.join(TAGS)}")
+    tags = {name: clean(name, value) for name, value in (tags or {}).items() if value}
+    kind = form.subtypes[subtype]
+    # libsndfile ends an Opus file with a click unless the last 20 ms packet is about half full: up to 20 ms of silence
+    padding = (480 - audio.shape[1]) % 960 if kind == "OPUS" else 0
+    with replacing(path) as temporary:
+        options = dict(format=form.container, subtype=kind, compression_level=form.compression)
+        with soundfile.SoundFile(temporary, "w", int(sample_rate), audio.shape[0], **options) as file:
+            if form.container in ("FLAC", "OGG"):
+                for name, value in tags.items():
+                    setattr(file, name, value)
+            for start in range(0, audio.shape[1], CHUNK):
+                file.write(_quantise(audio[:, start : start + CHUNK].T, subtype))
+            file.write(np.zeros((padding, audio.shape[0]), np.float32))
+        if tags and form.container == "WAV":
+            write_riff_info(temporary, tags)
+        elif tags and form.container == "MP3":
+            write_id3(temporary, tags)
+    return path
+
+
+def read_tags(path: str | os.PathLike) -> dict[str, str]:
+    """The tags of an audio file, as ``write_audio`` was given them; {} where it has none.
+
+    Raises RequestError where ``load_audio`` would.
+    """
+    with _open(path, "tags") as file:
+        tags = read_riff_info(Path(file.name)) if file.format in ("WAV", "WAVEX") else file.copy_metadata()
+    tags = {name: value for name, value in tags.items() if name in TAGS and value}
+    if "software" in tags:
+        tags["software"] = re.sub(r" \(libsndfile-[^)]*\)$", "", tags["software"])
+    return tags
+
+
+def _beside(path: Path) -> Path:
+    """A fresh name in the same folder (a move within one is atomic), short, and hidden."""
+    return Path(os.path.realpath(path)).with_name(f".acefast-{os.getpid()}-{secrets.token_hex(4)}.part")
+
+
+def _quantise(samples: np.ndarray, subtype: str | None) -> np.ndarray:
+    """[n, C] floats as libsndfile takes them for ``subtype``; an int24 is the upper bits of an int32."""
+    if subtype == "int16":
+        return np.rint(samples * np.float32(2**15)).clip(-(2**15), 2**15 - 1).astype(np.int16)
+    if subtype == "int24":
+        return np.rint(samples * np.float32(2**23)).clip(-(2**23), 2**23 - 1).astype(np.int32) << 8
+    samples = np.ascontiguousarray(samples, dtype=np.float32)
+    return samples if subtype == "float32" else samples.clip(-1, 1)
+
+
+def _open(path: str | os.PathLike, name: str):
+    """An open soundfile.SoundFile, or RequestError with the reason."""
+    import soundfile
+
+    path = os.path.expanduser(path)
+    try:
+        if os.path.isdir(path):
+            raise RequestError(f"{name}: {path!r} is a folder; name an audio file in it")
+        with open(path, "rb") as file:
+            empty = not file.read(1)
+    except FileNotFoundError as error:
+        raise RequestError(f"{name}: there is no file {path!r}; check the path") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, RequestError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise RequestError(f"{name}: cannot open {path!r}: {reason}; check the path and its permissions") from error
+    if empty:
+        raise RequestError(f"{name}: {path!r} is empty (0 bytes); give an audio file")
+    try:
+        return soundfile.SoundFile(path)
+    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: .raw files name no format
+        raise RequestError(
+            f"{name}: {path!r} is not audio that libsndfile reads; give wav, flac, ogg, opus, mp3 or aiff, "
+            "or convert it with ffmpeg"
+        ) from error
+
+
+def _read_file(path: str | os.PathLike, name: str) -> tuple[np.ndarray, int]:
+    """[C, N] with C at most 2, float32, and the file's rate."""
+    blocks = []
+    with _open(path, name) as file:
+        try:
+            # in blocks, as the length in the header of a cut or streamed file cannot be trusted
+            while len(block := file.read(CHUNK, dtype="float32", always_2d=True)):
+                blocks.append(block[:, :2].copy())
+        except RuntimeError as error:
+            raise RequestError(f"{name}: {os.fspath(path)!r} is damaged ({error}); give an intact file") from error
+        rate = file.samplerate
+    if not blocks:
+        raise RequestError(f"{name}: {os.fspath(path)!r} holds no samples; give a longer recording")
+    return np.concatenate(blocks).T, rate
+
+
+def _from_array(array: Any, name: str) -> np.ndarray:
+    """[C, N] with C at most 2, float32."""
+    if isinstance(array, torch.Tensor):
+        array = array.detach().cpu()
+        array = (array.float() if array.is_floating_point() else array).numpy()
+    if not isinstance(array, np.ndarray):
+        raise RequestError(
+            f"{name}: needs a path, a Song, an array of samples or the pair (array, sample rate), "
+            f"got {type(array).__name__}"
+        )
+    if array.ndim not in (1, 2) or array.size == 0:
+        raise RequestError(f"{name}: samples must be [N], [channels, N] or [N, channels], got {list(array.shape)}")
+    array = np.atleast_2d(array)
+    array = array.T if array.shape[0] > array.shape[1] else array
+    if array.shape[0] > 32:
+        raise RequestError(f"{name}: {list(array.shape)} is no audio of up to 32 channels; give [channels, N]")
+    array = array[:2]
+    if array.dtype.kind == "f":
+        return array.astype(np.float32)
+    if array.dtype.kind in "iu" and array.dtype.itemsize <= 4:
+        half = 2 ** (8 * array.dtype.itemsize - 1)
+        return ((array.astype(np.float64) - (half if array.dtype.kind == "u" else 0)) / half).astype(np.float32)
+    raise RequestError(f"{name}: samples of type {array.dtype} have no agreed full scale; convert to float within +-1")

@@ -1,0 +1,277 @@
+"""What the transformers of ACE-Step 1.5 are built from: linear layers, attention, feed-forward, the encoder layer.
+
+Weights that meet the same input are stored stacked (q|k|v, gate|up); the tables beside the classes say from which
+official tensors, for the loader.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from acefast.models.v15.config import Config
+from acefast.ops.cross_attention import cross_attention
+from acefast.ops.qk_norm_rope import qk_norm_rope, rope_table
+from acefast.ops.residual_norm import residual_norm
+from acefast.ops.self_attention import self_attention
+from acefast.ops.swiglu import swiglu
+from acefast.weights import Source, WeightTable, stack
+
+TIME_FEATURES = 256
+FEW_ROWS = 64  # below, converting the weights costs more than the faster multiplication saves
+SCRATCH = 1 << 22  # elements of a weight converted at a time: 16 MiB of fp32, reused by the allocator from call to call
+
+
+def parameter(*shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
+    """An empty weight that wants no gradient."""
+    return nn.Parameter(torch.empty(*shape, dtype=dtype), requires_grad=False)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias`` in x's dtype, rounded once.
+
+    16-bit weights on a CPU without matrix units are multiplied in fp32, one slice of the weight at a time. Measured on
+    2 cores with AVX-512 and no AMX, [rows, 2048] x [2048, 12288] bf16: 375 rows 117 -> 71 ms, 1500 rows 458 -> 253 ms.
+
+    Args:
+        x: [..., I].
+        weight: [O, I] of x's dtype.
+        bias: [O] or None.
+    Returns:
+        [..., O].
+    """
+    rows = x.numel() // x.shape[-1]
+    if x.device.type != "cpu" or x.dtype == torch.float32 or rows < FEW_ROWS or not _slow_at_16_bit():
+        return F.linear(x, weight, bias)
+    O, I = weight.shape  # noqa: E741
+    x32 = x.reshape(rows, I).float()
+    out = x.new_empty(rows, O)
+    step = min(O, max(64, SCRATCH // I // 64 * 64))
+    scratch, part = x32.new_empty(step, I), x32.new_empty(rows, step)
+    for start in range(0, O, step):
+        stop = min(start + step, O)
+        if stop - start < step:
+            scratch, part = scratch[: stop - start], x32.new_empty(rows, stop - start)
+        scratch.copy_(weight[start:stop])
+        if bias is None:
+            torch.mm(x32, scratch.t(), out=part)
+        else:
+            torch.addmm(bias[start:stop].float(), x32, scratch.t(), out=part)
+        out[:, start:stop] = part
+    return out.view(*x.shape[:-1], O)
+
+
+@functools.cache
+def _slow_at_16_bit() -> bool:
+    """Whether this is an x86 CPU whose 16-bit matrix products are slower than its fp32 ones: all those without AMX."""
+    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX") and not has_amx()
+
+
+class SelfAttention(nn.Module):
+    """Grouped-query self-attention with normed and rotated queries and keys."""
+
+    def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int, eps: float):
+        super().__init__()
+        self.heads, self.kv_heads, self.eps = heads, kv_heads, eps
+        self.qkv = parameter((heads + 2 * kv_heads) * head_dim, width)
+        self.o = parameter(width, heads * head_dim)
+        self.q_norm = parameter(head_dim)
+        self.k_norm = parameter(head_dim)
+
+    @staticmethod
+    def weight_table(ours: str, official: str) -> WeightTable:
+        return {
+            f"{ours}.qkv": Source(tuple(f"{official}.{n}_proj.weight" for n in "qkv"), stack),
+            f"{ours}.o": Source((f"{official}.o_proj.weight",)),
+            f"{ours}.q_norm": Source((f"{official}.q_norm.weight",)),
+            f"{ours}.k_norm": Source((f"{official}.k_norm.weight",)),
+        }
+
+    def forward(
+        self,
+        h: Tensor,
+        rope: tuple[Tensor, Tensor],
+        window: int | None = None,
+        lengths: Tensor | None = None,
+        pad_rows: bool = False,
+    ) -> Tensor:
+        """[B, S, width] -> [B, S, width]; ``rope`` is ``rope_table(S, ...)``, the rest as in ``self_attention``."""
+        qkv = linear(h, self.qkv)
+        q, k, v = qk_norm_rope(qkv, self.q_norm, self.k_norm, *rope, self.heads, self.kv_heads, eps=self.eps)
+        return linear(self_attention(q, k, v, window, lengths, pad_rows=pad_rows), self.o)
+
+    def first_row(self, h: Tensor, rope: tuple[Tensor, Tensor], window: int | None = None) -> Tensor:
+        """``forward(h, rope, window)[:, :1]`` without the other rows' queries and outputs, [B, 1, width]."""
+        if window is not None:
+            h, rope = h[:, : window + 1], tuple(t[: window + 1] for t in rope)
+        split = self.heads * self.q_norm.shape[0]
+        kv = linear(h, self.qkv[split:])
+        _, k, v = qk_norm_rope(kv, self.q_norm, self.k_norm, *rope, 0, self.kv_heads, eps=self.eps)
+        q = linear(h[:, :1], self.qkv[:split])  # position 0 is not rotated, so this is a query of cross-attention
+        return linear(cross_attention(q, self.q_norm, k.transpose(1, 2), v.transpose(1, 2), eps=self.eps), self.o)
+
+
+class MLP(nn.Module):
+    """SwiGLU feed-forward block without biases."""
+
+    def __init__(self, width: int, intermediate: int):
+        super().__init__()
+        self.gate_up = parameter(2 * intermediate, width)
+        self.down = parameter(width, intermediate)
+
+    @staticmethod
+    def weight_table(ours: str, official: str) -> WeightTable:
+        return {
+            f"{ours}.gate_up": Source((f"{official}.gate_proj.weight", f"{official}.up_proj.weight"), stack),
+            f"{ours}.down": Source((f"{official}.down_proj.weight",)),
+        }
+
+    def forward(self, h: Tensor) -> Tensor:
+        """[..., width] -> [..., width]."""
+        return linear(swiglu(linear(h, self.gate_up)), self.down)
+
+
+class EncoderLayer(nn.Module):
+    """Weights of one pre-norm layer; ``Encoder`` runs it, since each norm also closes the sublayer before."""
+
+    def __init__(self, c: Config):
+        super().__init__()
+        self.attention_norm = parameter(c.encoder_hidden_size)
+        self.attention = SelfAttention(
+            c.encoder_hidden_size,
+            c.encoder_num_attention_heads,
+            c.encoder_num_key_value_heads,
+            c.head_dim,
+            c.rms_norm_eps,
+        )
+        self.mlp_norm = parameter(c.encoder_hidden_size)
+        self.mlp = MLP(c.encoder_hidden_size, c.encoder_intermediate_size)
+
+    @staticmethod
+    def weight_table(ours: str, official: str) -> WeightTable:
+        return {
+            f"{ours}.attention_norm": Source((f"{official}.input_layernorm.weight",)),
+            f"{ours}.mlp_norm": Source((f"{official}.post_attention_layernorm.weight",)),
+            **SelfAttention.weight_table(f"{ours}.attention", f"{official}.self_attn"),
+            **MLP.weight_table(f"{ours}.mlp", f"{official}.mlp"),
+        }
+
+
+class Encoder(nn.Module):
+    """A stack of bidirectional pre-norm layers and a final norm; even layers see a window, odd ones everything."""
+
+    def __init__(self, c: Config, layers: int):
+        super().__init__()
+        self.config = c
+        self.layers = nn.ModuleList(EncoderLayer(c) for _ in range(layers))
+        self.norm = parameter(c.encoder_hidden_size)
+
+    @staticmethod
+    def weight_table(ours: str, official: str, layers: int) -> WeightTable:
+        table = {f"{ours}.norm": Source((f"{official}.norm.weight",))}
+        for i in range(layers):
+            table |= EncoderLayer.weight_table(f"{ours}.layers.{i}", f"{official}.layers.{i}")
+        return table
+
+    def forward(
+        self, x: Tensor, lengths: Tensor | None = None, *, pad_rows: bool = False, first_row: bool = False
+    ) -> Tensor:
+        """Encode x [B, S, W] to [B, S, W].
+
+        Args:
+            x: embedded inputs.
+            lengths: [B] valid rows of each item; None: all.
+            pad_rows: whether padding's rows look at the valid ones too, see ``self_attention``.
+            first_row: return only row 0, [B, 1, W], and leave out what the last layer computes for the others;
+                ``lengths`` must be None.
+        """
+        c, dtype = self.config, x.dtype
+        rope = rope_table(x.shape[1], c.head_dim, c.rope_theta, x.device)
+        x = x.to(residual_dtype(dtype))
+        norm = functools.partial(residual_norm, eps=c.rms_norm_eps, dtype=dtype)
+        y = None
+        for i, layer in enumerate(self.layers):
+            window = layer_window(c, i)
+            x, h = norm(x, layer.attention_norm, y)
+            if first_row and i == len(self.layers) - 1:
+                y = layer.attention.first_row(h, rope, window)
+                x = x[:, :1]
+            else:
+                y = layer.attention(h, rope, window, lengths, pad_rows)
+            x, h = norm(x, layer.mlp_norm, y)
+            y = layer.mlp(h)
+        return norm(x, self.norm, y)[1]
+
+
+def layer_window(c: Config, index: int) -> int | None:
+    """Window of layer ``index`` of any stack here: even layers slide, odd layers see everything."""
+    return c.sliding_window if index % 2 == 0 else None
+
+
+def residual_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype of a residual stream: the model's, but fp32 where that is fp16, whose range the activations leave."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
+def linear_table(ours: str, official: str, *, bias: bool = True, dtype: torch.dtype | None = None) -> WeightTable:
+    """``ours.weight`` and ``ours.bias`` from the official tensors of those names."""
+    parts: Sequence[str] = ("weight", "bias") if bias else ("weight",)
+    return {f"{ours}.{p}": Source((f"{official}.{p}",), dtype=dtype) for p in parts}
+
+
+class Linear(nn.Module):
+    """A linear layer's weights; calling it is ``linear``."""
+
+    def __init__(self, inp: int, out: int, bias: bool = True, dtype: torch.dtype | None = None):
+        super().__init__()
+        self.weight = parameter(out, inp, dtype=dtype)
+        self.bias = parameter(out, dtype=dtype) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., inp] -> [..., out]."""
+        return linear(x, self.weight, self.bias)
+
+
+def model_time(t: float, dtype: torch.dtype, upstream: bool = False) -> float:
+    """What the sinusoids are fed: ``1000 * t``; with ``upstream``, t and the product are rounded to ``dtype``."""
+    time = torch.tensor(t, dtype=dtype if upstream else torch.float32)
+    return float(time * 1000)
+
+
+def time_features(times: Tensor) -> Tensor:
+    """``[cos(tau * w_k), sin(tau * w_k)]``, ``w_k = 10000**(-k / 128)``: [N] -> [N, 256], fp32."""
+    half = TIME_FEATURES // 2
+    k = torch.arange(half, dtype=torch.float32, device=times.device)
+    angle = times.float()[:, None] * torch.exp(-math.log(10_000) * k / half)
+    return torch.cat((angle.cos(), angle.sin()), dim=1)
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids, two linear layers and the projection to six vectors; computed in fp32, a few rows per song."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.linear_1 = Linear(TIME_FEATURES, width)
+        self.linear_2 = Linear(width, width)
+        self.project = Linear(width, 6 * width)
+
+    @staticmethod
+    def weight_table(ours: str, official: str) -> WeightTable:
+        return {
+            **linear_table(f"{ours}.linear_1", f"{official}.linear_1"),
+            **linear_table(f"{ours}.linear_2", f"{official}.linear_2"),
+            **linear_table(f"{ours}.project", f"{official}.time_proj"),
+        }
+
+    def forward(self, times: Tensor) -> tuple[Tensor, Tensor]:
+        """[N] thousandths -> the embedding [N, H] and its six vectors [N, 6, H], fp32."""
+        x = time_features(times)
+        for i, layer in enumerate((self.linear_1, self.linear_2, self.project)):
+            embedding, x = x, F.linear(F.silu(x) if i else x, layer.weight.float(), layer.bias.float())
+        return embedding, x.view(len(times), 6, -1)

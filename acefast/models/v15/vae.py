@@ -1,0 +1,284 @@
+"""The ACE-Step 1.5 audio autoencoder (Oobleck): 48 kHz stereo to 25 latent frames a second and back.
+
+Activations are channels-last, [B, rows, C] contiguous; the public ends are audio [B, 2, N] and latents [B, T, 64].
+Both directions run piece by piece with exactly the neighbours that the result depends on, so that memory is bounded
+by the piece and not by the song, and a piece's rows are those of the whole song up to fp32 rounding (library
+convolutions may block differently for another length). At the song's true ends every layer sees zeros.
+
+Pieces come in two sizes. A *tile* is a window of latent frames, every one of the same length, the last one aligned to
+the song's end; consecutive ones overlap by the receptive field (decoder 9 frames a side, encoder 7). Inside a tile,
+the decoder drops rows as soon as no later layer needs them, which leaves of the overlap about one frame's work, and
+the two layers next to the audio, where a frame is 1 MB, run over *spans* of rows that fit a CPU's outer cache.
+
+Source: AutoencoderOobleck in huggingface/diffusers autoencoder_oobleck.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from acefast.checks import check_shape
+from acefast.models.v15.config import VAEConfig
+from acefast.models.v15.vae_layers import (
+    UNITS_REACH,
+    Conv,
+    DecoderBlock,
+    EncoderBlock,
+    Snake,
+    conv_entries,
+    fold_transposed,
+    snake_entries,
+    unit_entries,
+)
+from acefast.weights import WeightTable
+
+TILE_FRAMES = {"decode": 128, "encode": 256}
+SPAN_ROWS = 4096  # at the inner end of the two blocks next to the audio: 17 frames, 17 MB at 48 kHz in fp32
+SPAN_BLOCKS = 2
+
+OnTile = Callable[[int, int], None]  # latent frames done, of how many
+
+
+def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype to load the autoencoder in when the pipeline's is ``dtype``.
+
+    The same, except on a CPU: there bf16 pays only with AMX tiles (two AVX-512 cores: 280-320 GFLOP/s in fp32, 55-150
+    in bf16) and fp16 never does, so both become fp32.
+    """
+    if device.type != "cpu" or (dtype == torch.bfloat16 and _cpu_has_amx()):
+        return dtype
+    return torch.float32
+
+
+def _cpu_has_amx() -> bool:
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)  # private, so it may move
+    return bool(supported and supported())
+
+
+def windows(length: int, size: int, halo: int) -> Iterator[tuple[int, int, int]]:
+    """Cover ``length`` rows by windows of ``size`` rows: (start of the window, first row to keep, end of those).
+
+    Kept rows are at least ``halo`` away from a window's edge, unless that is an end of the whole. All windows have
+    the same size, the last one ends where the whole ends; a single one of ``length`` rows if that is enough.
+    """
+    size, first = min(size, length), 0
+    while first < length:
+        start = min(max(first - halo, 0), length - size)
+        end = length if start + size == length else start + size - halo
+        yield start, first, end
+        first = end
+
+
+def _crop(x: Tensor, start: int, first: int, end: int) -> tuple[Tensor, int]:
+    """Rows ``first`` to ``end`` of a song, as far as x, which begins at row ``start``, holds them; where they begin."""
+    first, end = max(first, start), min(end, start + x.shape[1])
+    return x[:, first - start : end - start].contiguous(), first
+
+
+class Decoder(nn.Module):
+    """Latents to audio; ``halo`` is how many frames away the latents are that a frame's audio depends on (9)."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        widths = [config.decoder_channels * m for m in (1, *config.channel_multiples)][::-1]
+        strides = config.downsampling_ratios[::-1]
+        self.hop, self.channels, self.latent_channels = config.hop, config.audio_channels, config.decoder_input_channels
+        self.conv1 = Conv(self.latent_channels, widths[0], 7, padding=3)
+        self.block = nn.ModuleList(DecoderBlock(*sizes) for sizes in zip(widths, widths[1:], strides))
+        self.snake1 = Snake(widths[-1])
+        self.conv2 = Conv(widths[-1], self.channels, 7, padding=3, bias=False)
+        rows = 3  # of conv2, then backwards: rows a side that a block's first layer and its units have to be given
+        self.reach = []
+        for stride in strides[::-1]:
+            units = rows + UNITS_REACH
+            rows = (units + 3 * stride // 2 - 1) // stride
+            self.reach.insert(0, (rows, units))
+        self.halo = rows + 3
+
+    def forward(self, latents: Tensor, keep: tuple[int, int] | None = None) -> Tensor:
+        """Decode latents, of which the frames outside ``keep`` are context only.
+
+        Args:
+            latents: [B, T, 64], any floating dtype; beyond their ends lie zeros.
+            keep: first frame to decode and the one after the last; None decodes all.
+        Returns:
+            [B, 2, 1920 * frames kept] fp32, 48 kHz.
+        Raises:
+            ValueError: the shape is not as above.
+        """
+        check_shape("Decoder", "latents", latents, (None, None, self.latent_channels), "[B, T, latent channels]")
+        B, T, _ = latents.shape
+        first, end = keep or (0, T)
+        if not 0 <= first < end <= T:
+            raise ValueError(f"Decoder: keep must be a range of the {T} frames, got {(first, end)}")
+        x = self.conv1(latents.to(self.conv1.weight.dtype).contiguous())
+        inner = max(len(self.block) - SPAN_BLOCKS, 0)
+        x, start, rate = self._blocks(x, 0, first, end, 0, inner)
+        first, end, hop = first * rate, end * rate, self.hop // rate
+        audio = x.new_empty(B, self.channels, (end - first) * hop, dtype=torch.float32)
+        span = SPAN_ROWS if x.device.type == "cpu" else end - first
+        for lo in range(first, end, span):
+            hi = min(lo + span, end)
+            y, at, _ = self._blocks(x, start, lo, hi, inner, len(self.block))
+            y, at = _crop(y, at, lo * hop - 3, hi * hop + 3)
+            y, _ = _crop(self.conv2(self.snake1(y)), at, lo * hop, hi * hop)
+            audio[:, :, (lo - first) * hop : (hi - first) * hop] = y.transpose(1, 2)
+        return audio
+
+    def _blocks(self, x: Tensor, start: int, first: int, end: int, i: int, j: int) -> tuple[Tensor, int, int]:
+        """Blocks i to j - 1 of rows ``first`` to ``end``; x begins at row ``start``. Rows, their begin, the rate."""
+        rate = 1
+        for block, (reach, units_reach) in zip(self.block[i:j], self.reach[i:j]):
+            x, start = _crop(x, start, first * rate - reach, end * rate + reach)
+            x, start, rate = block.conv_t1(block.snake1(x)), start * block.stride, rate * block.stride
+            x, start = _crop(x, start, first * rate - units_reach, end * rate + units_reach)
+            for unit in block.units:
+                x = unit(x)
+        return x, start, rate
+
+    @staticmethod
+    def weight_table(config: VAEConfig) -> WeightTable:
+        """Our parameters and the checkpoint's tensors they are made of."""
+        table = conv_entries("conv1", "decoder.conv1")
+        for b in range(len(config.downsampling_ratios)):
+            ours, theirs = f"block.{b}", f"decoder.block.{b}"
+            table |= snake_entries(f"{ours}.snake1", f"{theirs}.snake1")
+            table |= conv_entries(f"{ours}.conv_t1", f"{theirs}.conv_t1", fold_transposed) | unit_entries(ours, theirs)
+        return table | snake_entries("snake1", "decoder.snake1") | conv_entries("conv2", "decoder.conv2", bias=False)
+
+
+class Encoder(nn.Module):
+    """Audio to latents; ``halo`` is how many frames' samples around its own a latent frame depends on (7)."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        widths = [config.encoder_hidden_size * m for m in (1, *config.channel_multiples)]
+        strides = config.downsampling_ratios
+        self.hop, self.channels, self.latent_channels = config.hop, config.audio_channels, config.decoder_input_channels
+        self.conv1 = Conv(self.channels, widths[0], 7, padding=3)
+        self.block = nn.ModuleList(EncoderBlock(*sizes) for sizes in zip(widths, widths[1:], strides))
+        self.snake1 = Snake(widths[-1])
+        self.conv2 = Conv(widths[-1], 2 * self.latent_channels, 3, padding=1)
+        self.outer_hop = math.prod(strides[:SPAN_BLOCKS])
+        self.outer_reach = _encoder_reach(0, strides[:SPAN_BLOCKS])
+        self.halo = -(-_encoder_reach(1, strides) // self.hop)
+
+    def forward(self, audio: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode audio.
+
+        Args:
+            audio: [B, 2, N], any floating dtype, N of at least one frame (1920); beyond its ends lie zeros.
+        Returns:
+            Mean and standard deviation of the latents, both [B, N // 1920, 64] fp32.
+        Raises:
+            ValueError: the shape is not as above, or the audio is too short.
+        """
+        self.check(audio)
+        rows = audio.shape[2] // self.outer_hop
+        span = SPAN_ROWS if audio.device.type == "cpu" else rows
+        x = torch.cat([self._outer(audio, lo, min(lo + span, rows)) for lo in range(0, rows, span)], dim=1)
+        for block in self.block[SPAN_BLOCKS:]:
+            x = block(x)
+        mean, scale = self.conv2(self.snake1(x)).float().chunk(2, dim=-1)
+        return mean.contiguous(), F.softplus(scale) + 1e-4
+
+    def _outer(self, audio: Tensor, lo: int, hi: int) -> Tensor:
+        """Rows ``lo`` to ``hi`` after the blocks next to the audio, from the samples that they depend on."""
+        hop = self.outer_hop
+        start = max(lo - -(-self.outer_reach // hop), 0)  # in rows: the strides have to fall on the song's own grid
+        x = audio[:, :, start * hop : hi * hop + self.outer_reach].transpose(1, 2)
+        x = self.conv1(x.to(self.conv1.weight.dtype).contiguous())
+        for block in self.block[:SPAN_BLOCKS]:
+            x = block(x)
+        return x[:, lo - start : hi - start]
+
+    def check(self, audio: Tensor) -> None:
+        """Raise ValueError unless ``audio`` is [B, 2, N] with N of at least one frame."""
+        check_shape("Encoder", "audio", audio, (None, self.channels, None), "[B, channels, N]")
+        if audio.shape[2] < self.hop:
+            raise ValueError(f"Encoder: audio must have at least one frame, {self.hop} samples, got {audio.shape[2]}")
+
+    @staticmethod
+    def weight_table(config: VAEConfig) -> WeightTable:
+        """Our parameters and the checkpoint's tensors they are made of."""
+        table = conv_entries("conv1", "encoder.conv1")
+        for b in range(len(config.downsampling_ratios)):
+            ours, theirs = f"block.{b}", f"encoder.block.{b}"
+            table |= unit_entries(ours, theirs) | snake_entries(f"{ours}.snake1", f"{theirs}.snake1")
+            table |= conv_entries(f"{ours}.conv1", f"{theirs}.conv1")
+        return table | snake_entries("snake1", "encoder.snake1") | conv_entries("conv2", "encoder.conv2")
+
+
+def _encoder_reach(rows: int, strides: tuple[int, ...]) -> int:
+    """Samples a side that blocks of these strides, and the convolution before them, need for ``rows`` more rows."""
+    for stride in strides[::-1]:
+        rows = rows * stride + stride // 2 + UNITS_REACH
+    return rows + 3
+
+
+def decode_tiles(decoder: Decoder, latents: Tensor, tile_frames: int | None = None) -> Iterator[tuple[int, Tensor]]:
+    """Decode a song tile by tile, from its start to its end.
+
+    Args:
+        latents: [B, T, 64].
+        tile_frames: latent frames that the network sees at a time, at least 19; None takes 128 (5.1 s). The same
+            number gives the same bits, whether or not the tiles are joined afterwards.
+    Yields:
+        First frame and audio [B, 2, 1920 * frames] fp32 of consecutive pieces.
+    Raises:
+        ValueError: a shape is wrong or a tile is no longer than its overlaps.
+    """
+    for start, size, first, end in _tiles("decode", latents.shape[1], tile_frames, decoder.halo):
+        yield first, decoder(latents[:, start : start + size], (first - start, end - start))
+
+
+def decode(decoder: Decoder, latents: Tensor, tile_frames: int | None = None, on_tile: OnTile | None = None) -> Tensor:
+    """All of ``decode_tiles`` in one tensor, [B, 2, 1920 * T] fp32; ``on_tile`` hears of every tile."""
+    B, T, _ = latents.shape
+    hop = decoder.hop
+    audio = torch.empty(B, decoder.channels, T * hop, device=latents.device)
+    for first, piece in decode_tiles(decoder, latents, tile_frames):
+        audio[:, :, first * hop : first * hop + piece.shape[2]] = piece
+        if on_tile:
+            on_tile(first + piece.shape[2] // hop, T)
+    return audio
+
+
+def encode(
+    encoder: Encoder, audio: Tensor, tile_frames: int | None = None, on_tile: OnTile | None = None
+) -> tuple[Tensor, Tensor]:
+    """Encode a song tile by tile.
+
+    Args:
+        audio: [B, 2, N], N at least 1920; samples beyond the last whole frame give no frame of their own.
+        tile_frames: frames of audio that the network sees at a time, at least 15; None takes 256 (10.2 s).
+        on_tile: hears of every tile.
+    Returns:
+        Mean and standard deviation, both [B, N // 1920, 64] fp32.
+    Raises:
+        ValueError: a shape is wrong, the audio is too short or a tile is no longer than its overlaps.
+    """
+    encoder.check(audio)
+    hop, T = encoder.hop, audio.shape[2] // encoder.hop
+    means, stds = [], []
+    for start, size, first, end in _tiles("encode", T, tile_frames, encoder.halo):
+        stop = audio.shape[2] if start + size == T else (start + size) * hop
+        mean, std = encoder(audio[:, :, start * hop : stop])
+        means.append(mean[:, first - start : end - start])
+        stds.append(std[:, first - start : end - start])
+        if on_tile:
+            on_tile(end, T)
+    return torch.cat(means, dim=1), torch.cat(stds, dim=1)
+
+
+def _tiles(what: str, frames: int, tile_frames: int | None, halo: int) -> Iterator[tuple[int, int, int, int]]:
+    size = TILE_FRAMES[what] if tile_frames is None else tile_frames
+    if size <= 2 * halo:
+        raise ValueError(f"{what}: tile_frames must be at least {2 * halo + 1}, got {size}")
+    for start, first, end in windows(frames, size, halo):
+        yield start, min(size, frames), first, end

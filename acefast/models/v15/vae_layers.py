@@ -1,0 +1,159 @@
+"""Layers of the ACE-Step 1.5 audio autoencoder, and how a checkpoint's tensors become their parameters.
+
+Everything that depends on weights alone is done once, at load, in fp32: weight norm, the snakes' exponentials, and
+the layouts that the ops ask for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from acefast.ops.conv1d import conv1d
+from acefast.ops.conv_transpose1d import conv_transpose1d, conv_transpose_weight
+from acefast.ops.residual_unit import residual_unit
+from acefast.ops.snake import snake
+from acefast.weights import Source, WeightTable
+
+DILATIONS = (1, 3, 9)
+UNITS_REACH = 3 * sum(DILATIONS)  # rows a side that a block's three residual units look at
+
+
+def _parameter(*shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)
+
+
+class Snake(nn.Module):
+    """acefast.ops.snake with its folded parameters."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.alpha = _parameter(channels, dtype=torch.float32)
+        self.inv_beta = _parameter(channels, dtype=torch.float32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return snake(x, self.alpha, self.inv_beta)
+
+
+class Conv(nn.Module):
+    """acefast.ops.conv1d with its folded weight, [Cout, K, Cin]."""
+
+    def __init__(self, cin: int, cout: int, kernel: int, stride: int = 1, padding: int = 0, bias: bool = True):
+        super().__init__()
+        self.stride, self.padding = stride, padding
+        self.weight = _parameter(cout, kernel, cin)
+        self.bias = _parameter(cout) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv1d(x, self.weight, self.bias, stride=self.stride, padding=self.padding)
+
+
+class ConvTranspose(nn.Module):
+    """acefast.ops.conv_transpose1d with its folded weight, [2 * Cin, stride * Cout]."""
+
+    def __init__(self, cin: int, cout: int, stride: int):
+        super().__init__()
+        self.stride = stride
+        self.weight = _parameter(2 * cin, stride * cout)
+        self.bias = _parameter(cout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv_transpose1d(x, self.weight, self.bias, stride=self.stride)
+
+
+class ResidualUnit(nn.Module):
+    """acefast.ops.residual_unit with its parameters."""
+
+    def __init__(self, channels: int, dilation: int):
+        super().__init__()
+        self.dilation = dilation
+        self.snake1, self.snake2 = Snake(channels), Snake(channels)
+        self.conv1 = Conv(channels, channels, 7)
+        self.conv2 = nn.Module()
+        self.conv2.weight, self.conv2.bias = _parameter(channels, channels), _parameter(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = (self.snake1.alpha, self.snake1.inv_beta, self.conv1.weight, self.conv1.bias)
+        second = (self.snake2.alpha, self.snake2.inv_beta, self.conv2.weight, self.conv2.bias)
+        return residual_unit(x, *first, *second, dilation=self.dilation)
+
+
+class EncoderBlock(nn.Module):
+    """Three residual units, then ``stride`` rows become one."""
+
+    def __init__(self, cin: int, cout: int, stride: int):
+        super().__init__()
+        self.units = nn.ModuleList(ResidualUnit(cin, d) for d in DILATIONS)
+        self.snake1 = Snake(cin)
+        self.conv1 = Conv(cin, cout, 2 * stride, stride, stride // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for unit in self.units:
+            x = unit(x)
+        return self.conv1(self.snake1(x))
+
+
+class DecoderBlock(nn.Module):
+    """One row becomes ``stride``, then three residual units."""
+
+    def __init__(self, cin: int, cout: int, stride: int):
+        super().__init__()
+        self.stride = stride
+        self.snake1 = Snake(cin)
+        self.conv_t1 = ConvTranspose(cin, cout, stride)
+        self.units = nn.ModuleList(ResidualUnit(cout, d) for d in DILATIONS)
+
+
+def fold(weight_g: Tensor, weight_v: Tensor) -> Tensor:
+    """Weight norm of a Conv1d, fp32, as acefast.ops.conv1d takes it: g [Cout, 1, 1], v [Cout, Cin, K]."""
+    return _folded(weight_g, weight_v).transpose(1, 2).contiguous()
+
+
+def fold_pointwise(weight_g: Tensor, weight_v: Tensor) -> Tensor:
+    """Weight norm of a Conv1d of one tap, fp32, [Cout, Cin]."""
+    return _folded(weight_g, weight_v).squeeze(2)
+
+
+def fold_transposed(weight_g: Tensor, weight_v: Tensor) -> Tensor:
+    """Weight norm of a ConvTranspose1d, over its *input* channels, fp32, as acefast.ops.conv_transpose1d takes it."""
+    return conv_transpose_weight(_folded(weight_g, weight_v))
+
+
+def _folded(weight_g: Tensor, weight_v: Tensor) -> Tensor:
+    v = weight_v.float()
+    norm = torch.linalg.vector_norm(v, dim=(1, 2), keepdim=True)
+    return v * (weight_g.float() / norm.clamp_min(torch.finfo(torch.float32).tiny))  # a channel may be all zero
+
+
+def _alpha(log_alpha: Tensor) -> Tensor:
+    return log_alpha.float().exp().flatten()
+
+
+def _inv_beta(log_beta: Tensor) -> Tensor:
+    return (log_beta.float().exp().flatten() + 1e-9).reciprocal()
+
+
+def snake_entries(ours: str, theirs: str) -> WeightTable:
+    return {
+        f"{ours}.alpha": Source((f"{theirs}.alpha",), _alpha, torch.float32),
+        f"{ours}.inv_beta": Source((f"{theirs}.beta",), _inv_beta, torch.float32),
+    }
+
+
+def conv_entries(ours: str, theirs: str, combine: Callable[..., Tensor] = fold, bias: bool = True) -> WeightTable:
+    table = {f"{ours}.weight": Source((f"{theirs}.weight_g", f"{theirs}.weight_v"), combine)}
+    return table | ({f"{ours}.bias": Source((f"{theirs}.bias",))} if bias else {})
+
+
+def unit_entries(ours: str, theirs: str) -> WeightTable:
+    table: WeightTable = {}
+    for u in range(len(DILATIONS)):
+        unit, official = f"{ours}.units.{u}", f"{theirs}.res_unit{u + 1}"
+        table |= snake_entries(f"{unit}.snake1", f"{official}.snake1") | conv_entries(
+            f"{unit}.conv1", f"{official}.conv1"
+        )
+        table |= snake_entries(f"{unit}.snake2", f"{official}.snake2")
+        table |= conv_entries(f"{unit}.conv2", f"{official}.conv2", fold_pointwise)
+    return table

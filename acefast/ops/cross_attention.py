@@ -1,0 +1,78 @@
+"""Grouped-query cross-attention on keys and values that were prepared once per song."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from acefast.backends import choose_backend
+from acefast.checks import check_shape
+from acefast.ops.self_attention import compute_dtype, fold_groups, unfold_groups
+
+OP = "cross_attention"
+ORDER: tuple[str, ...] = ()  # no kernels yet
+
+
+def cross_attention_reference(
+    q: Tensor, q_weight: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None = None, *, eps: float = 1e-6
+) -> Tensor:
+    """What the op means; every kernel is held to it."""
+    B, S, _ = q.shape
+    kv_heads, E, D = k.shape[1:]
+    dtype = compute_dtype(q)
+    x32 = q.unflatten(-1, (-1, D)).float()
+    mean_square = torch.linalg.vector_norm(x32, dim=-1, keepdim=True).square_().div_(D)
+    u = (x32 * mean_square.add_(eps).rsqrt_()).mul_(q_weight.float()).to(dtype)  # [B, S, heads, D]
+    k, v = k.to(dtype), v.to(dtype)
+    mask = None
+    if lengths is not None:
+        padded = torch.arange(E, device=q.device) >= lengths[:, None, None, None]  # [B or 1, 1, 1, E]
+        # whatever lies in the padding, NaN included, must not be multiplied by a zero weight
+        k, v = (t.masked_fill(padded.transpose(-1, -2), 0) for t in (k, v))
+        mask = torch.zeros(padded.shape, dtype=dtype, device=q.device).masked_fill_(padded, torch.finfo(dtype).min)
+    out = torch.empty_like(q)
+    k, v = k.expand(B, -1, -1, -1), v.expand(B, -1, -1, -1)
+    unfold_groups(F.scaled_dot_product_attention(fold_groups(u, kv_heads), k, v, attn_mask=mask), S, out)
+    return out
+
+
+def cross_attention(
+    q: Tensor,
+    q_weight: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Tensor | None = None,
+    *,
+    eps: float = 1e-6,
+    backend: str | None = None,
+) -> Tensor:
+    """``softmax(norm(q) @ k.T / sqrt(D)) @ v`` per head, ``norm(q) = q * rsqrt(mean(q**2) + eps) * q_weight``.
+
+    Args:
+        q: the query projection as it is, [B, S, heads * D].
+        q_weight: [D], the query norm's weight, shared by all heads.
+        k: normed keys, [B, kv_heads, E, D]; B may be 1, then all rows share them.
+        v: [B, kv_heads, E, D], likewise.
+        lengths: int64 of k's batch; keys from ``lengths[b]`` on are padding, seen by nobody. None: no padding.
+        backend: "reference"; None leaves the choice to acefast.backends.
+    Returns:
+        [B, S, heads * D] in q's dtype.
+    Raises:
+        ValueError: a shape is not as above.
+        BackendUnavailable: the backend named cannot take this input.
+    Source: AceStepAttnProcessor2_0 in huggingface/diffusers ace_step_transformer.py, which projects k and v anew in
+        every step and passes no mask.
+    """
+    B, width = q.shape[0], q.shape[-1]
+    kv_heads, D = k.shape[1], k.shape[3]
+    if k.shape[0] not in (1, B):
+        raise ValueError(f"{OP}: k must have batch B = {B} or 1, got {k.shape[0]}")
+    check_shape(OP, "v", v, tuple(k.shape), "[B, kv_heads, E, D]")
+    check_shape(OP, "q_weight", q_weight, (D,), "[D]")
+    if width % (kv_heads * D):
+        raise ValueError(f"{OP}: q must be [B, S, heads * D] with heads a multiple of {kv_heads}, got {list(q.shape)}")
+    if lengths is not None:
+        check_shape(OP, "lengths", lengths, (k.shape[0],), "[B]")
+    choose_backend(OP, backend, q.device, ORDER)
+    return cross_attention_reference(q, q_weight, k, v, lengths, eps=eps)

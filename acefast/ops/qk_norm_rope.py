@@ -1,0 +1,93 @@
+"""RMSNorm of every query and key head, then rotary position embedding."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from acefast.backends import choose_backend
+from acefast.checks import check_shape
+
+OP = "qk_norm_rope"
+ORDER: tuple[str, ...] = ()  # no kernels yet
+
+
+@functools.lru_cache(maxsize=32)
+def rope_table(length: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(cos, sin) of ``p * theta**(-2i / head_dim)``, each [length, head_dim / 2] fp32, for positions from 0."""
+    with torch.inference_mode(False):  # the table outlives the caller's mode
+        i = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device)
+        angle = torch.outer(torch.arange(length, dtype=torch.float32, device=device), 1.0 / theta ** (i / head_dim))
+        return angle.cos(), angle.sin()
+
+
+def qk_norm_rope_reference(
+    qkv: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    heads: int,
+    kv_heads: int,
+    *,
+    eps: float = 1e-6,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the op means, in fp32 PyTorch; every kernel is held to it."""
+    D, rows = k_weight.shape[0], heads + kv_heads
+    qk, v = qkv[..., : rows * D].unflatten(-1, (rows, D)), qkv[..., rows * D :].unflatten(-1, (kv_heads, D))
+    x32 = qk.float()
+    mean_square = torch.linalg.vector_norm(x32, dim=-1, keepdim=True).square_().div_(D)
+    u = x32 * mean_square.add_(eps).rsqrt_()
+    u.mul_(torch.cat((q_weight.float().expand(heads, D), k_weight.float().expand(kv_heads, D))))
+    if cos is None:
+        out = u.to(qkv.dtype)
+    else:
+        cos, sin = cos[:, None], sin[:, None]  # [S, 1, D / 2]
+        a, b = u.chunk(2, dim=-1)
+        out = torch.empty(qk.shape, dtype=qkv.dtype, device=qkv.device)
+        out[..., : D // 2] = (a * cos).addcmul_(b, sin, value=-1)
+        out[..., D // 2 :] = (b * cos).addcmul_(a, sin)
+    return out[:, :, :heads], out[:, :, heads:], v
+
+
+def qk_norm_rope(
+    qkv: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    heads: int,
+    kv_heads: int,
+    *,
+    eps: float = 1e-6,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Per head ``u = x * rsqrt(mean(x**2) + eps) * weight``; of its halves ``cat(u1*cos - u2*sin, u2*cos + u1*sin)``.
+
+    Args:
+        qkv: packed projection, [B, S, (heads + 2 * kv_heads) * D]: query heads, key heads, value heads.
+        q_weight, k_weight: [D], shared by all heads of a kind.
+        cos, sin: [S, D / 2] fp32, see ``rope_table``; None for both leaves the rotation out (cross-attention).
+        heads: query heads; 0 for a packed key and value projection.
+        kv_heads: key heads, as many as value heads.
+        backend: "reference"; None leaves the choice to acefast.backends.
+    Returns:
+        q [B, S, heads, D] and k [B, S, kv_heads, D] in qkv's dtype, rounded once; v, a view of ``qkv``.
+    Raises:
+        ValueError: a shape is not as above.
+        BackendUnavailable: the backend named cannot take this input.
+    Source: AceStepAttnProcessor2_0 in huggingface/diffusers, which rounds cos and sin to the activations' dtype.
+    """
+    B, S, _ = qkv.shape
+    D = k_weight.shape[0]
+    check_shape(OP, "qkv", qkv, (B, S, (heads + 2 * kv_heads) * D), "[B, S, (heads + 2 * kv_heads) * D]")
+    check_shape(OP, "q_weight", q_weight, (D,), "[D]")
+    if (cos is None) != (sin is None):
+        raise ValueError(f"{OP}: cos and sin must be given together, got one of them")
+    if cos is not None:
+        check_shape(OP, "cos", cos, (S, D // 2), "[S, D / 2]")
+        check_shape(OP, "sin", sin, (S, D // 2), "[S, D / 2]")
+    choose_backend(OP, backend, qkv.device, ORDER)
+    return qk_norm_rope_reference(qkv, q_weight, k_weight, cos, sin, heads, kv_heads, eps=eps)

@@ -1,0 +1,86 @@
+"""Snake, the periodic activation of the v1.5 audio autoencoder.
+
+    y = x + inv_beta * sin(alpha * x)²
+
+with one frequency and one height per channel, folded at load in fp32: ``alpha = exp(log_alpha)`` and
+``inv_beta = 1 / (exp(log_beta) + 1e-9)``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from acefast.backends import choose_backend
+from acefast.checks import check_contiguous, check_shape
+
+OP = "snake"
+ORDER = ()  # kernels, fastest first
+
+
+def block_elements(device: torch.device) -> int:
+    """Elements that a reference moves through its passes at a time.
+
+    On a CPU, 2**19 fp32 values are 2 MiB, one core's L2, and large enough to pay for the passes' dispatch: 0.6-0.9 ns
+    an element on two cores, where 2**15 takes 1.5-2.0 and five passes over the whole tensor 1.0-1.1. Elsewhere
+    launches are what costs.
+    """
+    return 2**19 if device.type == "cpu" else 2**26
+
+
+def snake_rows(x: Tensor, alpha: Tensor, inv_beta: Tensor, out: Tensor, scratch: Tensor) -> None:
+    """One cache block of the reference: ``out = snake(x)`` for [n, C] rows; ``out`` may be ``x``.
+
+    ``scratch`` is fp32 and holds [2, n, C] or more; only inputs that are not fp32 touch its second half.
+    """
+    wave = scratch[0, : len(x)]
+    x32 = x if x.dtype == torch.float32 else scratch[1, : len(x)].copy_(x)
+    torch.mul(x32, alpha, out=wave)
+    wave.sin_()
+    wave.mul_(wave)
+    if out.dtype == torch.float32:
+        torch.addcmul(x32, wave, inv_beta, out=out)
+    else:
+        out.copy_(x32.addcmul_(wave, inv_beta))
+
+
+def snake_reference(x: Tensor, alpha: Tensor, inv_beta: Tensor) -> Tensor:
+    """What the op means, in fp32 PyTorch; every kernel is held to it."""
+    C = x.shape[-1]
+    y = torch.empty_like(x)
+    x_rows, y_rows = x.view(-1, C), y.view(-1, C)
+    n = min(max(1, block_elements(x.device) // C), len(x_rows))
+    scratch = x.new_empty((1 if x.dtype == torch.float32 else 2, n, C), dtype=torch.float32)
+    for i in range(0, len(x_rows), max(n, 1)):
+        snake_rows(x_rows[i : i + n], alpha, inv_beta, y_rows[i : i + n], scratch)
+    return y
+
+
+def snake(x: Tensor, alpha: Tensor, inv_beta: Tensor, *, backend: str | None = None) -> Tensor:
+    """Add a periodic bump to every sample: ``x + inv_beta * sin(alpha * x)**2``.
+
+    Args:
+        x: audio features, [B, L, C], contiguous; L is samples at the layer's own rate. fp32, bf16 or fp16.
+        alpha, inv_beta: fp32 [C], see the module.
+        backend: "reference"; None leaves the choice to acefast.backends.
+    Returns:
+        [B, L, C] in x's dtype, rounded once: the arithmetic before is fp32.
+    Raises:
+        ValueError: a shape, dtype or layout is not as above.
+        BackendUnavailable: the backend named cannot take this input.
+    Source: Snake1d in huggingface/diffusers autoencoder_oobleck.py, which takes the exponentials in every call and
+        computes in x's dtype.
+    """
+    check_shape(OP, "x", x, (None, None, None), "[B, L, C]")
+    check_contiguous(OP, "x", x)
+    check_wave(OP, "alpha", alpha, x.shape[-1])
+    check_wave(OP, "inv_beta", inv_beta, x.shape[-1])
+    choose_backend(OP, backend, x.device, ORDER)
+    return snake_reference(x, alpha, inv_beta)
+
+
+def check_wave(op: str, name: str, wave: Tensor, channels: int) -> None:
+    """Raise ValueError unless ``wave`` is a folded snake parameter: fp32 [C]."""
+    check_shape(op, name, wave, (channels,), "[C]")
+    if wave.dtype != torch.float32:
+        raise ValueError(f"{op}: {name} must be torch.float32, got {wave.dtype}")

@@ -1,0 +1,351 @@
+"""One call makes a song: request, conditions, diffusion, decode, Song."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from acefast import sampling
+from acefast.backends import use_backend
+from acefast.checkpoint import open_checkpoint
+from acefast.conditions import Conditions
+from acefast.guidance import Guidance, guided
+from acefast.models.v15.tasks import Task
+from acefast.ops.philox import philox_normal
+from acefast.request import Request, RequestError, expand, options
+from acefast.song import Song
+from acefast.waveform import check_finite, fade, normalise, peak, splice
+
+DEFAULT_MODEL = "ace-step-1.5-turbo"
+Progress = Callable[[str, int, int], None]  # stage, done, of how many
+
+
+def generate(
+    prompt: str | list[str],
+    lyrics: str | list[str] = "",
+    *,
+    model: str | os.PathLike | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    backend: str | None = None,
+    **request: Any,
+) -> Song | list[Song]:
+    """Make a song, or a list of them where prompt, lyrics or seed is a list.
+
+    The model is loaded on the first call and kept for the next one.
+
+    Args:
+        prompt: what the music is like.
+        lyrics: the words, with section tags such as ``[verse]``.
+        model: see ``load``; ``$ACEFAST_MODEL``, else ace-step-1.5-turbo, where none is given.
+        device, dtype, backend: see ``load``.
+        request: every option of ``acefast.Request``, such as ``duration=60.0`` or ``seed=1``.
+    Raises:
+        RequestError, CheckpointError, BackendUnavailable: one sentence each, before work starts where possible.
+    """
+    songs, _ = expand(prompt, lyrics, **request)  # refuse a bad request before a model is loaded
+    del songs
+    return _kept(os.fspath(model or default_model()), device, dtype, backend).generate(prompt, lyrics, **request)
+
+
+def default_model() -> str:
+    """The model that is taken where none is named."""
+    return os.environ.get("ACEFAST_MODEL") or DEFAULT_MODEL
+
+
+@functools.lru_cache(maxsize=1)
+def _kept(model: str, device: Any, dtype: Any, backend: str | None) -> Pipeline:
+    return load(model, device=device, dtype=dtype, backend=backend)
+
+
+def load(
+    model: str | os.PathLike,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    backend: str | None = None,
+) -> Pipeline:
+    """Open a checkpoint and put its networks on a device.
+
+    Args:
+        model: a name such as "ace-step-1.5-turbo" (``acefast info`` lists them), a folder or file, or a hub repo id.
+        device: "cuda" where there is a GPU, else "cpu", where none is given.
+        dtype: of weights and activations: bfloat16 where none is given, the dtype of published checkpoints (float32 on
+            mps). A CPU without matrix units for it still multiplies in float32.
+        backend: "reference", "triton", "cuda", "cpu" or "auto"; see ``acefast.use_backend``.
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged or incomplete.
+        BackendUnavailable: the backend named cannot run here.
+    """
+    with use_backend(backend) if backend else contextlib.nullcontext():
+        pass  # refuse a backend that cannot run before anything is read
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    checkpoint = open_checkpoint(model)
+    checkpoint.check()
+    from acefast.models.v15.model import Model
+
+    with _memory("loading", "take a GPU with more memory, or dtype='bfloat16'"):
+        return Pipeline(Model(checkpoint, device, as_dtype(dtype, device)), backend)
+
+
+def as_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    """The dtype asked for, or the device's default."""
+    if dtype is None:
+        return torch.float32 if device.type == "mps" else torch.bfloat16
+    names = {"bfloat16": torch.bfloat16, "bf16": torch.bfloat16, "float16": torch.float16, "fp16": torch.float16}
+    names |= {"float32": torch.float32, "fp32": torch.float32}
+    found = names.get(dtype) if isinstance(dtype, str) else dtype
+    if found not in names.values():
+        raise RequestError(f"dtype must be bfloat16, float16 or float32, got {dtype!r}")
+    return found
+
+
+class Pipeline:
+    """A loaded model that makes songs; not to be called from two threads at once."""
+
+    def __init__(self, model: Any, backend: str | None = None) -> None:
+        self.model, self.backend = model, backend
+
+    @property
+    def name(self) -> str:
+        """The checkpoint's name."""
+        return self.model.traits.name
+
+    def generate(
+        self, prompt: str | list[str], lyrics: str | list[str] = "", *, progress: Progress | None = None, **request: Any
+    ) -> Song | list[Song]:
+        """Make a song, or a list of them where ``prompt``, ``lyrics`` or ``seed`` is a list.
+
+        Lists must have one length; what is not a list serves every song. All other options are shared by the batch.
+
+        Args:
+            progress: called as ``progress(stage, done, total)``; stages are "text", "diffusion", "decode" and "finish".
+            request: every option of ``acefast.Request``.
+        Raises:
+            RequestError: one sentence, before work starts where the reason can be known then.
+            acefast.sampling.Cancelled: ``on_step`` stopped the song.
+        """
+        requests, many = expand(prompt, lyrics, **request)
+        requests = [r.for_checkpoint(self.model.traits) for r in requests]
+        batches = [[r] for r in requests] if requests[0].deterministic else [requests]
+        with torch.inference_mode(), use_backend(self.backend) if self.backend else contextlib.nullcontext():
+            songs = [song for batch in batches for song in self._batch(batch, progress or (lambda *_: None))]
+        return songs if many else songs[0]
+
+    def _batch(self, requests: list[Request], progress: Progress) -> list[Song]:
+        """Songs that differ only in prompt, lyrics, seed and noise, made together."""
+        model, request, timings = self.model, requests[0], {}
+        audio, reference = model.check(requests)
+        # The official base and sft models make their schedule in the model's dtype; turbo's are exact decimals.
+        rounded = request.precision == "upstream" and request.semantics == "official" and not model.traits.is_turbo
+        timesteps = _timesteps(request, model.dtype if rounded else torch.float64)
+        with _stage("text", timings, progress):
+            task = model.task(requests, audio)
+            noise = self._noise(requests, task)
+            conditions = model.conditions(requests, task, reference, timesteps)
+            switched = None
+            if request.strength is not None and request.strength < 1 and request.acts_as in ("cover", "cover-nofsq"):
+                switched = model.conditions(requests, task, reference, timesteps, as_text2music=True)
+        with _stage("diffusion", timings, progress, len(timesteps)):
+            latents = self._sample(requests, task, noise, timesteps, conditions, switched, progress)
+        del conditions, switched
+        with _stage("decode", timings, progress):
+            waves = model.decode(latents, lambda done, total: progress("decode", done, total)).numpy()
+        with _stage("finish", timings, progress):
+            songs = []
+            for i, (r, wave) in enumerate(zip(requests, waves)):
+                songs.append(
+                    Song(
+                        audio=finish(wave, r, task),
+                        latents=latents[i].float().cpu(),
+                        sample_rate=model.sample_rate,
+                        seed=r.seed,
+                        codes=None if task.codes is None else task.codes[min(i, len(task.codes) - 1)],
+                        request=r,
+                        model=self.name,
+                    )
+                )
+        for song in songs:
+            song.timings = dict(timings)
+        return songs
+
+    def _noise(self, requests: list[Request], task: Task) -> Tensor:
+        """[B, T, D] float32: each song's initial noise, from its own seed or as injected."""
+        model, shape = self.model, (task.frames, task.source.shape[-1])
+        if requests[0].noise is not None:
+            rows = [torch.as_tensor(np.asarray(r.noise) if not torch.is_tensor(r.noise) else r.noise) for r in requests]
+            noise = torch.stack([row.reshape(row.shape[-2:]).float() for row in rows])
+            if tuple(noise.shape[1:]) != shape:
+                raise RequestError(f"noise must be [T, {shape[1]}] with T = {shape[0]} here, got {list(noise.shape[1:])}")
+            if not noise.isfinite().all():
+                raise RequestError("noise holds NaN or infinity; give finite values of about unit variance")
+            return noise.to(model.device)
+
+        def draw(seeds: list[int]) -> Tensor:
+            if requests[0].noise_source == "philox":
+                return philox_normal(seeds, shape, device=model.device)
+            # Upstream: one generator per song on the compute device, drawn in the model's dtype.
+            rows = [torch.Generator(model.device).manual_seed(_signed(seed)) for seed in seeds]
+            rows = [torch.randn((1, *shape), generator=g, device=model.device, dtype=model.dtype) for g in rows]
+            return torch.cat(rows).float()
+
+        noise = draw([r.seed for r in requests])
+        if requests[0].variation:
+            noise = sampling.mix_noise(noise, draw([r.variation_seed for r in requests]), requests[0].variation)
+        return noise
+
+    def _sample(
+        self,
+        requests: list[Request],
+        task: Task,
+        noise: Tensor,
+        timesteps: list[float],
+        conditions: Conditions,
+        switched: Conditions | None,
+        progress: Progress,
+    ) -> Tensor:
+        """The diffusion loop: [B, T, D] clean latents, float32."""
+        request, model = requests[0], self.model
+        official = request.semantics == "official"
+        upstream = request.precision == "upstream"
+        latents = noise
+        if request.cover_noise:
+            latents, timesteps = sampling.noised_start(timesteps, noise, task.source.to(noise), request.cover_noise)
+        steps = len(timesteps)
+        switch = steps if switched is None else int(steps * request.strength)
+
+        def predict(x: Tensor, t: float, step: int, both: bool) -> Tensor | tuple[Tensor, Tensor]:
+            current = switched if official and step >= switch else conditions
+            return model.velocity(x, t, current, unconditional=both, upstream_time=upstream)
+
+        velocity = guided(
+            predict,
+            Guidance(
+                request.guidance_scale,
+                request.guidance,
+                request.guidance_interval,
+                request.semantics,
+                request.guidance_momentum,
+                request.guidance_norm,
+                request.guidance_eta,
+                state_dtype=model.dtype if upstream else torch.float32,
+            ),
+        )
+        if switched is not None and not official:
+            velocity = _blended(velocity, model, switched, request.strength, upstream)
+
+        correct = None
+        if request.dcw != "off":
+            correct = lambda x, clean, t, t_next: sampling.wavelet_correction(x, clean, t, mode=request.dcw)  # noqa: E731
+        plan = _repaint_plan(request, task)
+        clean = None if task.clean is None else task.clean.to(noise)
+        kept = None if clean is None else task.audio.mask().to(noise.device)
+        inject = None
+        if plan is not None and plan.injected_steps(steps):
+            held = plan.injected_steps(steps)
+            inject = lambda x, step, t: sampling.inject(x, clean, noise, kept, t) if step < held else x  # noqa: E731
+
+        def on_step(info: sampling.StepInfo) -> Any:
+            progress("diffusion", info.step + 1, info.steps)
+            return None if request.on_step is None else request.on_step(info)
+
+        latents = sampling.sample(
+            velocity,
+            latents,
+            timesteps,
+            solver=request.solver,
+            seeds=[r.seed for r in requests],
+            correct=correct,
+            after_step=inject,
+            on_step=on_step,
+            state_dtype=model.dtype if upstream else torch.float32,
+        ).float()
+        if not latents.isfinite().all():
+            raise RequestError(
+                f"latents became NaN or infinite in {model.dtype} within {steps} steps; try dtype=float32, another seed "
+                "or less guidance"
+            )
+        if plan is not None and plan.boundary_frames:
+            latents = sampling.blend_boundary(latents, clean.expand_as(latents), kept, plan.boundary_frames)
+        return latents
+
+
+def finish(wave: np.ndarray, request: Request, task: Task) -> np.ndarray:
+    """The decoded waveform [2, N] as it leaves: kept parts of the source put back, level set, ends faded.
+
+    Where the source's own samples are put back the level stays theirs, unless ``normalize`` asks for another than the
+    default; a peak above full scale is divided out of the whole.
+    """
+    plan = _repaint_plan(request, task)
+    level = request.normalize
+    if plan is not None and plan.splice:
+        check_finite("audio", wave)
+        generated, wave = wave, task.audio.waveform
+        for start, end in task.audio.regions:
+            wave = splice(generated, wave, start, end, plan.wave_fade_seconds)
+        wave = wave[:, : generated.shape[1]]
+        if level == options()["normalize"].default:
+            level = None
+            wave = wave / np.float32(max(peak(wave), 1.0))
+    return fade(normalise(wave, level), request.fade_in, request.fade_out)
+
+
+def _repaint_plan(request: Request, task: Task) -> sampling.RepaintPlan | None:
+    """How a repaint holds on to its source; None for tasks that keep nothing, and in diffusers' semantics."""
+    if task.clean is None or request.semantics == "diffusers":
+        return None
+    return sampling.repaint_plan(request.repaint_mode, 0.5 if request.strength is None else request.strength)
+
+
+def _timesteps(request: Request, dtype: torch.dtype) -> list[float]:
+    if request.timesteps is not None:
+        return list(request.timesteps)
+    return sampling.schedule(request.steps, request.sigma_shift, dtype=dtype)
+
+
+def _blended(velocity: Any, model: Any, other: Conditions, strength: float, upstream: bool) -> Any:
+    """Diffusers' cover strength: every step a blend of both conditions' velocities, the other one unguided."""
+
+    def blend(x: Tensor, t: float, step: int, corrector: bool) -> Tensor:
+        mine = velocity(x, t, step, corrector)
+        return strength * mine + (1 - strength) * model.velocity(x, t, other, upstream_time=upstream)
+
+    return blend
+
+
+def _signed(seed: int) -> int:
+    """torch takes 64-bit seeds as signed integers."""
+    return seed - (1 << 64) if seed >= 1 << 63 else seed
+
+
+@contextlib.contextmanager
+def _stage(name: str, timings: dict[str, float], progress: Progress, total: int = 1) -> Iterator[None]:
+    progress(name, 0, total)
+    begun = time.perf_counter()
+    with _memory(name, "lower duration or the number of songs in the batch, or take dtype='bfloat16'"):
+        yield
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    timings[name] = time.perf_counter() - begun
+    progress(name, total, total)
+
+
+@contextlib.contextmanager
+def _memory(stage: str, way_out: str) -> Iterator[None]:
+    """Turn running out of memory into one sentence: which stage, how much, what to lower."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        text = " ".join(str(error).split())
+        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
+            if "not enough memory" not in text and "can't allocate memory" not in text:
+                raise
+        raise RequestError(f"{stage} ran out of memory ({text[:200] or 'no details'}); {way_out}") from error

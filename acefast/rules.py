@@ -1,0 +1,102 @@
+"""Which options go together: what a task needs, and what has no use beside another option."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from acefast.options import REPAINT, SOURCE_TASKS, listed
+from acefast.values import RequestError, refusal
+
+if TYPE_CHECKING:
+    from acefast.request import Request
+
+
+def check_together(request: Request) -> None:
+    """Refuse a request whose options, each fine by itself, contradict each other or would be ignored.
+
+    Raises:
+        RequestError: in one sentence, with the way out.
+    """
+    for check in (_text, _task, _source, _repaint, _times, _sampling):
+        check(request)
+
+
+def _text(request: Request) -> None:
+    if request.instrumental and request.lyrics.strip() not in ("", "[Instrumental]"):
+        raise RequestError("instrumental=True leaves no room for lyrics; give one of the two")
+    words = request.prompt.strip() or request.lyrics.strip() or request.instrumental
+    if request.task == "text2music" and not words and not request.codes and request.reference is None:
+        raise RequestError("prompt and lyrics are both empty; describe the music, give words or take instrumental=True")
+
+
+def _task(request: Request) -> None:
+    task = f"task={request.task!r}"
+    for name, about in request.given().items():
+        if about.tasks and not {request.task, request.acts_as} & {*about.tasks}:
+            raise RequestError(f"{name} has no use in {task}, only in {listed(about.tasks)}; leave it out")
+
+
+def _source(request: Request) -> None:
+    task = f"task={request.task!r}"
+    if request.codes and request.source is not None:
+        raise RequestError("codes and source are both given; a cover follows one of them")
+    if request.task in SOURCE_TASKS and request.source is None and not request.codes:
+        codes = " or codes" if request.task == "cover" else ""
+        raise RequestError(f"source is missing in {task}; give a path, an array or a Song{codes}")
+    if request.cover_noise and request.source is None:
+        raise RequestError("cover_noise needs source, the song to start from; leave it out with codes")
+    if request.duration is not None and request.source is not None and request.task != "extend":
+        raise RequestError(f"duration has no use in {task}, where the source's length counts; leave it out")
+    if request.codes and request.duration is not None and len(request.codes) / 5 > request.duration:
+        needs = f"at least the {len(request.codes) / 5:g} seconds the codes last"
+        raise refusal("duration", needs, request.duration, "leave it out")
+
+
+def _repaint(request: Request) -> None:
+    if request.task not in REPAINT:
+        return
+    if request.strength is not None and request.repaint_mode != "balanced":
+        raise RequestError(f"strength has no use in repaint_mode={request.repaint_mode!r}; take 'balanced'")
+    for name in ("strength", "repaint_mode"):
+        if request.semantics == "diffusers" and name in request.given():
+            raise RequestError(f"{name} has no use in {request.task} with semantics='diffusers'; leave it out")
+
+
+def _times(request: Request) -> None:
+    start, end = request.start, request.end
+    if start is not None and end is not None and start >= end:
+        raise refusal("start", f"before end, which is {end:g} seconds", start)
+    if request.task == "extend":
+        if end is not None and request.duration is not None:
+            raise RequestError("end and duration both say how long task='extend' makes the song; give one of them")
+        if end is None and request.duration is None and not (start is not None and start < 0):
+            raise RequestError(
+                "task='extend' must add something; give start below 0, end past the source's end "
+                "or duration, the length of the whole"
+            )
+    elif start is not None and start < 0:
+        raise refusal(
+            "start", f"0 seconds or more in task={request.task!r}", start, "task='extend' adds music in front"
+        )
+    elif end == 0:
+        raise refusal("end", "above 0 seconds", end, "leave it out for the source's end")
+    if request.duration is not None and request.fade_in + request.fade_out > request.duration:
+        fades = request.fade_in + request.fade_out
+        raise RequestError(f"fade_in and fade_out take {fades:g} of the {request.duration:g} seconds; shorten them")
+
+
+def _sampling(request: Request) -> None:
+    if request.timesteps is not None:
+        if request.steps not in (None, len(request.timesteps)):
+            raise RequestError(
+                f"steps is {request.steps} and timesteps has {len(request.timesteps)} entries; give one of them"
+            )
+        if request.sigma_shift is not None:
+            raise RequestError("sigma_shift has no use with timesteps, which are taken as they are; leave one out")
+    for name in ("guidance_momentum", "guidance_norm", "guidance_eta"):
+        if request.guidance != "apg" and name in request.given():
+            raise RequestError(f"{name} has no use with guidance={request.guidance!r}, only with 'apg'; leave it out")
+    if request.variation_seed is not None and not request.variation:
+        raise RequestError("variation_seed has no use while variation is 0; set variation above 0 or leave it out")
+    if request.dcw != "off" and request.solver == "sde":
+        raise RequestError("dcw has no use with solver='sde'; leave it out or take 'euler' or 'heun'")

@@ -1,0 +1,349 @@
+"""From noise to latents: schedules, solvers and what may happen between two steps.
+
+Everything here is a pure function of its tensors: no global generator is read, nothing is printed. Latents mix clean
+data and noise as ``x_t = t * noise + (1 - t) * clean``; the velocity is ``noise - clean``; t runs from 1 down to 0.
+Shapes are [B, ...] with time in ``time_dim``: [B, T, 64] in the v1.5 family.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from acefast.ops.philox import philox_normal
+
+SOLVERS = ("euler", "heun", "sde")
+SDE_STREAM = 1  # Philox stream of the SDE noise of step 0; later steps count on, stream 0 is the initial noise
+
+Velocity = Callable[[Tensor, float, int, bool], Tensor]
+
+
+class Cancelled(Exception):
+    """Sampling was stopped by its ``on_step`` hook; ``step`` is the last step that was done, from 0."""
+
+    def __init__(self, step: int, steps: int) -> None:
+        super().__init__(f"cancelled after step {step + 1} of {steps}")
+        self.step = step
+
+
+@dataclass
+class StepInfo:
+    """What ``on_step`` is told after a step. The tensors are the sampler's own: return a new one, write into none."""
+
+    step: int  # from 0
+    steps: int
+    t: float  # the step went from t
+    t_next: float  # to t_next; 0 after the last one
+    latents: Tensor
+    elapsed: float  # seconds since sampling began, on the CPU's clock: a GPU may still be at work
+    cancelled: bool = False
+    _before: Tensor = field(default=None, repr=False)
+    _velocity: Tensor = field(default=None, repr=False)
+
+    @property
+    def denoised(self) -> Tensor:
+        """The clean latents as estimated from this step's first velocity, ``x - v * t``; computed when asked for."""
+        return self._before - self._velocity * self.t
+
+    def cancel(self) -> None:
+        """Stop once the hook returns, with ``Cancelled``."""
+        self.cancelled = True
+
+
+def schedule(steps: int, sigma_shift: float, *, dtype: torch.dtype = torch.float64) -> list[float]:
+    """Timesteps t_0 = 1 > ... > t_(steps-1); the 0 at the end is implied.
+
+    ``t = s u / (1 + (s - 1) u)`` of evenly spaced u. A shift s above 1 spends more steps near the noise.
+
+    Args:
+        dtype: fp64 rounds each t once, which gives the turbo checkpoints' tables digit for digit. A narrower one is a
+            parity habit, every operation rounded to it: fp32 is diffusers', bf16 the official base and sft models'.
+    Raises:
+        ValueError: ``steps`` below 1, or ``sigma_shift`` not above 0.
+    """
+    if steps < 1:
+        raise ValueError(f"schedule: steps must be 1 or more, got {steps}")
+    if not 0 < sigma_shift < math.inf:
+        raise ValueError(f"schedule: sigma_shift must be above 0, got {sigma_shift}")
+    if dtype == torch.float64:
+        s = Fraction(sigma_shift)
+        return [float(s * n / (steps + (s - 1) * n)) for n in range(steps, 0, -1)]
+    t = torch.linspace(1.0, 0.0, steps + 1, dtype=dtype)
+    if sigma_shift != 1:
+        t = sigma_shift * t / (1 + (sigma_shift - 1) * t)
+    return t[:-1].tolist()
+
+
+def parse_timesteps(timesteps: str | Sequence[float]) -> list[float]:
+    """A user's timesteps, as text ("0.97, 0.5, 0.18, 0") or numbers. Zeros at the end mark the end and are dropped.
+
+    Raises:
+        ValueError: not numbers, none left, outside (0, 1], or not strictly decreasing.
+    """
+    words = [w for w in re.split(r"[\s,;]+", timesteps) if w] if isinstance(timesteps, str) else timesteps
+    try:
+        values = [float(word) for word in words]
+    except (TypeError, ValueError):
+        raise ValueError(f"timesteps: must be numbers, got {timesteps!r}") from None
+    while values and values[-1] == 0:
+        values.pop()
+    _check_timesteps(values)
+    if len(set(values)) < len(values):
+        raise ValueError(f"timesteps: must strictly decrease, got one twice in {values}")
+    return values
+
+
+def sample(
+    velocity: Velocity,
+    noise: Tensor,
+    timesteps: Sequence[float],
+    *,
+    solver: str = "euler",
+    start: int = 0,
+    seeds: Sequence[int] | None = None,
+    sde_noise: Callable[[int], Tensor] | None = None,
+    correct: Callable[[Tensor, Tensor, float, float], Tensor] | None = None,
+    after_step: Callable[[Tensor, int, float], Tensor] | None = None,
+    on_step: Callable[[StepInfo], Tensor | bool | None] | None = None,
+    state_dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Integrates the velocity from ``timesteps[start]`` down to 0.
+
+    euler  x <- x - v dt
+    heun   x <- x - (v + v2) dt / 2, v2 at Euler's result and t_next, also where t_next is 0; two evaluations a step
+    sde    x <- t_next * eps + (1 - t_next) * (x - v t), eps fresh each step; the last step draws none
+
+    Args:
+        velocity: ``velocity(latents, t, step, corrector)``, guided; ``corrector`` marks Heun's second evaluation.
+        noise: latents at ``timesteps[start]``, [B, ...].
+        timesteps: t of each step, decreasing within (0, 1], without the final 0.
+        start: index of the first step to run; steps keep their numbers.
+        seeds: one per song; the SDE noise of step i is stream ``SDE_STREAM + i`` of that song's seed.
+        sde_noise: ``sde_noise(step)`` in place of that, a tensor of the noise's shape.
+        correct: ``correct(latents, denoised, t, t_next)`` after each Euler or Heun step, such as
+            ``wavelet_correction``; ``denoised`` is ``x - v t`` of the step's first velocity.
+        after_step: ``after_step(latents, step, t_next)`` then, such as ``inject``.
+        on_step: then called with a ``StepInfo``. None goes on, a tensor replaces the latents, False cancels.
+        state_dtype: of the latents between steps. fp32 is exact enough to never matter. bf16 (or fp16) is upstream's
+            habit: latents, velocity and noise are rounded to it; so are t, dt = t - t_next and 1 - t_next, t also as
+            the model is told it; and each product and sum is rounded on its own.
+    Returns:
+        Latents at t = 0, of noise's shape, in ``state_dtype``.
+    Raises:
+        ValueError: unknown solver, timesteps or start out of range, "sde" without a source of noise, or a callable
+            returned another shape.
+        TypeError: ``on_step`` returned something else.
+        Cancelled: ``on_step`` asked for it.
+    """
+    begun = time.perf_counter()
+    if solver not in SOLVERS:
+        raise ValueError(f"sample: solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
+    _check_timesteps(timesteps)
+    steps = len(timesteps)
+    if not 0 <= start < steps:
+        raise ValueError(f"sample: start must be 0 to {steps - 1}, got {start}")
+    if solver == "sde" and sde_noise is None:
+        sde_noise = _philox_noise(seeds, noise)
+
+    def rounded(value: float) -> float:
+        return value if state_dtype.itemsize >= 4 else torch.tensor(value, dtype=state_dtype).item()
+
+    def checked(what: str, tensor: Tensor) -> Tensor:
+        if tensor.shape != noise.shape:
+            raise ValueError(f"sample: {what} must be of shape {list(noise.shape)}, got {list(tensor.shape)}")
+        return tensor.to(noise.device, state_dtype)
+
+    times = [*map(rounded, timesteps), 0.0]
+    x = noise.to(state_dtype)
+    for step in range(start, steps):
+        t, t_next = times[step], times[step + 1]
+        before, v = x, checked("velocity", velocity(x, t, step, False))
+        if solver == "sde":
+            x = before - v * t
+            if t_next > 0:
+                x = checked("sde_noise", sde_noise(step)) * t_next + x * rounded(1.0 - t_next)
+        else:
+            dt = rounded(t - t_next)
+            x = before - v * dt
+            if solver == "heun":
+                x = before - (v + checked("velocity", velocity(x, t_next, step, True))) * (0.5 * dt)
+            if correct is not None:
+                x = checked("correct", correct(x, before - v * t, t, t_next))
+        if after_step is not None:
+            x = checked("after_step", after_step(x, step, t_next))
+        if on_step is not None:
+            info = StepInfo(step, steps, t, t_next, x, time.perf_counter() - begun, _before=before, _velocity=v)
+            answer = on_step(info)
+            if answer is False or info.cancelled:
+                raise Cancelled(step, steps)
+            if isinstance(answer, Tensor):
+                x = checked("on_step", answer)
+            elif answer is not None:
+                raise TypeError(f"on_step must return None, a tensor or False, got {type(answer).__name__}")
+    return x
+
+
+def mix_noise(noise: Tensor, other: Tensor, variation: float) -> Tensor:
+    """A retake's noise: ``cos(a) * noise + sin(a) * other`` with a = variation * pi / 2, which keeps the variance.
+
+    ``variation`` 0 returns ``noise``, 1 returns ``other``. Raises ValueError outside of 0..1.
+    """
+    _check_share("mix_noise", "variation", variation)
+    if variation in (0, 1):
+        return other if variation else noise
+    angle = variation * math.pi / 2
+    return math.cos(angle) * noise + math.sin(angle) * other
+
+
+def noised_start(
+    timesteps: Sequence[float], noise: Tensor, source: Tensor, amount: float
+) -> tuple[Tensor, list[float]]:
+    """A cover's start from its source: (latents, the timesteps that remain).
+
+    The start is the timestep t nearest to ``1 - amount`` (the noisier of two), the latents are
+    ``t * noise + (1 - t) * source``. ``amount`` 0 changes nothing. Raises ValueError outside of 0..1.
+    """
+    _check_share("noised_start", "amount", amount)
+    if amount == 0:
+        return noise, list(timesteps)
+    index = min(range(len(timesteps)), key=lambda i: abs(timesteps[i] - (1.0 - amount)))
+    t = timesteps[index]
+    return t * noise + (1.0 - t) * source, list(timesteps[index:])
+
+
+def wavelet_correction(
+    latents: Tensor,
+    denoised: Tensor,
+    t: float,
+    *,
+    mode: str = "double",
+    scale: float = 0.05,
+    high_scale: float = 0.02,
+    time_dim: int = 1,
+) -> Tensor:
+    """Pushes latents away from the clean estimate, separately in the two bands of a Haar wavelet along time.
+
+    Args:
+        latents: after the step; denoised: ``x - v t`` from before it. One shape.
+        t: timestep before the step. Slow changes are pushed by ``t * scale``, fast ones by ``(1 - t) * scale``.
+        mode: "low" or "high", one band; "double", both, the high one by ``high_scale``; "pix", ``scale`` on all.
+    Returns:
+        As ``latents``. With an odd number of frames the last one's partner is a frame of zeros, cut off again.
+    Raises ValueError for an unknown mode. Source: arXiv 2604.16044.
+    """
+    bands = {
+        "low": (t * scale, 0.0),
+        "high": (0.0, (1.0 - t) * scale),
+        "double": (t * scale, (1.0 - t) * high_scale),
+        "pix": (scale, scale),
+    }
+    if mode not in bands:
+        raise ValueError(f"wavelet_correction: mode must be one of {', '.join(bands)}, got {mode!r}")
+    low, high = bands[mode]
+    # The transform is linear, so only the difference passes through it. A pair's bands are (a + b) and (a - b) over
+    # sqrt(2); back in time each frame gets half their scaled sum or difference.
+    frames = (latents - denoised).movedim(time_dim, 0)
+    if odd := frames.shape[0] % 2:
+        frames = torch.cat([frames, torch.zeros_like(frames[:1])])
+    a, b = frames[0::2], frames[1::2]
+    mean, half = (a + b) * (0.5 * low), (a - b) * (0.5 * high)
+    change = torch.stack([mean + half, mean - half], dim=1).flatten(0, 1)
+    return latents + change[: change.shape[0] - odd].movedim(0, time_dim)
+
+
+@dataclass(frozen=True)
+class RepaintPlan:
+    """How strictly a repaint holds on to what lies outside its region."""
+
+    injection_ratio: float  # share of the steps after which the outside is set back to the noised source
+    boundary_frames: int  # latent frames of cross-fade outside the region, after sampling
+    wave_fade_seconds: float  # of the waveforms' cross-fade; used where ``splice``
+    splice: bool  # whether the source's waveform replaces what was generated outside
+
+    def injected_steps(self, steps: int) -> int:
+        """Steps 0 .. n - 1 of ``steps`` are followed by ``inject``."""
+        return round(self.injection_ratio * steps)
+
+
+def repaint_plan(mode: str, strength: float = 0.5) -> RepaintPlan:
+    """The plan of ``mode`` "conservative", "balanced" or "aggressive"; only "balanced" reads ``strength``.
+
+    Raises ValueError for another mode, or a strength outside of 0..1.
+    """
+    _check_share("repaint_plan", "strength", strength)
+    if mode not in ("conservative", "balanced", "aggressive"):
+        raise ValueError(f"repaint_plan: mode must be conservative, balanced or aggressive, got {mode!r}")
+    hold = {"conservative": 1.0, "balanced": 1.0 - strength, "aggressive": 0.0}[mode]
+    return RepaintPlan(hold, round(25 * hold), 0.05 * hold, mode != "aggressive")
+
+
+def inject(latents: Tensor, source: Tensor, noise: Tensor, mask: Tensor, t_next: float, *, time_dim: int = 1) -> Tensor:
+    """``latents`` with every frame outside the region set to the source at noise level ``t_next``.
+
+    Args:
+        source, noise: clean source latents and the song's initial noise, latents' shape.
+        mask: [T] or [B, T], true or not 0 inside the region.
+    """
+    inside = _frames(mask, latents, time_dim) != 0
+    return torch.where(inside, latents, (t_next * noise + (1.0 - t_next) * source).to(latents.dtype))
+
+
+def blend_boundary(latents: Tensor, source: Tensor, mask: Tensor, frames: int, *, time_dim: int = 1) -> Tensor:
+    """``latents`` inside the region, ``source`` outside, and a linear ramp over the ``frames`` frames next to it.
+
+    A frame at distance d from the region keeps ``1 - d / (frames + 1)`` of its latents. 0 frames blend nothing and
+    return ``latents`` as they are, outside too. Shapes as in ``inject``.
+    """
+    if frames < 0:
+        raise ValueError(f"blend_boundary: frames must be 0 or more, got {frames}")
+    if frames == 0:
+        return latents
+    inside = mask != 0
+    far = mask.shape[-1] + frames
+    index = torch.arange(mask.shape[-1], device=mask.device).expand_as(mask)
+    previous = torch.where(inside, index, -far).cummax(-1).values  # the region's nearest frame, before and after
+    following = torch.where(inside, index, 2 * far).flip(-1).cummin(-1).values.flip(-1)
+    distance = torch.minimum(index - previous, following - index)
+    weight = (1.0 - distance.to(latents.dtype) / (frames + 1)).clamp_(min=0)
+    return torch.lerp(source.to(latents.dtype), latents, _frames(weight, latents, time_dim))
+
+
+def _frames(mask: Tensor, latents: Tensor, time_dim: int) -> Tensor:
+    """A [T] or [B, T] mask in a shape that broadcasts over ``latents``."""
+    B, T = latents.shape[0], latents.shape[time_dim]
+    if mask.shape not in ((T,), (B, T)):
+        raise ValueError(f"mask must be [T] or [B, T] = {[T]} or {[B, T]}, got {list(mask.shape)}")
+    shape = [1] * latents.ndim
+    shape[0], shape[time_dim] = (*mask.shape[:-1], 1)[0], T
+    return mask.reshape(shape).to(latents.device)
+
+
+def _philox_noise(seeds: Sequence[int] | None, like: Tensor) -> Callable[[int], Tensor]:
+    if seeds is None or len(seeds) != like.shape[0]:
+        raise ValueError(f"sample: solver 'sde' needs one seed per song, {like.shape[0]}, or sde_noise; got {seeds}")
+    shape = tuple(like.shape[1:])
+    return lambda step: philox_normal(seeds, shape, stream=SDE_STREAM + step, device=like.device)
+
+
+def _check_timesteps(values: Sequence[float]) -> None:
+    if not values:
+        raise ValueError("timesteps: must hold at least one above 0, got none")
+    for value in values:
+        if not 0 < value <= 1:
+            raise ValueError(f"timesteps: each must be above 0 and at most 1, got {value}")
+    for a, b in itertools.pairwise(values):
+        if b > a:
+            raise ValueError(f"timesteps: must decrease, got {b} after {a}")
+
+
+def _check_share(where: str, name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{where}: {name} must be 0 to 1, got {value}")

@@ -1,0 +1,65 @@
+"""Which backend runs: argument > use_backend > environment > auto, and nothing falls back in silence."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from acefast import backends
+from acefast.backends import BackendUnavailable, choose_backend, use_backend
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def all_available(monkeypatch):
+    monkeypatch.setattr(backends, "why_unavailable", lambda name: "")
+    monkeypatch.delenv("ACEFAST_BACKEND", raising=False)
+
+
+def test_auto_takes_the_first_kernel_that_fits_the_device(all_available):
+    assert choose_backend("op", None, GPU, ("cuda", "triton", "cpu")) == "cuda"
+    assert choose_backend("op", None, CPU, ("cuda", "triton", "cpu")) == "cpu"
+    assert choose_backend("op", None, CPU, ("cuda",)) == "reference"
+
+
+def test_auto_skips_what_is_not_installed(monkeypatch):
+    monkeypatch.setattr(backends, "why_unavailable", lambda name: "missing" if name == "cuda" else "")
+    assert choose_backend("op", None, GPU, ("cuda", "triton")) == "triton"
+
+
+def test_argument_beats_context_beats_environment(all_available, monkeypatch):
+    monkeypatch.setenv("ACEFAST_BACKEND", "triton")
+    order = ("cuda", "triton")
+    assert choose_backend("op", None, GPU, order) == "triton"
+    with use_backend("cuda"):
+        assert choose_backend("op", None, GPU, order) == "cuda"
+        assert choose_backend("op", "reference", GPU, order) == "reference"
+    assert choose_backend("op", None, GPU, order) == "triton"
+
+
+def test_backend_named_for_an_op_runs_or_raises(all_available):
+    with pytest.raises(BackendUnavailable, match=r"op: backend='cuda' cannot run: .*no cuda kernel.*; try backend="):
+        choose_backend("op", "cuda", GPU, ("triton",))
+
+
+def test_backend_in_force_leaves_ops_without_that_kernel_on_the_reference(all_available):
+    with use_backend("triton"):
+        assert choose_backend("op", None, GPU, ("cuda",)) == "reference"
+
+
+def test_unavailable_backend_says_why(monkeypatch):
+    monkeypatch.setattr(backends, "why_unavailable", lambda name: "torch sees no CUDA GPU")
+    with pytest.raises(BackendUnavailable, match="torch sees no CUDA GPU"), use_backend("triton"):
+        pass
+
+
+def test_unknown_backend_is_refused():
+    with pytest.raises(BackendUnavailable, match=r"'metal' is unknown; it is one of reference, triton"):
+        choose_backend("op", "metal", CPU)
+
+
+def test_context_restores_the_backend_after_an_error(all_available):
+    with pytest.raises(ZeroDivisionError), use_backend("triton"):
+        raise ZeroDivisionError
+    assert choose_backend("op", None, GPU, ("cuda", "triton")) == "cuda"
