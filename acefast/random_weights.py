@@ -17,7 +17,7 @@ from torch import Tensor
 
 SILENCE_FRAMES = 15_000  # 600 s
 _BLOCK = 4_194_301  # normal numbers drawn once; a prime, so that no tensor's rows line up with its repeats
-_PIECE = 1 << 20
+_PIECE = 1 << 15  # numbers handled at once: they stay in cache, and torch starts no threads for so few
 _NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 
 # Two parts of a VAE convolution's name -> norm of its folded rows. Before each of them a snake raises the second moment
@@ -56,7 +56,7 @@ class RandomTensors:
             return
         mean, deviation = _moments(name, shape)
         for piece in self.normal(name, math.prod(shape)):
-            yield torch.add(piece.new_full((), mean), piece, alpha=deviation)
+            yield piece * deviation + mean if mean else piece * deviation
 
     def __call__(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """The whole tensor, see ``pieces``."""

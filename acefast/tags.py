@@ -69,7 +69,8 @@ def write_riff_info(path: Path, tags: Mapping[str, str]) -> None:
         text = value.encode() + b"\0"
         items += struct.pack("<4sI", TAGS[name][0].encode(), len(text)) + text + b"\0" * (len(text) % 2)
     with open(path, "r+b") as file:
-        file.write(b"\0" * (file.seek(0, 2) % 2) + struct.pack("<4sI4s", b"LIST", 4 + len(items), b"INFO") + items)
+        file.seek(0, 2)  # an even byte: libsndfile pads the audio
+        file.write(struct.pack("<4sI4s", b"LIST", 4 + len(items), b"INFO") + items)
         size = file.tell() - 8
         file.seek(4)
         file.write(struct.pack("<I", size))

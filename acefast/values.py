@@ -107,7 +107,7 @@ def real(name: str, value: Any, low: float, high: float, needs: str) -> float:
         number = float(value)
     except OverflowError:
         number = math.inf
-    if not (math.isfinite(number) and low <= number <= high):
+    if not low <= number <= high:  # NaN is in no range
         raise refusal(name, needs, value)
     return number
 

@@ -49,7 +49,7 @@ def reference_segments(audio: np.ndarray) -> np.ndarray:
 def normalise(audio: np.ndarray, peak_dbfs: float | None = -1.0) -> np.ndarray:
     """Scale ``audio`` so that its largest sample is ``peak_dbfs`` (-1 dBFS: 0.8912509); silence stays silence.
 
-    As upstream, a peak above 1 is divided out first, then the level is set; a peak below 1e-6 counts as 1e-6. None
+    Upstream first divides out a peak above 1, which the same scaling does; a peak below 1e-6 counts as 1e-6. None
     leaves every sample as the model made it, peaks above 1 included: only float32 wav files hold those,
     and ``write_audio`` warns when another format has to clip them.
 
@@ -62,8 +62,8 @@ def normalise(audio: np.ndarray, peak_dbfs: float | None = -1.0) -> np.ndarray:
         return audio.astype(np.float32)
     if not -200 <= peak_dbfs <= 0:
         raise RequestError(f"normalize: must be a peak of -200 to 0 dBFS, got {peak_dbfs!r}; None leaves the level")
-    audio = audio / np.float32(max(peak(audio), 1.0))
-    return (audio * np.float32(10 ** (peak_dbfs / 20) / max(peak(audio), 1e-6))).astype(np.float32)
+    scaled = audio * np.float32(10 ** (peak_dbfs / 20) / max(peak(audio), 1e-6))
+    return scaled.clip(-1, 1).astype(np.float32)  # at 0 dBFS rounding may end a hair above
 
 
 def fade(audio: np.ndarray, fade_in: float = 0.0, fade_out: float = 0.0, sample_rate: int = SAMPLE_RATE) -> np.ndarray:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-CHUNK_BYTES = 32 << 20  # of the file: what is mapped at once while a large tensor is cast
+CHUNK_BYTES = 16 << 20  # of the file: what is mapped at once while a large tensor is cast
 SHOWN = 20  # names of tensors in one message
 
 
@@ -184,7 +184,7 @@ def _read(
         (one,) = stored
         if not one.norm and one.dtype == dtype and device.type == "cpu":
             return handle(one.file).get_tensor(one.name).reshape(one.shape)
-        if not one.norm and one.shape == shape and one.shape:
+        if not one.norm and one.shape == shape and one.bytes > CHUNK_BYTES:
             return _cast(one, device, dtype)
     with contextlib.ExitStack() as files:
         tensors = [read_tensor(files.enter_context(open_file(s.file)), s) for s in stored]
@@ -204,13 +204,15 @@ def _cast(stored: Stored, device: torch.device, dtype: torch.dtype) -> Tensor:
     """One large tensor in another dtype or on another device, a few rows mapped at a time."""
     out = torch.empty(stored.shape, dtype=dtype, device=device)
     rows = max(1, CHUNK_BYTES * stored.shape[0] // max(1, stored.bytes))
-    if rows >= stored.shape[0]:
-        with open_file(stored.file) as file:
-            return out.copy_(file.get_tensor(stored.name).reshape(stored.shape))
     for start in range(0, stored.shape[0], rows):
-        with open_file(stored.file) as file:  # a new mapping: the rows read before leave memory
-            out[start : start + rows].copy_(file.get_slice(stored.name)[start : start + rows])
+        _copy_rows(stored, start, out[start : start + rows])
     return out
+
+
+def _copy_rows(stored: Stored, start: int, out: Tensor) -> None:
+    """Rows from ``start`` on into ``out``, through a mapping of their own that is gone on return, as are their pages."""
+    with open_file(stored.file) as file:
+        out.copy_(file.get_slice(stored.name)[start : start + len(out)])
 
 
 def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:

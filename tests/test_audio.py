@@ -14,25 +14,12 @@ from acefast import audio as audio_module
 from acefast.audio import (
     FORMATS,
     check_output,
-    fade,
-    is_silent,
     load_audio,
-    normalise,
-    read_tags,
-    reference_segments,
-    splice,
     write_audio,
 )
 from acefast.request import RequestError
-from acefast.tags import MAX_COMMENT_BYTES, TAGS
 
 RATE = 48_000
-UNICODE = {
-    "title": "Привет, 世界 🎵 عربى",
-    "artist": "ace-step-1.5-turbo",
-    "software": "acefast 0.1.0",
-    "comment": '{"prompt": "boom bap \\"90\\" $x^2$ ☃", "lyrics": "één\\nДвя\\n三"}',
-}
 
 
 def tone(frequency: float = 440.0, seconds: float = 1.0, rate: int = RATE, level: float = 0.5) -> np.ndarray:
@@ -44,9 +31,6 @@ def tone(frequency: float = 440.0, seconds: float = 1.0, rate: int = RATE, level
 
 def noise(samples: int, level: float = 0.25) -> np.ndarray:
     return (level * np.random.default_rng(0).standard_normal((2, samples))).clip(-1, 1).astype(np.float32)
-
-
-# --- reading ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rate", (8_000, 22_050, 44_100, 48_000, 96_000))
@@ -109,10 +93,8 @@ def test_levels_above_full_scale_are_clamped_as_upstream_does():
     assert loaded[0, 7] == 1 and loaded[1, 9] == -1
 
 
-def test_silence_is_returned_and_told():
-    silence = load_audio(np.zeros((2, 1920), np.float32))
-    assert silence.shape == (2, 1920) and is_silent(silence) and is_silent(silence + 9e-7)
-    assert not is_silent(silence + 2e-6) and not is_silent(silence - 2e-6)
+def test_silence_is_returned_as_it_is():
+    np.testing.assert_array_equal(load_audio(np.zeros(1920, np.float32)), np.zeros((2, 1920)))
 
 
 def test_the_shortest_length_is_the_callers():
@@ -175,111 +157,6 @@ def test_a_file_cut_short_gives_what_is_left_of_it(tmp_path):
     assert load_audio(cut).shape == (2, 10_000)
 
 
-# --- the waveform ----------------------------------------------------------------------------------------------
-
-
-def test_a_long_reference_gives_its_start_its_third_and_its_end():
-    n = 45 * RATE + 1
-    ramp = np.broadcast_to(np.arange(n, dtype=np.float64), (2, n))
-    out = reference_segments(ramp)
-    ten = np.arange(10 * RATE)
-    expected = np.concatenate([ten, n // 3 + ten, n - 10 * RATE + ten])
-    np.testing.assert_array_equal(out, np.stack([expected, expected]))
-
-
-@pytest.mark.parametrize("samples", (1920, 7 * RATE + 5, 30 * RATE - 1, 30 * RATE))
-def test_a_short_reference_is_repeated_whole_before_it_is_cut(samples):
-    audio = np.broadcast_to(np.arange(samples), (2, samples))
-    total = -(-30 * RATE // samples) * samples
-    ten = np.arange(10 * RATE)
-    expected = np.concatenate([ten, total // 3 + ten, total - 10 * RATE + ten]) % samples
-    np.testing.assert_array_equal(reference_segments(audio)[1], expected)
-
-
-@pytest.mark.parametrize("level", (1e-4, 0.3, 1.0, 7.5))
-def test_the_peak_is_set_exactly_whatever_it_was(level):
-    x = noise(4000, 0.1)
-    x[1, 5] = -1
-    out = normalise(x * np.float32(level))
-    assert abs(float(np.abs(out).max()) - 0.8912509381337456) < 1e-7  # two roundings of a float32 below 1
-    np.testing.assert_allclose(out, x * np.float32(0.8912509), rtol=3e-7)
-    assert float(np.abs(normalise(x, 0.0)).max()) == 1.0
-    assert float(np.abs(normalise(x, -6.0)).max()) == pytest.approx(0.5011872, rel=1e-6)
-
-
-def test_silence_stays_silent_and_none_leaves_every_sample():
-    silence = np.zeros((2, 100), np.float32)
-    np.testing.assert_array_equal(normalise(silence), silence)
-    loud = noise(100) * 9
-    np.testing.assert_array_equal(normalise(loud, None), loud)
-
-
-@pytest.mark.parametrize("bad", (np.nan, np.inf, -np.inf))
-@pytest.mark.parametrize("peak", (-1.0, None))
-def test_a_sample_that_is_no_number_is_an_error(bad, peak):
-    x = noise(100)
-    x[1, 50] = bad
-    with pytest.raises(RequestError, match=r"1 of 200 samples are NaN or infinite; the model overflowed"):
-        normalise(x, peak)
-
-
-@pytest.mark.parametrize("peak", (0.5, -1000.0, float("nan")))
-def test_a_level_out_of_range_is_refused(peak):
-    with pytest.raises(RequestError, match=r"normalize: must be a peak of -200 to 0 dBFS"):
-        normalise(noise(100), peak)
-
-
-def test_fades_are_straight_lines_from_and_to_zero():
-    ones = np.ones((2, 100), np.float32)
-    out = fade(ones, 0.05, 0.1, sample_rate=200)  # 10 and 20 samples
-    np.testing.assert_allclose(out[0, :10], np.arange(10) / 9, rtol=1e-6)
-    np.testing.assert_allclose(out[1, 80:], np.arange(19, -1, -1) / 19, rtol=1e-6)
-    assert (out[:, 9:81] == 1).all() and (ones == 1).all()
-    np.testing.assert_array_equal(fade(ones), ones)
-
-
-def test_a_fade_longer_than_the_song_is_cut_to_it():
-    out = fade(np.ones((2, 11), np.float32), 1e6, 1e6)
-    np.testing.assert_allclose(out[0], np.arange(11) / 10 * (1 - np.arange(11) / 10), atol=1e-7)
-    with pytest.raises(RequestError, match=r"fade_out: must be 0 or more seconds, got -1"):
-        fade(out, 0, -1)
-
-
-def test_splice_keeps_the_source_bit_for_bit_outside_and_the_new_inside():
-    generated, source = noise(1000), tone(seconds=1000 / RATE)
-    out = splice(generated, source, 300, 600, 0.05, sample_rate=1000)  # cross-fades of 50 samples
-    np.testing.assert_array_equal(out[:, :250], source[:, :250])
-    np.testing.assert_array_equal(out[:, 300:600], generated[:, 300:600])
-    np.testing.assert_array_equal(out[:, 650:], source[:, 650:])
-
-
-def test_splice_fades_in_equal_steps_on_the_kept_side():
-    out = splice(np.ones((2, 20), np.float32), np.zeros((2, 20), np.float32), 8, 12, 0.004, sample_rate=1000)
-    expected = [0] * 4 + [0.2, 0.4, 0.6, 0.8] + [1] * 4 + [0.8, 0.6, 0.4, 0.2] + [0] * 4
-    np.testing.assert_allclose(out[0], expected, atol=1e-7)
-
-
-@pytest.mark.parametrize("seconds", (0.0, 0.01))
-def test_splice_at_the_songs_own_edges_has_no_fade_there(seconds):
-    generated, source = noise(100), tone(seconds=100 / RATE)
-    np.testing.assert_array_equal(splice(generated, source, -5, 200, seconds), generated)
-    assert (splice(generated, source, 0, 50, seconds)[:, :50] == generated[:, :50]).all()
-
-
-def test_splice_takes_a_source_of_another_length():
-    generated = noise(100)
-    short, long = tone(seconds=80 / RATE), tone(seconds=120 / RATE)
-    out = splice(generated, short, 20, 40, 0)
-    np.testing.assert_array_equal(out[:, 40:80], short[:, 40:])
-    np.testing.assert_array_equal(out[:, 80:], generated[:, 80:])
-    assert splice(generated, long, 20, 40, 0).shape == (2, 100)
-    with pytest.raises(RequestError, match=r"repaint: the region \[120, 200\) is empty or outside 100 samples"):
-        splice(generated, long, 120, 200, 0)
-
-
-# --- writing ---------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "extension, subtype, step",
     [(".wav", "int16", 2**-15), (".wav", "int24", 2**-23), (".flac", "int16", 2**-15), (".flac", "int24", 2**-23)],
@@ -323,41 +200,6 @@ def test_clipping_is_never_silent(extension, tmp_path):
         write_audio(tmp_path / f"a{extension}", x)
     back = load_audio(tmp_path / f"a{extension}")[:, :RATE]
     assert np.abs(back - x.clip(-1, 1)).max() < 0.2  # no wrap-around
-
-
-@pytest.mark.parametrize("extension", FORMATS)
-def test_tags_in_any_script_survive(extension, tmp_path):
-    path = write_audio(tmp_path / f"a{extension}", noise(10_000), tags=UNICODE | {"album": ""})
-    assert read_tags(path) == UNICODE
-    assert load_audio(path).shape[1] - 10_000 in range(960)  # the tags have not become samples
-    assert read_tags(write_audio(tmp_path / f"b{extension}", noise(10_000))).keys() <= {"software"}
-
-
-@pytest.mark.parametrize("extension", FORMATS)
-def test_the_longest_tags_survive_together_and_longer_ones_are_cut_with_an_ellipsis(extension, tmp_path, capfd):
-    long = {name: "é三🎵" * 40_000 for name in TAGS}
-    tags = read_tags(write_audio(tmp_path / f"a{extension}", noise(10_000), tags=long))
-    assert tags.keys() == TAGS.keys()
-    for name, value in tags.items():
-        limit = {"comment": MAX_COMMENT_BYTES, "software": 80}.get(name, 500)
-        assert limit - 8 < len(value.encode()) <= limit and value[-1] == "…" and long[name].startswith(value[:-1])
-    whole = "三" * (MAX_COMMENT_BYTES // 3)
-    path = write_audio(tmp_path / f"b{extension}", noise(10_000), tags={"comment": whole})
-    assert read_tags(path)["comment"] == whole
-    assert load_audio(path).shape[1] >= 10_000
-
-
-@pytest.mark.parametrize("extension", FORMATS)
-def test_what_no_tag_can_hold_is_replaced(extension, tmp_path):
-    path = write_audio(tmp_path / f"a{extension}", noise(10_000), tags={"title": "a\0b\ud800c\ufffed\uffff"})
-    assert read_tags(path)["title"] == "a b?c\ufffdd\ufffd"
-
-
-def test_mp3_tags_are_utf8_id3_at_the_front_of_the_file(tmp_path):
-    raw = write_audio(tmp_path / "a.mp3", noise(10_000), tags=UNICODE).read_bytes()
-    assert raw[:6] == b"ID3\4\0\0" and b"TIT2" in raw[:20] and b"\3" + UNICODE["title"].encode() in raw[:80]
-    size = sum(byte << shift for byte, shift in zip(raw[6:10], (21, 14, 7, 0)))
-    assert raw[10 + size] == 0xFF and raw[11 + size] & 0xE0 == 0xE0  # the stream's first frame follows at once
 
 
 BAD_OUTPUTS = {
@@ -424,7 +266,7 @@ def test_a_failure_in_the_middle_leaves_the_old_file_and_no_other(extension, fai
     monkeypatch.setattr(soundfile.SoundFile, "write", fail_on_the_third)
     expected = RequestError if isinstance(failure, OSError) else failure
     with pytest.raises(expected) as caught:
-        write_audio(old, noise(200_000), tags=UNICODE)
+        write_audio(old, noise(200_000), tags={"comment": "é"})
     if expected is RequestError:
         assert "failed (No space left on device) and left nothing behind; its disk has" in str(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == [old.name] and old.read_bytes() == b"old"
@@ -463,8 +305,3 @@ def test_what_is_no_audio_is_not_written(bad, tmp_path):
     ):
         write_audio(tmp_path / "a.wav", x, tags=tags)
     assert not list(tmp_path.iterdir())
-
-
-def test_tags_of_what_is_no_audio_are_an_error(tmp_path):
-    with pytest.raises(RequestError, match=r"tags: there is no file"):
-        read_tags(tmp_path / "no.wav")

@@ -146,7 +146,8 @@ def test_text_that_cannot_be_encoded_or_would_end_the_prompt_is_refused(name, te
 
 
 @pytest.mark.parametrize(
-    "typed, meant", [("durration", "duration"), ("guidance_scal", "guidance_scale"), *OTHER_NAMES.items()]
+    "typed, meant",
+    [("durration", "duration"), ("guidance_scal", "guidance_scale"), ("keyscal", "key"), *OTHER_NAMES.items()],
 )
 def test_an_unknown_option_is_answered_with_the_nearest_known_one(typed, meant):
     assert meant in options()

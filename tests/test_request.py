@@ -256,7 +256,7 @@ def test_a_stored_request_comes_back_equal_through_json():
     )
     stored = json.loads(json.dumps(request.to_dict()))
     assert stored["source"] == str(Path("a") / "b.wav") and stored["timesteps"] == [1, 0.5]
-    assert Request.from_dict(stored) == request
+    assert Request.from_dict(stored) == request and stored == request.to_dict()
 
 
 def test_arrays_are_described_and_compared_by_identity():

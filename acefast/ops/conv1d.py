@@ -52,7 +52,9 @@ def _few_outputs(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -
     B, L, _ = x.shape
     taps = F.linear(x, weight.transpose(0, 1).reshape(K * Cout, Cin)).view(B, L, K, Cout)
     rows = L + 2 * padding - K + 1
-    y = x.new_zeros(B, rows, Cout) if bias is None else bias.expand(B, rows, Cout).contiguous()
+    y = x.new_zeros(B, rows, Cout)
+    if bias is not None:
+        y += bias
     for k in range(K):
         shift = k - padding  # y[t] takes x[t + shift]
         first, last = max(0, -shift), min(rows, L - shift)

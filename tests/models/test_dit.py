@@ -134,7 +134,9 @@ def test_one_set_of_conditions_serves_several_latents(pair):
     null = torch.randn(1, 1, config.encoder_hidden_size)
     shared = mine.prepare(states, None, context, null_condition=null)
     copied = mine.prepare(states.expand(3, -1, -1), None, context.expand(3, -1, -1), null_condition=null)
-    for got, want in zip(mine(latents, 1.0, shared, unconditional=True), mine(latents, 1.0, copied, unconditional=True)):
+    for got, want in zip(
+        mine(latents, 1.0, shared, unconditional=True), mine(latents, 1.0, copied, unconditional=True)
+    ):
         assert relative(got, want) <= 1e-6
 
 

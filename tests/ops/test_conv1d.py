@@ -1,0 +1,114 @@
+"""Proof of acefast.ops.conv1d."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from acefast.backends import BackendUnavailable
+from acefast.ops.conv1d import conv1d
+
+GATE = {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}  # relative L2
+# (B, L, Cin, Cout, K, stride, padding, dilation)
+SHAPES = {
+    "decoder's first": (1, 9, 4, 32, 7, 1, 3, 1),
+    "shorter than its kernel": (1, 1, 4, 32, 7, 1, 3, 1),
+    "dilated, ragged": (2, 61, 8, 8, 7, 1, 27, 9),
+    "no padding": (1, 61, 8, 8, 7, 1, 0, 9),
+    "pointwise": (2, 13, 8, 8, 1, 1, 0, 1),
+    "strided": (2, 43, 8, 16, 12, 6, 3, 1),
+    "stereo in": (2, 100, 2, 8, 7, 1, 3, 1),
+    "stereo out": (2, 100, 8, 2, 7, 1, 3, 1),
+    "stereo out, very short": (2, 2, 8, 2, 7, 1, 3, 1),
+    "stereo out, much padding": (1, 3, 8, 2, 3, 1, 9, 1),
+    "mono out of one channel": (1, 5, 1, 1, 3, 1, 1, 1),
+    "one number": (1, 1, 1, 1, 1, 1, 0, 1),
+    "many rows": (1, 2000, 16, 16, 7, 1, 9, 3),
+}
+
+
+def inputs(B, L, Cin, Cout, K, dtype=torch.float32):
+    g = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(s, generator=g) for s in ((B, L, Cin), (Cout, K, Cin), (Cout,)))
+    return x.to(dtype), (weight / (K * Cin) ** 0.5).to(dtype), bias.to(dtype)
+
+
+def naive(x, weight, bias, stride, padding, dilation, residual=None):
+    """Tap by tap in fp64."""
+    x, weight = x.double(), weight.double()
+    B, L, _ = x.shape
+    K = weight.shape[1]
+    rows = (L + 2 * padding - dilation * (K - 1) - 1) // stride + 1
+    padded = torch.cat([x.new_zeros(B, padding, x.shape[2]), x, x.new_zeros(B, padding, x.shape[2])], dim=1)
+    y = x.new_zeros(B, rows, len(weight))
+    for t in range(rows):
+        for k in range(K):
+            y[:, t] += padded[:, t * stride + k * dilation] @ weight[:, k].T
+    y = y if bias is None else y + bias.double()
+    return y if residual is None else y + residual.double()
+
+
+def relative(actual, expected):
+    return ((actual.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+@pytest.mark.parametrize("dtype", GATE, ids=str)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_matches_the_formula_in_double_precision(shape, dtype):
+    *sizes, stride, padding, dilation = shape
+    x, weight, bias = inputs(*sizes, dtype)
+    if dtype != torch.float32 and sizes[1] > 1000:
+        pytest.skip("the rows of this one are about blocking, not rounding")
+    before = bias.clone()
+    for b in (bias, None):
+        expected = naive(x, weight, b, stride, padding, dilation)
+        y = conv1d(x, weight, b, stride=stride, padding=padding, dilation=dilation)
+        assert y.dtype == dtype and y.is_contiguous()
+        assert relative(y, expected) <= GATE[dtype]
+    assert torch.equal(bias, before)
+
+
+@pytest.mark.parametrize("dtype", GATE, ids=str)
+@pytest.mark.parametrize("Cout", (8, 2))
+def test_residual_is_added_and_no_input_modified(Cout, dtype):
+    x, weight, bias = inputs(2, 31, 8, Cout, 7, dtype)
+    residual = torch.randn(2, 31, Cout, generator=torch.Generator().manual_seed(1)).to(dtype)
+    before = [t.clone() for t in (x, weight, bias, residual)]
+    y = conv1d(x, weight, bias, padding=3, residual=residual)
+    assert relative(y, naive(x, weight, bias, 1, 3, 1, residual)) <= GATE[dtype]
+    assert all(torch.equal(a, b) for a, b in zip(before, (x, weight, bias, residual)))
+
+
+def test_songs_of_a_batch_do_not_meet():
+    x, weight, bias = inputs(3, 40, 8, 8, 7)
+    y = conv1d(x, weight, bias, padding=9, dilation=3)
+    x[[0, 2]] = torch.nan
+    torch.testing.assert_close(conv1d(x, weight, bias, padding=9, dilation=3)[1], y[1], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(x=torch.ones(4, 8)), r"conv1d: x must be \[B, L, Cin\]"),
+        (dict(x=torch.ones(1, 8, 4).transpose(1, 2)), r"conv1d: x must be contiguous"),
+        (dict(weight=torch.ones(5, 8, 3)), r"conv1d: weight must be \[Cout, K, Cin\] = \[any, any, 8\], got \[5, 8, 3\]"),
+        (dict(weight=torch.ones(5, 8, 3).transpose(1, 2)), r"conv1d: weight must be contiguous"),
+        (dict(weight=torch.ones(5, 3, 8).bfloat16()), r"conv1d: weight must have x's dtype, torch.float32, got"),
+        (dict(bias=torch.ones(8)), r"conv1d: bias must be \[Cout\] = \[5\], got \[8\]"),
+        (dict(bias=torch.ones(5).bfloat16()), r"conv1d: bias must have x's dtype"),
+        (dict(residual=torch.ones(1, 4, 5)), r"conv1d: residual must be \[B, Lout, Cout\] = \[1, 2, 5\]"),
+        (dict(residual=torch.ones(1, 2, 5).bfloat16()), r"conv1d: residual must have x's dtype"),
+        (dict(stride=0), r"conv1d: stride and dilation must be at least 1"),
+        (dict(padding=-1), r"padding at least 0, got stride=1, dilation=1, padding=-1"),
+        (dict(dilation=2), r"conv1d: x must have at least 5 rows, got L = 4"),
+    ],
+)
+def test_wrong_arguments_are_named(change, message):
+    arguments = dict(x=torch.ones(1, 4, 8), weight=torch.ones(5, 3, 8), bias=torch.ones(5)) | change
+    with pytest.raises(ValueError, match=message):
+        conv1d(**arguments)
+
+
+def test_a_backend_without_a_kernel_is_refused():
+    with pytest.raises(BackendUnavailable, match="conv1d: backend='triton' cannot run"):
+        conv1d(torch.ones(1, 4, 8), torch.ones(5, 3, 8), None, backend="triton")

@@ -1,0 +1,96 @@
+"""self_attention against a dense masked softmax in fp64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from acefast.ops.self_attention import band, self_attention
+
+GATE = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 6e-4}  # relative L2
+ROWS = [1, 2, 63, 64, 65, 128, 129, 130, 257, 258, 300, 385]  # around a block, a window and a band
+HEADS = [(2, 2), (4, 2), (8, 2)]  # no groups; the 2B models' ratio; XL's
+
+
+def inputs(B, S, heads, kv_heads, D, dtype, rng):
+    return [torch.randn(B, S, n, D, generator=rng).to(dtype) for n in (heads, kv_heads, kv_heads)]
+
+
+def visible(S, window):
+    i = torch.arange(S)
+    return (i[:, None] - i).abs() <= (S if window is None else window)
+
+
+def expected(q, k, v, window=None, lengths=None):
+    group = q.shape[2] // k.shape[2]
+    q, k, v = (t.double().transpose(1, 2) for t in (q, k, v))
+    k, v = (t.repeat_interleave(group, 1) for t in (k, v))
+    seen = visible(q.shape[2], window).expand(len(q), 1, -1, -1)
+    if lengths is not None:
+        seen = seen & (torch.arange(q.shape[2]) < lengths[:, None])[:, None, None]
+    scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~seen, -1e300)
+    return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+def relative(got, want):
+    return float((got.double() - want).norm() / want.norm())
+
+
+@pytest.mark.parametrize("dtype", GATE, ids=str)
+@pytest.mark.parametrize("heads, kv_heads", HEADS)
+@pytest.mark.parametrize("window", (None, 128))
+def test_equals_dense_softmax_in_fp64(heads, kv_heads, window, dtype, rng):
+    for S in ROWS:
+        q, k, v = inputs(2, S, heads, kv_heads, 16, dtype, rng)
+        got = self_attention(q, k, v, window)
+        assert got.dtype == dtype and relative(got, expected(q, k, v, window)) <= GATE[dtype], S
+
+
+@pytest.mark.parametrize("window", (0, 1, 5, 127, 300))
+def test_any_window_equals_its_mask(window, rng):
+    q, k, v = inputs(1, 290, 4, 2, 16, torch.float32, rng)
+    assert relative(self_attention(q, k, v, window), expected(q, k, v, window)) <= GATE[torch.float32]
+
+
+@pytest.mark.parametrize("row, first, last", [(0, 0, 128), (150, 22, 278), (299, 171, 299)])
+def test_window_reaches_128_rows_to_both_sides(row, first, last):
+    """Values that name their key, as many channels as keys: the output's channels are the keys seen."""
+    q, k, v = torch.zeros(1, 300, 2, 300), torch.zeros(1, 300, 1, 300), torch.eye(300)[None, :, None]
+    seen = self_attention(q, k, v, 128)[0, row, :300].nonzero()[:, 0].tolist()
+    assert seen == list(range(first, last + 1))
+
+
+@pytest.mark.parametrize("window", (None, 128))
+def test_padding_is_seen_by_nobody_and_comes_back_as_zeros(window, rng):
+    S, lengths = 310, torch.tensor([310, 200, 129, 1])
+    q, k, v = inputs(4, S, 4, 2, 16, torch.float32, rng)
+    want = expected(q, k, v, window, lengths)
+    for t in (q, k, v):
+        for b, n in enumerate(lengths):
+            t[b, n:] = float("nan")
+    got = self_attention(q, k, v, window, lengths)
+    for b, n in enumerate(lengths):
+        assert relative(got[b, :n], want[b, :n]) <= GATE[torch.float32]
+        assert not got[b, n:].any()
+
+
+@pytest.mark.parametrize("window", (None, 128))
+def test_padded_rows_follow_a_dense_mask_where_asked(window, rng):
+    S, lengths = 310, torch.tensor([310, 200, 1])
+    q, k, v = inputs(3, S, 4, 2, 16, torch.float32, rng)
+    got = self_attention(q, k, v, window, lengths, pad_rows=True)
+    assert relative(got, expected(q, k, v, window, lengths)) <= GATE[torch.float32]
+
+
+def test_mask_counts_257_keys_in_the_middle():
+    assert band(128, 384, 128, 128, 1, torch.float32, torch.device("cpu")).eq(0).sum(1).tolist() == [257] * 128
+
+
+def test_wrong_arguments_are_refused_with_a_sentence(rng):
+    q, k, v = inputs(1, 4, 4, 2, 8, torch.float32, rng)
+    with pytest.raises(ValueError, match=r"self_attention: k must be \[B, S, kv_heads, D\] = \[1, 4, any, 8\]"):
+        self_attention(q, k[..., :4], v)
+    with pytest.raises(ValueError, match="multiple of kv_heads = 2, got 3"):
+        self_attention(q[:, :, :3], k, v)
+    with pytest.raises(ValueError, match="lengths must be"):
+        self_attention(q, k, v, lengths=torch.tensor([4, 4]))
