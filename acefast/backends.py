@@ -90,8 +90,8 @@ def why_unavailable(name: str) -> str:
 
 
 def _triton_kernels() -> list[str]:
-    folders = importlib.util.find_spec("acefast.kernels").submodule_search_locations
-    return [m.name for m in pkgutil.iter_modules(folders)]
+    found = importlib.util.find_spec("acefast.kernels")  # None in a source tree that is not installed
+    return [m.name for m in pkgutil.iter_modules(found.submodule_search_locations)] if found else []
 
 
 def _check_name(name: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-CHUNK_BYTES = 16 << 20  # of the file: what is mapped at once while a large tensor is cast
+CHUNK_BYTES = 8 << 20  # of the file: what is mapped at once while a large tensor is cast
 SHOWN = 20  # names of tensors in one message
 
 
@@ -184,8 +184,10 @@ def _read(
         (one,) = stored
         if not one.norm and one.dtype == dtype and device.type == "cpu":
             return handle(one.file).get_tensor(one.name).reshape(one.shape)
-        if not one.norm and one.shape == shape and one.bytes > CHUNK_BYTES:
-            return _cast(one, device, dtype)
+    # Rows can be read one by one unless the tensor is derived or may have another shape in the file: [C] for [1, C, 1].
+    rows = 0 if any(s.norm or s.shape[:1] in ((), (1,)) for s in stored) else sum(s.shape[0] for s in stored)
+    if combine in (None, stack) and rows and all((rows, *s.shape[1:]) == shape for s in stored):
+        return _gather(stored, shape, device, dtype)
     with contextlib.ExitStack() as files:
         tensors = [read_tensor(files.enter_context(open_file(s.file)), s) for s in stored]
         result = combine(*tensors) if combine else tensors[0]
@@ -200,19 +202,23 @@ def read_tensor(handle: Any, stored: Stored) -> Tensor:
     return tensor.reshape(stored.shape)
 
 
-def _cast(stored: Stored, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """One large tensor in another dtype or on another device, a few rows mapped at a time."""
-    out = torch.empty(stored.shape, dtype=dtype, device=device)
-    rows = max(1, CHUNK_BYTES * stored.shape[0] // max(1, stored.bytes))
-    for start in range(0, stored.shape[0], rows):
-        _copy_rows(stored, start, out[start : start + rows])
+def _gather(stored: list[Stored], shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Tensors above each other, in another dtype or on another device, with a few of their rows mapped at a time."""
+    out = torch.empty(shape, dtype=dtype, device=device)
+    place = 0
+    for one in stored:
+        rows = max(1, CHUNK_BYTES * one.shape[0] // max(1, one.bytes))
+        for start in range(0, one.shape[0], rows):
+            stop = min(start + rows, one.shape[0])
+            _copy_rows(one, start, stop, out[place + start : place + stop])
+        place += one.shape[0]
     return out
 
 
-def _copy_rows(stored: Stored, start: int, out: Tensor) -> None:
-    """Rows from ``start`` on into ``out``, through a mapping of their own that is gone on return, as are their pages."""
+def _copy_rows(stored: Stored, start: int, stop: int, out: Tensor) -> None:
+    """Rows into ``out``, through a mapping of their own that is gone on return, and its pages with it."""
     with open_file(stored.file) as file:
-        out.copy_(file.get_slice(stored.name)[start : start + len(out)])
+        out.copy_(file.get_slice(stored.name)[start:stop].reshape(out.shape))
 
 
 def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:

@@ -57,3 +57,9 @@ def test_wheel_installs_one_top_level_package(tmp_path):
     assert "acefast/kernels/__init__.py" in names
     modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "acefast").rglob("*.py")}
     assert modules <= set(names)
+
+
+def test_readme_lists_every_option_as_it_is_declared():
+    from acefast.request import options_table
+
+    assert options_table() in (ROOT / "README.md").read_text()

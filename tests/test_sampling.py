@@ -255,7 +255,8 @@ def test_bf16_state_rounds_times_and_every_operation(solver):
     def f(x, t):
         return torch.sin(x.float() * 2) + t
 
-    noise, eps, times, asked = randn(1, 5, 4), randn(4, 1, 5, 4, seed=1), schedule(4, 3.0), []
+    noise, eps, asked = randn(1, 5, 4), randn(4, 1, 5, 4, seed=1), []
+    times = [1.0, 0.7, 0.1, 0.033]  # far apart: their differences do not fit bf16
 
     def velocity(x, t, step, corrector):
         assert x.dtype == torch.bfloat16

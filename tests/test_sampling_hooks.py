@@ -82,6 +82,14 @@ def test_hooks_run_in_order_and_correction_skips_sde(solver):
     assert calls == want
 
 
+def test_correction_is_given_the_clean_estimate_of_the_first_velocity():
+    clean, noise, seen = randn(1, 3, 2), randn(1, 3, 2, seed=1), []
+    sample(flow_to(clean), noise, [1.0, 0.5], correct=lambda x, denoised, t, t_next: seen.append(denoised) or x * 2)
+    assert len(seen) == 2
+    for denoised in seen:
+        torch.testing.assert_close(denoised, clean, rtol=0, atol=2e-6)
+
+
 # Noise
 
 
@@ -159,6 +167,7 @@ def test_repaint_plans_are_the_documented_ones():
     assert plan("conservative", 0.1) == sampling.RepaintPlan(1.0, 25, 0.05, True)
     assert plan("balanced") == sampling.RepaintPlan(0.5, 12, 0.025, True)
     assert plan("balanced", 0.2) == sampling.RepaintPlan(0.8, 20, pytest.approx(0.04), True)
+    assert plan("balanced", 0.25).boundary_frames == 19
     assert plan("aggressive", 0.1) == sampling.RepaintPlan(0.0, 0, 0.0, False)
     assert [plan("balanced", s).injected_steps(8) for s in (0.0, 0.5, 0.9, 1.0)] == [8, 4, 1, 0]
     with pytest.raises(ValueError, match="mode must be"):

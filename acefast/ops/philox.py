@@ -59,10 +59,13 @@ def philox_normal_reference(
     elements = math.prod(shape)
     chunk = _CPU_CHUNK if place.type == "cpu" else max(elements, 1)
     values = torch.empty(len(seeds), elements, dtype=torch.float32, device=place)
-    for begin in range(0, elements, chunk):
-        index = torch.arange(begin, min(begin + chunk, elements), dtype=torch.int64, device=place)
-        for row, seed in zip(values, seeds):
-            row[begin : begin + chunk] = _box_muller(*philox_bits(seed, stream, index))
+    square, sine = torch.empty(2, elements, dtype=torch.float64, device=place)
+    for row, seed in zip(values, seeds):
+        for begin in range(0, elements, chunk):
+            part = slice(begin, min(begin + chunk, elements))
+            index = torch.arange(part.start, part.stop, dtype=torch.int64, device=place)
+            square[part], sine[part] = _box_muller(*philox_bits(seed, stream, index))
+        row.copy_(square.sqrt_().mul_(sine))  # once per song, since torch starts threads for short roots too
     return values.view(len(seeds), *shape).to(device)
 
 
@@ -114,11 +117,11 @@ def philox_bits(seed: int, stream: int, index: Tensor) -> tuple[Tensor, Tensor]:
     return c0, c1
 
 
-def _box_muller(c0: Tensor, c1: Tensor) -> Tensor:
-    """sqrt(-2 ln u) sin w of two 32-bit lanes, in fp64."""
+def _box_muller(c0: Tensor, c1: Tensor) -> tuple[Tensor, Tensor]:
+    """-2 ln u and sin w of two 32-bit lanes, in fp64."""
     u = _fp32_of(c0).mul_(2.0**-32).add_(2.0**-33).float()
     w = _fp32_of(c1).mul_(_ANGLE).add_(_ANGLE / 2).float()
-    return _log(u).mul_(-2.0).sqrt_().mul_(_sin(w))
+    return _log(u).mul_(-2.0), _sin(w)
 
 
 def _fp32_of(lane: Tensor) -> Tensor:
@@ -138,7 +141,7 @@ def _log(u: Tensor) -> Tensor:
 def _sin(w: Tensor) -> Tensor:
     """Sine of fp32 w in [0, 2 pi], in fp64: w = r + k pi with r around 0, and sin w = (-1)^k sin r."""
     w = w.double()
-    k = (w * (1.0 / math.pi)).round_()  # 0, 1 or 2
+    k = (w * (1.0 / math.pi)).add_(0.5).int().double()  # 0, 1 or 2
     r = (w - k * _PI_HIGH).sub_(k * _PI_LOW)
     r = torch.where(k == 1.0, -r, r)
     return _polynomial(r * r, _SINE).mul_(r)

@@ -107,7 +107,7 @@ def test_timbre_equals_diffusers(pair):
 
 
 def test_official_xl_timbre_has_a_token_in_front_and_diffusers_has_none():
-    """Upstream's two implementations differ here: the token is position 0 of 751 officially, and unused in diffusers."""
+    """Upstream's two implementations differ: the token is position 0 of 751 officially, and unused in diffusers."""
     tensors = official_tensors(TINY_XL)
     mine, theirs = ours(ConditionEncoder, TINY_XL, tensors), diffusers("condition_encoder", TINY_XL, tensors)
     _, _, timbre = inputs(TINY_XL)

@@ -141,7 +141,7 @@ def test_one_set_of_conditions_serves_several_latents(pair):
 
 
 def test_schedule_prepared_at_once_gives_the_same_modulations(pair):
-    config, mine, _, tensors = pair
+    config, _, _, tensors = pair
     _, context, states = inputs(config, frames=8)
     schedule = [1.0, 0.9, 0.5, 0.125]
     fresh = ours(DiT, config, tensors)
@@ -218,7 +218,7 @@ def test_timestep_features_are_cosines_then_sines():
 @pytest.mark.parametrize("dtype, gate", [(torch.bfloat16, 3e-2), (torch.float16, 4e-3)], ids=str)
 def test_sixteen_bit_models_stay_near_fp32(pair, dtype, gate):
     """All layers together; single ops have the tight gates."""
-    config, mine, _, tensors = pair
+    config, _, _, tensors = pair
     latents, context, states = inputs(config)
     tensors = {name: t.to(dtype).float() for name, t in tensors.items()}
     exact, half = ours(DiT, config, tensors), ours(DiT, config, tensors, dtype)

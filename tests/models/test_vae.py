@@ -20,9 +20,18 @@ def relative(actual, expected):
     return ((actual.double() - expected.double()).norm() / expected.double().norm()).item()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Layers this small cost more to share than to compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def tensors():
-    """A checkpoint's tensors, well scaled: every layer keeps its input's size roughly."""
+    """A checkpoint's tensors, well scaled: layers keep their input's size, and residual branches are small."""
     g = torch.Generator().manual_seed(0)
     shapes = names.vae_encoder_tensors(CONFIG) | names.vae_decoder_tensors(CONFIG)
     result = {}
@@ -30,7 +39,7 @@ def tensors():
         spread = 0.02 if name.endswith("bias") else 0.3 if name.endswith(("alpha", "beta")) else 1.0
         result[name] = spread * torch.randn(shape, generator=g)
         if name.endswith("weight_g"):
-            gain = 2**0.5 if "conv_t1" in name else 0.5 if "conv2" in name else 1.0
+            gain = 2**0.5 if "conv_t1" in name else 0.2 if "res_unit" in name and "conv2" in name else 1.0
             result[name] = gain * (1 + 0.1 * result[name])
     return result
 
@@ -163,7 +172,7 @@ def test_tiles_show_the_decoder_every_neighbour_it_needs(decoder, tile_frames):
 
 def test_a_halo_of_eight_is_seen_to_be_short(decoder, monkeypatch):
     z = latents(1, 40)
-    z[0, 13] = torch.nan
+    z[0, 2] = torch.nan  # the second tile keeps frames from 11 on and sees those from 3 on
     monkeypatch.setattr(decoder, "halo", 8)
     assert poisoned_frames(vae.decode(decoder, z, 19)) != poisoned_frames(decoder(z))
 

@@ -76,8 +76,8 @@ class ConditionEncoder(nn.Module):
             lyric_lengths: [B] int64, valid tokens.
             timbre: reference latents [N, F, 64], several per song if wanted; None: no song has one.
             timbre_index: [N] int64, the song of each reference.
-            timbre_vector: [1, W] or [B, W], a ``timbre_encode`` made before, as that of silence, for the songs without a
-                reference here; None leaves those songs without a timbre token.
+            timbre_vector: [1, W] or [B, W], a ``timbre_encode`` made before, as that of silence, for the songs without
+                a reference here; None leaves those songs without a timbre token.
             semantics: see ``timbre_encode``.
             pad_mode: "exact", or "upstream", which also fills the padding with the values that upstream attends to.
         Returns:

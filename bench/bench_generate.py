@@ -1,0 +1,255 @@
+"""One song, stage by stage, beside diffusers: the same random weights, the same inputs, interleaved in one process.
+
+    python bench/bench_generate.py                      # full-size 2B turbo, 30 s, bf16: 6 GB of disk, 15 GB of memory
+    python bench/bench_generate.py --size tiny --seconds 5 --rounds 1
+
+Each stage runs ``--rounds`` times, the engines in turn; the table gives medians, [fastest..slowest] and the ratio of
+the medians. Peak memory is that of one whole song, each engine alone in a process of its own. Random weights: shapes
+and times mean something, the sound does not. Figures are *measured*, on the machine that the output names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PROMPT = "boom bap, 90 bpm, dusty drums, warm bass, vinyl crackle, a low and steady voice"
+LYRICS = "[verse]\n" + "concrete and rain, the night is a metronome\n" * 24
+ENGINES = ("acefast", "diffusers")
+STEPS, SHIFT = 8, 3.0
+Stages = dict[str, Callable[[], Any]]
+
+
+def acefast_stages(folder: Path, seconds: float, dtype: torch.dtype, out: Path) -> Stages:
+    """acefast's stages as functions without arguments, each on inputs that lie ready."""
+    import acefast
+    from acefast.pipeline import finish
+    from acefast.prompts import LYRIC_TOKENS, TEXT_TOKENS, lyric_prompt, text_prompt, tokenize
+    from acefast.request import Request
+
+    pipe = acefast.load(folder, dtype=dtype)
+    model = pipe.model
+    request = Request(PROMPT, LYRICS, duration=seconds, bpm=90, seed=0, semantics="diffusers")
+    request = request.for_checkpoint(model.traits)
+    task = model.task([request], None)
+    timbre = model._timbre([request], None)  # of silence: a constant of the checkpoint
+
+    def text():
+        ids = [tokenize(model.tokenizer, text_prompt(request, seconds), TEXT_TOKENS).ids]
+        words = [tokenize(model.tokenizer, lyric_prompt(request), LYRIC_TOKENS).ids]
+        states = model.text_encoder(input_ids=torch.tensor(ids)).last_hidden_state
+        return states, model.text_encoder.get_input_embeddings()(torch.tensor(words))
+
+    def conditions():
+        lengths = [torch.tensor([states.shape[1]]) for states in encoded]
+        states, valid = model.condition_encoder(encoded[0], lengths[0], encoded[1], lengths[1], timbre_vector=timbre)
+        context = task.context(1, dtype, torch.device("cpu"))
+        return model.transformer.prepare(states, valid, context, [1 - i / STEPS for i in range(STEPS)])
+
+    encoded = text()
+    prepared = conditions()
+    latents = torch.randn(1, task.frames, task.source.shape[-1], generator=torch.Generator().manual_seed(0))
+    wave = model.decode(latents)
+
+    def save():
+        acefast.Song(finish(wave[0].numpy(), request, task), seed=0, request=request).save(out / "ours.wav")
+
+    return {
+        "text": text,
+        "conditions": conditions,
+        "DiT, one step": lambda: model.velocity(latents, 0.5, prepared),
+        "decode": lambda: model.decode(latents),
+        "save": save,
+    }
+
+
+def diffusers_stages(folder: Path, seconds: float, dtype: torch.dtype, out: Path) -> Stages:
+    """diffusers' stages, as its pipeline runs them."""
+    import soundfile
+
+    pipe = _diffusers(folder, dtype)
+    device = torch.device("cpu")
+    transformer, encoder = pipe.transformer, pipe.condition_encoder
+
+    def text():
+        return pipe.encode_prompt(PROMPT, LYRICS, device, audio_duration=seconds, bpm=90)
+
+    def conditions():
+        states, mask, lyrics, lyric_mask = encoded
+        silence = encoder.silence_latent[:, :750].to(dtype)
+        return encoder(
+            text_hidden_states=states,
+            text_attention_mask=mask,
+            lyric_hidden_states=lyrics,
+            lyric_attention_mask=lyric_mask,
+            refer_audio_acoustic_hidden_states_packed=silence,
+            refer_audio_order_mask=torch.zeros(1, dtype=torch.long),
+        )[0]
+
+    encoded = text()
+    states = conditions()
+    frames = int(-(-seconds * 25 // 1))
+    channels = transformer.config.audio_acoustic_hidden_dim
+    latents = torch.randn(1, frames, channels, generator=torch.Generator().manual_seed(0)).to(dtype)
+    context = torch.cat([encoder.silence_latent[:, :frames].to(dtype), torch.ones_like(latents)], -1)
+    t = torch.full((1,), 0.5, dtype=dtype)
+    wave = pipe.vae.decode(latents.transpose(1, 2)).sample
+
+    def save():
+        audio = wave.float()
+        audio = audio / audio.abs().amax().clamp(min=1.0)
+        audio = audio * (10 ** (-1 / 20) / audio.abs().amax())
+        soundfile.write(out / "theirs.wav", audio[0].T.numpy(), 48_000)
+
+    return {
+        "text": text,
+        "conditions": conditions,
+        "DiT, one step": lambda: transformer(latents, t, t, states, context, return_dict=False),
+        "decode": lambda: pipe.vae.decode(latents.transpose(1, 2)).sample,
+        "save": save,
+    }
+
+
+def _diffusers(folder: Path, dtype: torch.dtype) -> Any:
+    from diffusers import AceStepPipeline
+
+    pipe = AceStepPipeline.from_pretrained(folder, torch_dtype=dtype)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def peak_memory(engine: str, folder: Path, seconds: float, dtype: torch.dtype) -> None:
+    """Make one song and print the peak of this process in bytes, and what lay in memory before the model did."""
+    if engine == "acefast":
+        import transformers.models.qwen3.modeling_qwen3  # noqa: F401  (imports count for neither engine)
+
+        import acefast
+
+        before = _rss()
+        song = acefast.load(folder, dtype=dtype).generate(PROMPT, LYRICS, duration=seconds, steps=2, seed=0, bpm=90)
+        assert song.audio.shape[1] >= int(seconds * 48_000)
+    else:
+        import transformers.models.qwen3.modeling_qwen3  # noqa: F401
+        from diffusers import AceStepPipeline  # noqa: F401
+
+        before = _rss()
+        with torch.inference_mode():
+            _diffusers(folder, dtype)(prompt=PROMPT, lyrics=LYRICS, audio_duration=seconds, num_inference_steps=2, bpm=90)
+    print(json.dumps({"peak_bytes": _rss(), "before_bytes": before}))
+
+
+def _rss() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> None:
+    """Run the benchmark; prints a Markdown table, or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=("full", "tiny"), default="full")
+    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--weights", type=Path, help="folder for the random checkpoint, kept; default: a temporary one")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--memory-of", choices=ENGINES, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    dtype = getattr(torch, args.dtype)
+    if args.memory_of:
+        peak_memory(args.memory_of, args.weights, args.seconds, dtype)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.weights or Path(temporary) / "checkpoint"
+        if not (folder / "model_index.json").exists():
+            _write(folder, args.size, dtype)
+        figures = measure(folder, args.seconds, args.rounds, dtype, Path(temporary))
+        command = [sys.executable, __file__, "--weights", folder, "--seconds", args.seconds, "--dtype", args.dtype]
+        for engine in ENGINES:
+            run = subprocess.run([*map(str, command), "--memory-of", engine], capture_output=True, text=True, check=True)
+            figures["memory"][engine] = json.loads(run.stdout.splitlines()[-1])
+    figures |= {"size": args.size, "seconds": args.seconds, "dtype": args.dtype, "steps": STEPS, "machine": machine()}
+    print(as_table(figures))
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def _write(folder: Path, size: str, dtype: torch.dtype) -> None:
+    from acefast.models.v15.config import Config, VAEConfig
+    from acefast.testing import write_checkpoint
+
+    sizes = {"config": Config(), "vae_config": VAEConfig()} if size == "full" else {}
+    write_checkpoint(folder, layout="diffusers", variant="turbo", dtype=dtype, **sizes)
+
+
+def measure(folder: Path, seconds: float, rounds: int, dtype: torch.dtype, out: Path) -> dict[str, Any]:
+    """Seconds of every stage and round of both engines, in turn."""
+    with torch.inference_mode():
+        engines = {
+            "acefast": acefast_stages(folder, seconds, dtype, out),
+            "diffusers": diffusers_stages(folder, seconds, dtype, out),
+        }
+        times: dict[str, dict[str, list[float]]] = {}
+        for stage in engines["acefast"]:
+            times[stage] = {name: [] for name in ENGINES}
+            for i in range(rounds):
+                for name in ENGINES if i % 2 == 0 else ENGINES[::-1]:
+                    begun = time.perf_counter()
+                    engines[name][stage]()
+                    times[stage][name].append(time.perf_counter() - begun)
+    return {"times": times, "memory": {}}
+
+
+def as_table(figures: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    lines = [
+        f"{figures['size']} turbo, {figures['seconds']:g} s, {figures['dtype']}, random weights; measured: {figures['machine']}",
+        "",
+        "| stage | acefast, s | diffusers, s | ratio |",
+        "|---|---|---|---|",
+    ]
+    total = dict.fromkeys(ENGINES, 0.0)
+    for stage, times in figures["times"].items():
+        middle = {name: statistics.median(times[name]) for name in ENGINES}
+        cells = [f"{middle[n]:.3f} [{min(times[n]):.3f}..{max(times[n]):.3f}]" for n in ENGINES]
+        lines.append(f"| {stage} | {cells[0]} | {cells[1]} | {middle['diffusers'] / middle['acefast']:.2f} |")
+        for name in ENGINES:
+            total[name] += middle[name] * (STEPS if stage.startswith("DiT") else 1)
+    lines.append(
+        f"| song of {STEPS} steps, sum of medians | {total['acefast']:.1f} | {total['diffusers']:.1f} | "
+        f"{total['diffusers'] / total['acefast']:.2f} |"
+    )
+    peaks = {name: figures["memory"][name]["peak_bytes"] / 1e9 for name in ENGINES}
+    ratio = peaks["diffusers"] / peaks["acefast"]
+    lines.append(f"| peak memory, GB | {peaks['acefast']:.2f} | {peaks['diffusers']:.2f} | {ratio:.2f} |")
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """What the figures were measured on."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = ""
+    if cpuinfo.exists():
+        text = cpuinfo.read_text()
+        model = next((line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")), model)
+        flags = ", AMX" if "amx_tile" in text else ", AVX-512 without AMX" if "avx512f" in text else ""
+    import diffusers
+
+    return f"{model}{flags}, {torch.get_num_threads()} threads, torch {torch.__version__}, diffusers {diffusers.__version__}"
+
+
+if __name__ == "__main__":
+    main()

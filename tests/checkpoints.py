@@ -1,0 +1,74 @@
+"""Tiny checkpoints to test on, and what several test files do with them.
+
+Test files import its functions before pytest takes its fixtures, too late for its asserts: PYTEST_DONT_REWRITE
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from acefast import checkpoint as ck
+from acefast.checkpoint import CheckpointError
+from acefast.testing import write_checkpoint
+from acefast.weights import open_file, read_tensor
+
+LAYOUTS = {"official": "official", "diffusers": "diffusers", "comfyui": "comfyui", "aio": "all-in-one"}
+
+
+@pytest.fixture
+def no_network_and_no_models(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub")))
+    monkeypatch.delenv("ACEFAST_MODELS", raising=False)
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory):
+    """Tiny checkpoints, written once; tests that change files copy them first."""
+    found = {}
+
+    def write(layout, variant="turbo"):
+        if (layout, variant) not in found:
+            folder = tmp_path_factory.mktemp(f"{layout}-{variant}")
+            found[layout, variant] = write_checkpoint(folder, layout=layout, variant=variant)
+        return found[layout, variant]
+
+    return write
+
+
+@pytest.fixture
+def copy(written, tmp_path):
+    def make(layout="official", variant="turbo"):
+        path = written(layout, variant)
+        root = path if path.is_dir() else path.parent if layout == "aio" else path.parent.parent
+        shutil.copytree(root, tmp_path / "copy")
+        return tmp_path / "copy" / path.relative_to(root)
+
+    return make
+
+
+def tensors(checkpoint: ck.Checkpoint) -> dict[str, torch.Tensor]:
+    found = {}
+    for name, stored in checkpoint.index.items():
+        with open_file(stored.file) as file:
+            found[name] = read_tensor(file, stored).clone()
+    return found
+
+
+def edit(file: Path, change) -> None:
+    values = load_file(file)
+    change(values)
+    save_file(values, file)
+
+
+def refusal(call, *args, **kwargs) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        call(*args, **kwargs)
+    text = str(caught.value)
+    assert "\n" not in text and not text.endswith("."), text
+    return text

@@ -1,0 +1,34 @@
+"""The linear layers' way round slow 16-bit products, and the stacks' numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from acefast.models.v15 import layers
+from acefast.models.v15.layers import linear
+
+GATE = {torch.bfloat16: 2.5e-3, torch.float16: 4e-4}  # relative L2: one rounding
+
+
+@pytest.fixture(params=(True, False), ids=["through fp32", "as it is"])
+def slow(request, monkeypatch):
+    monkeypatch.setattr(layers, "_slow_at_16_bit", lambda: request.param)
+    monkeypatch.setattr(layers, "SCRATCH", 96 * 64)  # several slices of the weight, the last one ragged
+
+
+@pytest.mark.parametrize("dtype", GATE, ids=str)
+@pytest.mark.parametrize("biased", (True, False))
+@pytest.mark.parametrize("shape", [(1, 96), (2, 40, 96), (375, 96)], ids=str)
+def test_linear_rounds_once(slow, shape, biased, dtype, rng):
+    x, weight, bias = (torch.randn(s, generator=rng).to(dtype) for s in (shape, (200, 96), (200,)))
+    got = linear(x, weight, bias if biased else None)
+    want = x.double() @ weight.double().T + (bias.double() if biased else 0)
+    assert got.dtype == dtype and got.shape == want.shape and got.is_contiguous()
+    assert float((got.double() - want).norm() / want.norm()) <= GATE[dtype]
+
+
+def test_linear_takes_a_slice_of_a_weight(slow, rng):
+    x, weight = torch.randn(80, 32, generator=rng).bfloat16(), torch.randn(70, 96, generator=rng).bfloat16()
+    want = x.double() @ weight[:, 64:].double().T
+    assert float((linear(x, weight[:, 64:]).double() - want).norm() / want.norm()) <= GATE[torch.bfloat16]
