@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,14 +16,17 @@ from acefast.backends import use_backend
 from acefast.checkpoint import open_checkpoint
 from acefast.conditions import Conditions
 from acefast.guidance import Guidance, guided
-from acefast.models.v15.tasks import Task
+from acefast.models.v15.tasks import Task, read_audio
 from acefast.ops.philox import philox_normal
+from acefast.options import COVER
 from acefast.request import Request, RequestError, expand, options
 from acefast.song import Song
+from acefast.stages import Progress, memory_told, stage
 from acefast.waveform import check_finite, fade, normalise, peak, splice
 
 DEFAULT_MODEL = "ace-step-1.5-turbo"
-Progress = Callable[[str, int, int], None]  # stage, done, of how many
+
+_kept: dict[tuple, Pipeline] = {}  # the last model that generate() loaded
 
 
 def generate(
@@ -51,19 +52,34 @@ def generate(
     Raises:
         RequestError, CheckpointError, BackendUnavailable: one sentence each, before work starts where possible.
     """
-    songs, _ = expand(prompt, lyrics, **request)  # refuse a bad request before a model is loaded
-    del songs
-    return _kept(os.fspath(model or default_model()), device, dtype, backend).generate(prompt, lyrics, **request)
+    model = model or default_model()
+    chosen = (model, device, dtype, backend)
+    if chosen not in _kept:
+        check(prompt, lyrics, model=model, **request)
+        _kept.clear()  # so that two models never share the memory
+        _kept[chosen] = load(model, device=device, dtype=dtype, backend=backend)
+    return _kept[chosen].generate(prompt, lyrics, **request)
+
+
+def check(
+    prompt: str | list[str], lyrics: str | list[str] = "", *, model: str | os.PathLike | None = None, **request: Any
+) -> list[Request]:
+    """Refuse what can be refused without weights: looks at the options, at audio files, at a checkpoint's headers.
+
+    Returns:
+        the requests, one a song.
+    Raises:
+        RequestError, CheckpointError: one sentence each.
+    """
+    requests, _ = expand(prompt, lyrics, **request)
+    read_audio(requests[0])
+    traits = open_checkpoint(model or default_model()).traits
+    return [r.for_checkpoint(traits) for r in requests]
 
 
 def default_model() -> str:
     """The model that is taken where none is named."""
     return os.environ.get("ACEFAST_MODEL") or DEFAULT_MODEL
-
-
-@functools.lru_cache(maxsize=1)
-def _kept(model: str, device: Any, dtype: Any, backend: str | None) -> Pipeline:
-    return load(model, device=device, dtype=dtype, backend=backend)
 
 
 def load(
@@ -83,17 +99,30 @@ def load(
         backend: "reference", "triton", "cuda", "cpu" or "auto"; see ``acefast.use_backend``.
     Raises:
         CheckpointError: the checkpoint is missing, damaged or incomplete.
+        RequestError: there is no such device or dtype here, or not memory enough.
         BackendUnavailable: the backend named cannot run here.
     """
     with use_backend(backend) if backend else contextlib.nullcontext():
         pass  # refuse a backend that cannot run before anything is read
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = as_device(device)
+    dtype = as_dtype(dtype, device)
     checkpoint = open_checkpoint(model)
     checkpoint.check()
     from acefast.models.v15.model import Model
 
-    with _memory("loading", "take a GPU with more memory, or dtype='bfloat16'"):
-        return Pipeline(Model(checkpoint, device, as_dtype(dtype, device)), backend)
+    with memory_told("loading", "take a device with more memory, or dtype='bfloat16'"):
+        return Pipeline(Model(checkpoint, device, dtype), backend)
+
+
+def as_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, or the fastest here; RequestError where it cannot be used."""
+    try:
+        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+        raise RequestError(f"device={str(device)!r} cannot be used: {reason[:200]}; take 'cpu' or leave it out") from error
+    return found
 
 
 def as_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
@@ -147,19 +176,17 @@ class Pipeline:
         # The official base and sft models make their schedule in the model's dtype; turbo's are exact decimals.
         rounded = request.precision == "upstream" and request.semantics == "official" and not model.traits.is_turbo
         timesteps = _timesteps(request, model.dtype if rounded else torch.float64)
-        with _stage("text", timings, progress):
+        with stage("text", timings, progress):
             task = model.task(requests, audio)
             noise = self._noise(requests, task)
-            conditions = model.conditions(requests, task, reference, timesteps)
-            switched = None
-            if request.strength is not None and request.strength < 1 and request.acts_as in ("cover", "cover-nofsq"):
-                switched = model.conditions(requests, task, reference, timesteps, as_text2music=True)
-        with _stage("diffusion", timings, progress, len(timesteps)):
-            latents = self._sample(requests, task, noise, timesteps, conditions, switched, progress)
+            fading = request.strength is not None and request.strength < 1 and request.acts_as in COVER
+            conditions, switched = model.conditions(requests, task, reference, timesteps, and_text2music=fading)
+        with stage("diffusion", timings, progress, len(timesteps)) as report:
+            latents = self._sample(requests, task, noise, timesteps, conditions, switched, report)
         del conditions, switched
-        with _stage("decode", timings, progress):
-            waves = model.decode(latents, lambda done, total: progress("decode", done, total)).numpy()
-        with _stage("finish", timings, progress):
+        with stage("decode", timings, progress) as report:
+            waves = model.decode(latents, report).numpy()
+        with stage("finish", timings, progress):
             songs = []
             for i, (r, wave) in enumerate(zip(requests, waves)):
                 songs.append(
@@ -210,7 +237,7 @@ class Pipeline:
         timesteps: list[float],
         conditions: Conditions,
         switched: Conditions | None,
-        progress: Progress,
+        report: Callable[[int, int], None],
     ) -> Tensor:
         """The diffusion loop: [B, T, D] clean latents, float32."""
         request, model = requests[0], self.model
@@ -254,7 +281,7 @@ class Pipeline:
             inject = lambda x, step, t: sampling.inject(x, clean, noise, kept, t) if step < held else x  # noqa: E731
 
         def on_step(info: sampling.StepInfo) -> Any:
-            progress("diffusion", info.step + 1, info.steps)
+            report(info.step + 1, info.steps)
             return None if request.on_step is None else request.on_step(info)
 
         latents = sampling.sample(
@@ -269,9 +296,13 @@ class Pipeline:
             state_dtype=model.dtype if upstream else torch.float32,
         ).float()
         if not latents.isfinite().all():
+            narrow = "" if model.dtype == torch.float32 else f" in {str(model.dtype).removeprefix('torch.')}"
+            ways = ["dtype='float32'"] if narrow else []
+            ways += ["less guidance"] if request.guidance_scale > 1 else []
+            ways += ["another on_step"] if request.on_step is not None else []
             raise RequestError(
-                f"latents became NaN or infinite in {model.dtype} within {steps} steps; try dtype=float32, another seed "
-                "or less guidance"
+                f"latents became NaN or infinite{narrow} within {steps} step{'s' * (steps != 1)}; "
+                f"try {' or '.join([*ways, 'another seed'])}"
             )
         if plan is not None and plan.boundary_frames:
             latents = sampling.blend_boundary(latents, clean.expand_as(latents), kept, plan.boundary_frames)
@@ -324,28 +355,3 @@ def _blended(velocity: Any, model: Any, other: Conditions, strength: float, upst
 def _signed(seed: int) -> int:
     """torch takes 64-bit seeds as signed integers."""
     return seed - (1 << 64) if seed >= 1 << 63 else seed
-
-
-@contextlib.contextmanager
-def _stage(name: str, timings: dict[str, float], progress: Progress, total: int = 1) -> Iterator[None]:
-    progress(name, 0, total)
-    begun = time.perf_counter()
-    with _memory(name, "lower duration or the number of songs in the batch, or take dtype='bfloat16'"):
-        yield
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    timings[name] = time.perf_counter() - begun
-    progress(name, total, total)
-
-
-@contextlib.contextmanager
-def _memory(stage: str, way_out: str) -> Iterator[None]:
-    """Turn running out of memory into one sentence: which stage, how much, what to lower."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        text = " ".join(str(error).split())
-        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
-            if "not enough memory" not in text and "can't allocate memory" not in text:
-                raise
-        raise RequestError(f"{stage} ran out of memory ({text[:200] or 'no details'}); {way_out}") from error

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from acefast.audio import load_audio
 from acefast.checkpoint import Checkpoint, load, load_text_encoder
 from acefast.conditions import Conditions
 from acefast.models.v15 import vae
 from acefast.models.v15.codes import AudioDetokenizer, AudioTokenizer
 from acefast.models.v15.conditions import ConditionEncoder
 from acefast.models.v15.dit import DiT
-from acefast.models.v15.tasks import Source, Task, build_task, read_source
+from acefast.models.v15.tasks import Source, Task, build_task, read_audio
 from acefast.prompts import LYRIC_TOKENS, TEXT_TOKENS, lyric_prompt, text_prompt, tokenize
 from acefast.request import Request
-from acefast.waveform import is_silent, reference_segments
+from acefast.values import shown
+from acefast.waveform import reference_segments
 
 SILENT_FRAMES = 64  # of digital silence to encode where a checkpoint brings no silence latent
 
@@ -34,10 +34,10 @@ class Model:
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
         self.config, self.traits = checkpoint.config, checkpoint.traits
         self.tokenizer = checkpoint.tokenizer()
+        self.decoder = self._load(vae.Decoder, checkpoint.vae_config, vae.compute_dtype(dtype, device))
         self.text_encoder = load_text_encoder(checkpoint, device, dtype)
         self.condition_encoder = self._load(ConditionEncoder, self.config)
         self.transformer = self._load(DiT, self.config)
-        self.decoder = self._load(vae.Decoder, checkpoint.vae_config, vae.compute_dtype(dtype, device))
 
     @cached_property
     def encoder(self) -> nn.Module:
@@ -64,10 +64,10 @@ class Model:
 
     def check(self, requests: list[Request]) -> tuple[Source | None, np.ndarray | None]:
         """Read the source and reference audio of a batch; raises RequestError before anything is computed."""
-        reference = None
-        if requests[0].reference is not None:
-            reference = load_audio(requests[0].reference, "reference")
-        return read_source(requests[0]), None if reference is None or is_silent(reference) else reference
+        for request in requests:
+            if request.lyrics_overflow == "refuse":
+                tokenize(self.tokenizer, lyric_prompt(request), LYRIC_TOKENS, overflow="refuse")
+        return read_audio(requests[0])
 
     # -- conditions --------------------------------------------------------------------------------------------------
 
@@ -89,18 +89,24 @@ class Model:
         reference: np.ndarray | None,
         timesteps: list[float],
         *,
-        as_text2music: bool = False,
-    ) -> Conditions:
+        and_text2music: bool = False,
+    ) -> tuple[Conditions, Conditions | None]:
         """What the transformer is conditioned on, prepared for sampling.
 
         Args:
             reference: [2, N] reference audio whose timbre is taken, or None.
             timesteps: the schedule, whose time embeddings are computed at once.
-            as_text2music: under the text2music instruction and, in the official semantics, over silence: what a cover
-                turns to when its strength is used up.
+            and_text2music: also make what a cover turns to when its strength is used up: the same under the text2music
+                instruction and, in the official semantics, over silence.
         """
-        request = requests[0]
         timbre = self._timbre(requests, reference)
+        own = self._prepared(requests, task, timbre, timesteps, as_text2music=False)
+        return own, self._prepared(requests, task, timbre, timesteps, as_text2music=True) if and_text2music else None
+
+    def _prepared(
+        self, requests: list[Request], task: Task, timbre: Tensor, timesteps: list[float], *, as_text2music: bool
+    ) -> Conditions:
+        request = requests[0]
         ids = [self._ids(r, task.seconds, as_text2music) for r in requests]
         shared = len(set(ids)) == 1 and task.source.shape[0] == 1  # variations of one song: one row serves them all
         rows = ids[:1] if shared else ids
@@ -130,7 +136,10 @@ class Model:
             overflow = request.lyrics_overflow if name == "lyrics" else "cut"
             tokens = tokenize(self.tokenizer, prompt, limit, overflow=overflow, name=name)
             if tokens.cut:
-                warnings.warn(f"{name} is too long: the last {tokens.cut} tokens were cut, {tokens.lost!r}", stacklevel=2)
+                warnings.warn(
+                    f"{name} is too long: its last {tokens.cut} tokens were cut, from {shown(tokens.lost[:60])} on",
+                    stacklevel=2,
+                )
             pair.append(tuple(tokens.ids))
         return tuple(pair)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from acefast.audio import load_audio
 from acefast.ops.philox import philox_normal
 from acefast.request import Request
+from acefast.waveform import is_silent
 
 RATE = 48_000
 HOP = 1920  # samples per latent frame
@@ -76,6 +77,15 @@ def read_source(request: Request) -> Source | None:
     before, after = round(window.before * RATE), round(window.after * RATE)
     regions = tuple((round(start * RATE), round(end * RATE)) for start, end in window.regions)
     return Source(np.pad(audio, ((0, 0), (before, after))), regions)
+
+
+def read_audio(request: Request) -> tuple[Source | None, np.ndarray | None]:
+    """The request's source (see ``read_source``) and its reference audio, [2, N]; None for one that it has not.
+
+    A silent reference is none. Raises RequestError where audio cannot be used.
+    """
+    reference = None if request.reference is None else load_audio(request.reference, "reference")
+    return read_source(request), None if reference is None or is_silent(reference) else reference
 
 
 def frames_of(seconds: float, semantics: str) -> int:

@@ -132,7 +132,7 @@ def _alpha(log_alpha: Tensor) -> Tensor:
 
 
 def _inv_beta(log_beta: Tensor) -> Tensor:
-    return (log_beta.float().exp().flatten() ).reciprocal()
+    return (log_beta.float().exp().flatten() + 1e-9).reciprocal()
 
 
 def snake_entries(ours: str, theirs: str) -> WeightTable:
