@@ -89,6 +89,13 @@ def why_unavailable(name: str) -> str:
     return "" if importlib.util.find_spec("acefast._cpu") else "this installation has no CPU extension"
 
 
+@functools.cache
+def cpu_has_matrix_units() -> bool:
+    """Whether this CPU multiplies 16-bit matrices faster than fp32 ones: on x86 only those with AMX do."""
+    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # private, so it may move
+    return has_amx() or not torch.backends.cpu.get_cpu_capability().startswith("AVX")
+
+
 def _triton_kernels() -> list[str]:
     found = importlib.util.find_spec("acefast.kernels")  # None in a source tree that is not installed
     return [m.name for m in pkgutil.iter_modules(found.submodule_search_locations)] if found else []

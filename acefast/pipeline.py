@@ -15,6 +15,7 @@ from acefast import sampling
 from acefast.backends import use_backend
 from acefast.checkpoint import open_checkpoint
 from acefast.conditions import Conditions
+from acefast.devices import as_device, as_dtype
 from acefast.guidance import Guidance, guided
 from acefast.models.v15.tasks import Task, read_audio
 from acefast.ops.philox import philox_normal
@@ -114,29 +115,6 @@ def load(
         return Pipeline(Model(checkpoint, device, dtype), backend)
 
 
-def as_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, or the fastest here; RequestError where it cannot be used."""
-    try:
-        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
-        raise RequestError(f"device={str(device)!r} cannot be used: {reason[:200]}; take 'cpu' or leave it out") from error
-    return found
-
-
-def as_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
-    """The dtype asked for, or the device's default."""
-    if dtype is None:
-        return torch.float32 if device.type == "mps" else torch.bfloat16
-    names = {"bfloat16": torch.bfloat16, "bf16": torch.bfloat16, "float16": torch.float16, "fp16": torch.float16}
-    names |= {"float32": torch.float32, "fp32": torch.float32}
-    found = names.get(dtype) if isinstance(dtype, str) else dtype
-    if found not in names.values():
-        raise RequestError(f"dtype must be bfloat16, float16 or float32, got {dtype!r}")
-    return found
-
-
 class Pipeline:
     """A loaded model that makes songs; not to be called from two threads at once."""
 
@@ -211,9 +189,8 @@ class Pipeline:
             rows = [torch.as_tensor(np.asarray(r.noise) if not torch.is_tensor(r.noise) else r.noise) for r in requests]
             noise = torch.stack([row.reshape(row.shape[-2:]).float() for row in rows])
             if tuple(noise.shape[1:]) != shape:
-                raise RequestError(f"noise must be [T, {shape[1]}] with T = {shape[0]} here, got {list(noise.shape[1:])}")
-            if not noise.isfinite().all():
-                raise RequestError("noise holds NaN or infinity; give finite values of about unit variance")
+                got = list(noise.shape[1:])
+                raise RequestError(f"noise must be [T, {shape[1]}] with T = {shape[0]} here, got {got}")
             return noise.to(model.device)
 
         def draw(seeds: list[int]) -> Tensor:

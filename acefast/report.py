@@ -6,7 +6,6 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,8 +33,8 @@ def machine() -> dict[str, Any]:
 
 
 def model(name: str) -> dict[str, Any]:
-    """One model in detail; raises CheckpointError where it cannot be used."""
-    found = open_checkpoint(name)
+    """One model in detail; nothing is downloaded. Raises CheckpointError where it cannot be used."""
+    found = open_checkpoint(name, offline=True)
     found.check()
     return {"models": [{"name": found.name, **checkpoint(found)}]}
 
@@ -86,7 +85,8 @@ def as_text(facts: dict[str, Any]) -> str:
         lines.append("  ".join(f"{n} {v or '(absent)'}" for n, v in facts["versions"].items()))
         lines.append("")
         for d in facts["devices"]:
-            details = [d["name"], _bytes(d["memory"]) if d["memory"] else "", d.get("capability", d.get("instructions"))]
+            memory = _bytes(d["memory"]) if d["memory"] else ""
+            details = (d["name"], memory, d.get("capability", d.get("instructions", "")))
             lines.append(f"device   {d['device']:10} {', '.join(x for x in details if x)}")
         for name, state in facts["backends"].items():
             lines.append(f"backend  {name:10} {state}")

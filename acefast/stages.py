@@ -58,7 +58,7 @@ def memory_told(name: str, way_out: str = LOWER) -> Iterator[None]:
 
 
 def _amount(text: str) -> str:
-    """" when 2.00 GiB more were asked for, with 8.06 MiB of 79.15 GiB free", as far as an allocator's message says."""
+    """ " when 2.00 GiB more were asked for, with 8.06 MiB of 79.15 GiB free", as far as an allocator's message says."""
     wanted, free = _WANTED.search(text), _FREE.search(text)
     if wanted is None:
         return f" ({text[:100]})" if text else ""

@@ -50,7 +50,7 @@ def acefast_stages(folder: Path, seconds: float, dtype: torch.dtype, out: Path) 
     def text():
         ids = [tokenize(model.tokenizer, text_prompt(request, seconds), TEXT_TOKENS).ids]
         words = [tokenize(model.tokenizer, lyric_prompt(request), LYRIC_TOKENS).ids]
-        states = model.text_encoder(input_ids=torch.tensor(ids)).last_hidden_state
+        states = model.text_encoder(input_ids=torch.tensor(ids), use_cache=False).last_hidden_state
         return states, model.text_encoder.get_input_embeddings()(torch.tensor(words))
 
     def conditions():

@@ -11,6 +11,9 @@ from acefast.models.v15 import names, vae
 from acefast.models.v15.config import VAEConfig
 from acefast.models.v15.vae_layers import fold, fold_pointwise, fold_transposed
 
+# diffusers 0.42 builds its convolutions with torch's older weight norm
+pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+
 CONFIG = VAEConfig(encoder_hidden_size=8, decoder_channels=8, decoder_input_channels=4)
 FULL = VAEConfig()
 HOP, LATENT = CONFIG.hop, CONFIG.decoder_input_channels
@@ -162,6 +165,16 @@ def test_encoder_needs_seven_frames(encoder):
     assert len(frames) == 14  # the sample is a frame's first: 7 frames before it, its own, and 6 after
 
 
+def test_spans_of_the_encoder_hear_every_sample_they_need_and_no_more(encoder):
+    lo, hi, hop, reach = 30, 60, encoder.outer_hop, encoder.outer_reach
+    for sample, row in ((lo * hop - reach, lo), (hi * hop + reach - 1, hi - 1)):
+        x = sound(1, HOP)
+        x[0, :, sample] = torch.nan
+        whole = encoder._outer(x, 0, HOP // hop)[:, lo:hi].isnan().any(2)[0]
+        assert whole.nonzero().flatten().tolist() == [row - lo]
+        assert torch.equal(encoder._outer(x, lo, hi).isnan().any(2)[0], whole)
+
+
 @pytest.mark.parametrize("tile_frames", (19, 23))
 def test_tiles_show_the_decoder_every_neighbour_it_needs(decoder, tile_frames):
     for frame in (0, 13, 39):
@@ -262,7 +275,10 @@ def test_inference_mode_gives_the_same_bits(decoder):
 
 
 def test_weight_table_takes_every_tensor_of_a_full_size_checkpoint():
-    for kind, shapes in ((vae.Encoder, names.vae_encoder_tensors(FULL)), (vae.Decoder, names.vae_decoder_tensors(FULL))):
+    for kind, shapes in (
+        (vae.Encoder, names.vae_encoder_tensors(FULL)),
+        (vae.Decoder, names.vae_decoder_tensors(FULL)),
+    ):
         with torch.device("meta"):
             state = kind(FULL).state_dict()
         table = kind.weight_table(FULL)
@@ -285,6 +301,14 @@ def test_weight_norm_is_that_of_torch():
 def test_a_silent_channel_folds_to_zero():
     zero = torch.zeros(2, 3, 1)
     assert torch.equal(fold_pointwise(torch.ones(2, 1, 1), zero), torch.zeros(2, 3))
+
+
+def test_snake_parameters_are_the_exponentials_and_stay_finite():
+    table = vae.Decoder.weight_table(CONFIG)
+    log = torch.tensor([[[-40.0], [0.0], [1.5]]], dtype=torch.bfloat16)
+    alpha, inv_beta = table["snake1.alpha"].combine(log), table["snake1.inv_beta"].combine(log)
+    torch.testing.assert_close(alpha, log.float().exp().flatten())
+    torch.testing.assert_close(inv_beta, torch.tensor([1e9, 1.0, 0.22313016]))
 
 
 def test_bf16_is_computed_in_fp32_on_a_cpu_without_tiles(monkeypatch):

@@ -57,8 +57,6 @@ def relative(actual, expected):
 def test_matches_the_formula_in_double_precision(shape, dtype):
     *sizes, stride, padding, dilation = shape
     x, weight, bias = inputs(*sizes, dtype)
-    if dtype != torch.float32 and sizes[1] > 1000:
-        pytest.skip("the rows of this one are about blocking, not rounding")
     before = bias.clone()
     for b in (bias, None):
         expected = naive(x, weight, b, stride, padding, dilation)
@@ -91,7 +89,10 @@ def test_songs_of_a_batch_do_not_meet():
     [
         (dict(x=torch.ones(4, 8)), r"conv1d: x must be \[B, L, Cin\]"),
         (dict(x=torch.ones(1, 8, 4).transpose(1, 2)), r"conv1d: x must be contiguous"),
-        (dict(weight=torch.ones(5, 8, 3)), r"conv1d: weight must be \[Cout, K, Cin\] = \[any, any, 8\], got \[5, 8, 3\]"),
+        (
+            dict(weight=torch.ones(5, 8, 3)),
+            r"weight must be \[Cout, K, Cin\] = \[any, any, 8\], got \[5, 8, 3\]",
+        ),
         (dict(weight=torch.ones(5, 8, 3).transpose(1, 2)), r"conv1d: weight must be contiguous"),
         (dict(weight=torch.ones(5, 3, 8).bfloat16()), r"conv1d: weight must have x's dtype, torch.float32, got"),
         (dict(bias=torch.ones(8)), r"conv1d: bias must be \[Cout\] = \[5\], got \[8\]"),

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from acefast.backends import cpu_has_matrix_units
 from acefast.models.v15.config import Config
 from acefast.ops.cross_attention import cross_attention
 from acefast.ops.qk_norm_rope import qk_norm_rope, rope_table
@@ -46,7 +47,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         [..., O].
     """
     rows = x.numel() // x.shape[-1]
-    if x.device.type != "cpu" or x.dtype == torch.float32 or rows < FEW_ROWS or not _slow_at_16_bit():
+    if x.device.type != "cpu" or x.dtype == torch.float32 or rows < FEW_ROWS or cpu_has_matrix_units():
         return F.linear(x, weight, bias)
     O, I = weight.shape  # noqa: E741
     x32 = x.reshape(rows, I).float()
@@ -64,13 +65,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             torch.addmm(bias[start:stop].float(), x32, scratch.t(), out=part)
         out[:, start:stop] = part
     return out.view(*x.shape[:-1], O)
-
-
-@functools.cache
-def _slow_at_16_bit() -> bool:
-    """Whether this is an x86 CPU whose 16-bit matrix products are slower than its fp32 ones: all those without AMX."""
-    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return torch.backends.cpu.get_cpu_capability().startswith("AVX") and not has_amx()
 
 
 class SelfAttention(nn.Module):

@@ -150,12 +150,10 @@ def _whole(request: Request, frames: int, mask: Tensor | None = None) -> Tensor:
     return torch.ones(frames) if mask is None else mask
 
 
-def _encoded(
-    requests: list[Request], audio: Source, encode: Callable[[np.ndarray], tuple[Tensor, Tensor]]
-) -> Tensor:
+def _encoded(requests: list[Request], audio: Source, encode: Callable[[np.ndarray], tuple[Tensor, Tensor]]) -> Tensor:
     """[1, T, D] posterior mean, or [B, T, D] samples of the posterior, each from its own song's seed."""
     mean, std = encode(audio.waveform)
     if requests[0].posterior == "mean":
         return mean
-    noise = philox_normal([r.seed for r in requests], tuple(mean.shape[1:]), stream=POSTERIOR_STREAM, device=mean.device)
-    return mean + std * noise
+    shape, seeds = tuple(mean.shape[1:]), [r.seed for r in requests]
+    return mean + std * philox_normal(seeds, shape, stream=POSTERIOR_STREAM, device=mean.device)

@@ -1,0 +1,33 @@
+"""Where a model runs and in which dtype: what was asked for, or what suits this machine."""
+
+from __future__ import annotations
+
+import torch
+
+from acefast.request import RequestError
+
+DTYPES = {
+    **{"bfloat16": torch.bfloat16, "bf16": torch.bfloat16, "float16": torch.float16, "fp16": torch.float16},
+    **{"float32": torch.float32, "fp32": torch.float32},
+}
+
+
+def as_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, or the fastest here; RequestError where it cannot be used."""
+    try:
+        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")[:200]
+        raise RequestError(f"device {str(device)!r} cannot be used: {reason}; take 'cpu' or leave it out") from error
+    return found
+
+
+def as_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    """The dtype asked for, or the default of ``device``; RequestError for any but the three that models come in."""
+    if dtype is None:
+        return torch.float32 if device.type == "mps" else torch.bfloat16
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found not in DTYPES.values():
+        raise RequestError(f"dtype must be bfloat16, float16 or float32, got {dtype!r}")
+    return found
