@@ -294,9 +294,15 @@ def load_text_encoder(
     """
     from transformers import Qwen3Config, Qwen3Model
 
+    from acefast.models.v15.layers import Linear
+
     config = Qwen3Config(**checkpoint.text_config, attn_implementation="sdpa")
     with torch.device("meta"):
         model = Qwen3Model(config)
+        for module in [*model.modules()]:  # our linear layers are faster on a CPU without matrix units
+            for name, layer in [*module.named_children()]:
+                if type(layer) is nn.Linear:
+                    setattr(module, name, Linear(layer.in_features, layer.out_features, layer.bias is not None))
     model.rotary_emb = type(model.rotary_emb)(config).to(device)  # its tables are computed, not stored
     load(model, {name: Source((name,)) for name in model.state_dict()}, checkpoint, device, dtype)
     return model.eval()

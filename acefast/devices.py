@@ -14,12 +14,18 @@ DTYPES = {
 
 def as_device(device: str | torch.device | None) -> torch.device:
     """The device asked for, or the fastest here; RequestError where it cannot be used."""
+    name = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
-        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        found = torch.device(name)
+    except RuntimeError as error:
+        raise RequestError(
+            f"device must be cpu, cuda, cuda:1 or mps, or another that torch has, got {name!r}"
+        ) from error
+    try:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")[:200]
-        raise RequestError(f"device {str(device)!r} cannot be used: {reason}; take 'cpu' or leave it out") from error
+        raise RequestError(f"device {name!r} cannot be used: {reason}; take 'cpu' or leave it out") from error
     return found
 
 

@@ -294,8 +294,8 @@ def finish(wave: np.ndarray, request: Request, task: Task) -> np.ndarray:
     """
     plan = _repaint_plan(request, task)
     level = request.normalize
+    check_finite("audio", wave, "; the decoder overflowed, try dtype='float32' or another seed")
     if plan is not None and plan.splice:
-        check_finite("audio", wave)
         generated, wave = wave, task.audio.waveform
         for start, end in task.audio.regions:
             wave = splice(generated, wave, start, end, plan.wave_fade_seconds)

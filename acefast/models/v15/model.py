@@ -135,7 +135,7 @@ class Model:
         for name, prompt, limit in (("prompt", text, TEXT_TOKENS), ("lyrics", lyric_prompt(request), LYRIC_TOKENS)):
             overflow = request.lyrics_overflow if name == "lyrics" else "cut"
             tokens = tokenize(self.tokenizer, prompt, limit, overflow=overflow, name=name)
-            if tokens.cut:
+            if tokens.cut and not as_text2music:  # told of the song's own prompt already
                 warnings.warn(
                     f"{name} is too long: its last {tokens.cut} tokens were cut, from {shown(tokens.lost[:60])} on",
                     stacklevel=2,
