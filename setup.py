@@ -1,5 +1,8 @@
-"""Build entry: metadata lives in pyproject.toml; the compiled extensions will be declared here."""
+"""Packages to install: ``acefast`` with all below it, and the top-level ``kernels/`` as ``acefast.kernels``."""
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
-setup()
+setup(
+    packages=[*find_packages(include=["acefast", "acefast.*"]), "acefast.kernels"],
+    package_dir={"acefast.kernels": "kernels"},
+)

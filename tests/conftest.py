@@ -1,12 +1,15 @@
-"""Shared fixtures: few threads, seeded random tensors, one tiny checkpoint of each kind, and something to listen to."""
+"""Shared fixtures: few threads, seeded tensors, a tiny checkpoint of each kind, something to hear, a place to work."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import acefast
+from acefast import cli, pipeline
 from acefast.models.v15.config import VAEConfig
 from acefast.testing import write_checkpoint
 
@@ -54,3 +57,39 @@ def tune() -> np.ndarray:
     tune = (tones + 0.02 * np.random.default_rng(0).standard_normal(tones.shape)).astype(np.float32)
     tune.flags.writeable = False
     return tune
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path_factory):
+    """No network, no models but those a test names, and none kept from an earlier test."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub")))
+    for name in ("ACEFAST_MODELS", "ACEFAST_MODEL", "ACEFAST_BACKEND"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pipeline, "_kept", {})
+
+
+@pytest.fixture
+def undecoded(monkeypatch, tiny_pipe, tiny_base_pipe):
+    """Songs of silence, for tests that do not listen: decoding is most of a tiny song's time."""
+    for pipe in (tiny_pipe, tiny_base_pipe):
+        monkeypatch.setattr(
+            pipe.model, "decode", lambda latents, _: torch.zeros(len(latents), 2, latents.shape[1] * 1920)
+        )
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """An empty working folder."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def command(folder, tiny, tiny_base, tiny_pipe, tiny_base_pipe, monkeypatch):
+    """``acefast generate`` in this process, on models that are loaded already: its exit code."""
+    pipes = {str(tiny): tiny_pipe, str(tiny_base): tiny_base_pipe}
+    monkeypatch.setattr(pipeline, "load", lambda model, **_: pipes[model])
+    return lambda *words, base=False: cli.main(["generate", *words, "--model", str(tiny_base if base else tiny)])

@@ -1,65 +1,32 @@
-"""The command line: every option reaches the song, files are named as told, the bar keeps to terminals, Ctrl-C leaves
-nothing, exit codes are the promised ones. tests/test_errors.py holds what is refused.
+"""The command line: every option reaches the song, files are named and written as told, ``info`` tells what is here.
+
+What it is as a process is in tests/test_cli_process.py, what it refuses in tests/test_errors.py.
 """
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
-import os
-import pty
 import re
-import signal
-import struct
-import subprocess
 import sys
-import termios
 from pathlib import Path
 
 import huggingface_hub
 import numpy as np
 import pytest
 import soundfile
-import torch
 
-from acefast import pipeline
 from acefast.audio import read_tags
 from acefast.cli import main
 from acefast.request import options
 
-ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("offline")
 SHORT = ["--duration", "5", "--steps", "1"]
 
 
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch, tmp_path_factory):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub")))
-    monkeypatch.delenv("ACEFAST_MODELS", raising=False)
-
-
 @pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def command(folder, tiny, tiny_base, tiny_pipe, tiny_base_pipe, monkeypatch):
-    """``acefast generate`` in this process, on models that are loaded already: its exit code."""
-    pipes = {str(tiny): tiny_pipe, str(tiny_base): tiny_base_pipe}
-    monkeypatch.setattr(pipeline, "load", lambda model, **_: pipes[model])
-    return lambda *words, base=False: main(["generate", *words, "--model", str(tiny_base if base else tiny)])
-
-
-@pytest.fixture
-def generate(command, folder, capsys, tiny_pipe, tiny_base_pipe, monkeypatch):
-    """The same: the JSON beside an x.wav of silence, as decoding is most of a tiny song's time."""
-    for pipe in (tiny_pipe, tiny_base_pipe):
-        monkeypatch.setattr(
-            pipe.model, "decode", lambda latents, _: torch.zeros(len(latents), 2, latents.shape[1] * 1920)
-        )
+def generate(command, undecoded, folder, capsys):
+    """``acefast generate -o x.wav --json``, silent: what the JSON tells."""
 
     def run(*arguments: str, base: bool = False) -> dict:
         assert command(*arguments, "-o", "x.wav", "--json", base=base) == 0
@@ -68,43 +35,6 @@ def generate(command, folder, capsys, tiny_pipe, tiny_base_pipe, monkeypatch):
 
     return run
 
-
-def shell(*arguments: str | Path, folder: Path) -> dict:
-    """What subprocess needs to run ``acefast`` in ``folder``."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TERM": "xterm"}
-    return dict(args=[sys.executable, "-m", "acefast.cli", *map(str, arguments)], cwd=folder, env=environment)
-
-
-class Terminal:
-    """A process whose standard error is a terminal of 100 columns."""
-
-    def __init__(self, *arguments: str | Path, folder: Path) -> None:
-        self.own, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
-        self.process = subprocess.Popen(**shell(*arguments, folder=folder), stdout=subprocess.PIPE, stderr=theirs)
-        os.close(theirs)
-        self.text = ""
-
-    def read(self, until: str = "(?!)") -> bool:
-        """Read until a pattern has been shown, or to the end; whether it has."""
-        while not re.search(until, self.text):
-            try:
-                got = os.read(self.own, 4096)
-            except OSError:  # the other side is closed
-                got = b""
-            if not got:
-                return False
-            self.text += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", got.decode("utf-8", "ignore"))
-        return True
-
-    def end(self) -> int:
-        """The exit code; what was left to read has been read."""
-        self.read()
-        os.close(self.own)
-        return self.process.wait()
-
-
-# -- options ----------------------------------------------------------------------------------------------------------
 
 GROUPS = {
     "words": (
@@ -212,7 +142,16 @@ def test_other_lyrics_are_the_words_themselves(generate, words):
     assert generate("boom bap", *SHORT, "--lyrics", words)["options"]["lyrics"] == words
 
 
-# -- files ------------------------------------------------------------------------------------------------------------
+def test_help_names_every_option(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["generate", "--help"])
+    text = capsys.readouterr().out
+    assert ended.value.code == 0
+    for name in options():
+        assert name in ("prompt", "noise", "on_step") or f"--{name.replace('_', '-')}" in text
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
 
 
 def test_several_seeds_make_several_files(command, folder, capsys):
@@ -262,86 +201,7 @@ def test_the_tags_of_the_file_make_the_song_again(command, folder, tiny_pipe, tu
     assert np.array_equal(first, second)
 
 
-# -- bar, warnings, interruption --------------------------------------------------------------------------------------
-
-
-STAGES = {"loading": "1/1", "reading": "1/1", "composing": "3/3", "rendering": "128/128", "finishing": "1/1"}
-
-
-def test_bar_shows_stages_steps_and_times_on_a_terminal(tiny, folder):
-    arguments = ["--duration", "5", "--steps", "3", "-o", "x.wav", "--model", tiny]
-    terminal = Terminal("generate", "boom bap", *arguments, folder=folder)
-    assert terminal.end() == 0
-    for stage, count in STAGES.items():  # name, bar, steps, elapsed, remaining
-        assert re.search(rf"{stage} +\S+ +{count} +\d:\d\d:\d\d +0:00:00", terminal.text), terminal.text[-1000:]
-    assert [path.name for path in folder.iterdir()] == ["x.wav"]
-
-
-def test_bar_is_off_where_there_is_no_terminal(tiny, folder):
-    arguments = shell("generate", "boom bap", *SHORT, "-o", "x.wav", "--model", tiny, "--seed", "5", folder=folder)
-    made = subprocess.run(**arguments, capture_output=True, text=True)
-    assert (made.returncode, made.stderr) == (0, "")
-    assert re.fullmatch(r"x\.wav: 5\.12 s, seed 5, made in [\d.]+ s\n", made.stdout)
-
-
-def test_quiet_turns_off_the_bar_and_the_closing_line(command, monkeypatch, capsys):
-    terminal = io.StringIO()
-    terminal.isatty = lambda: True
-    monkeypatch.setattr(sys, "stderr", terminal)
-    assert command("boom bap", *SHORT, "-o", "x.wav", "--quiet") == 0
-    assert terminal.getvalue() == capsys.readouterr().out == ""
-    assert command("boom bap", *SHORT, "-o", "x.wav") == 0
-    assert "composing" in terminal.getvalue()
-
-
-def test_a_warning_is_one_line_and_told_once(command, capsys, tune, folder):
-    soundfile.write(folder / "tune.wav", tune.T, 48_000, "FLOAT")
-    cover = ["--task", "cover", "--source", "tune.wav", "--strength", "0.5", "--steps", "1"]
-    assert command("dust " * 400, *cover, "-o", "x.wav", "--normalize", "off") == 0
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == 2 and all(line.startswith("acefast: ") for line in told)
-    assert "prompt is too long" in told[0] and "above full scale" in told[1]
-
-
-def test_ctrl_c_stops_a_process_and_leaves_nothing(tiny, folder):
-    arguments = ["--duration", "120", "--steps", "200", "-o", "x.wav", "--json", "--model", tiny]
-    terminal = Terminal("generate", "boom bap", *arguments, folder=folder)
-    assert terminal.read(until=r"composing +\S+ +[1-9]\d*/200"), terminal.text[-1000:]
-    terminal.process.send_signal(signal.SIGINT)
-    assert terminal.end() == 130
-    assert "200/200" not in terminal.text and "rendering" not in terminal.text
-    assert terminal.text.rstrip().endswith("acefast: interrupted; no unfinished file is left")
-    assert list(folder.iterdir()) == [] and terminal.process.stdout.read() == b""
-
-
-def test_ctrl_c_is_heard_within_the_step(command, folder, tiny_pipe, monkeypatch, capsys):
-    real, steps = tiny_pipe.model.velocity, []
-
-    def interrupted(*args, **kwargs):
-        steps.append(args[1])
-        if len(steps) == 3:
-            signal.raise_signal(signal.SIGINT)
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(tiny_pipe.model, "velocity", interrupted)
-    assert command("boom bap", "--steps", "9", "--duration", "5", "-o", "x.wav") == 130
-    assert len(steps) == 3 and list(folder.iterdir()) == []
-    assert capsys.readouterr().err == "acefast: interrupted; no unfinished file is left\n"
-
-
-@pytest.mark.parametrize("old", [b"", b"an older song"], ids=["no file yet", "a file to replace"])
-def test_ctrl_c_while_saving_leaves_what_was_there(command, folder, monkeypatch, old):
-    def interrupted(*args):
-        signal.raise_signal(signal.SIGINT)
-
-    if old:
-        (folder / "x.wav").write_bytes(old)
-    monkeypatch.setattr(soundfile.SoundFile, "write", interrupted)
-    assert command("boom bap", *SHORT, "-o", "x.wav", "--json") == 130
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == ({"x.wav": old} if old else {})
-
-
-# -- info -------------------------------------------------------------------------------------------------------------
+# -- info --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -393,27 +253,3 @@ def test_info_of_one_model_downloads_nothing(models, monkeypatch, capsys):
 def test_info_without_models_says_where_to_put_them(capsys):
     assert main(["info"]) == 0
     assert "no models found" in (text := capsys.readouterr().out) and "ACEFAST_MODELS" in text
-
-
-# -- the process ------------------------------------------------------------------------------------------------------
-
-
-def test_exit_codes_are_the_processs_own(folder):
-    codes = {}
-    for name, arguments in {
-        "request": ["generate", "x", "-o", "x.wav", "--bpm", "1"],
-        "checkpoint": ["generate", "x", "-o", "x.wav", "--model", "./missing"],
-    }.items():
-        made = subprocess.run(**shell(*arguments, folder=folder), capture_output=True, text=True)
-        codes[name] = made.returncode
-        assert made.stdout == "" and made.stderr.startswith("acefast: ") and made.stderr.count("\n") == 1
-    assert codes == {"request": 2, "checkpoint": 3} and list(folder.iterdir()) == []
-
-
-def test_help_names_every_option(capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(["generate", "--help"])
-    text = capsys.readouterr().out
-    assert ended.value.code == 0
-    for name in options():
-        assert name in ("prompt", "noise", "on_step") or f"--{name.replace('_', '-')}" in text

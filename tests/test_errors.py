@@ -1,14 +1,14 @@
-"""Every way a song can fail, from end to end: one sentence that names the thing and says the way out, the right
-exception from Python and exit code from the command line, and nothing written.
+"""Everything that cannot work is refused, from end to end: one sentence that names the thing and says the way out, the
+right exception from Python and exit code from the command line, and nothing written.
 
-What each reader refuses in detail is in test_options.py, test_request.py, test_audio.py and test_checkpoint_errors.py.
+What each reader refuses in detail is in test_options.py, test_request.py, test_audio.py and test_checkpoint_errors.py;
+what goes wrong later in test_errors_midway.py.
 """
 
 from __future__ import annotations
 
 import pickle
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,62 +19,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import acefast
-from acefast import pipeline
 from acefast.cli import main
-from acefast.ops.philox import philox_normal
+from tests.songs import from_python, from_shell, sentence
 
+pytestmark = pytest.mark.usefixtures("offline")
 DIT = "acestep-v15-turbo/model.safetensors"
 
 
-@pytest.fixture(autouse=True)
-def no_network_and_no_models(monkeypatch, tmp_path_factory):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub")))
-    monkeypatch.delenv("ACEFAST_MODELS", raising=False)
-    monkeypatch.setattr(pipeline, "_kept", {})
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
-    """An empty folder to work in; it must be empty again, but for what the test itself puts there."""
-    folder = tmp_path / "work"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
-def sentence(text: str, *words: str) -> str:
-    """Assert that ``text`` is one printable sentence that has all ``words``."""
-    assert text.isprintable() and 20 < len(text) < 450 and text[-1] not in " .:;,", text
-    for word in words:
-        assert word in text, f"{word!r} is not in: {text}"
-    return text
-
-
-def inventory(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def from_python(folder: Path, kind: type[Exception], *words: str, **options: Any) -> str:
-    """``acefast.generate`` refuses, in one sentence."""
-    before = inventory(folder)
-    with pytest.raises(kind) as caught:
-        acefast.generate(options.pop("prompt", "boom bap"), **{"duration": 5, "steps": 1, **options})
-    assert inventory(folder) == before
-    return sentence(str(caught.value), *words)
-
-
-def from_shell(folder: Path, capsys, code: int, arguments: list[str], *words: str) -> str:
-    """``acefast generate`` ends with ``code`` and one line on standard error."""
-    before = inventory(folder)
-    assert main(["generate", "boom bap", *arguments]) == code
-    assert inventory(folder) == before
-    out, err = capsys.readouterr()
-    assert out == "" and err.startswith("acefast: ") and err.endswith("\n")
-    return sentence(err.removeprefix("acefast: ")[:-1], *words)
-
-
-# -- checkpoints: CheckpointError, exit code 3 ------------------------------------------------------------------------
+# -- checkpoints: CheckpointError, exit code 3 -------------------------------------------------------------------------
 
 
 def truncated(file: Path) -> None:
@@ -137,7 +89,8 @@ def test_a_model_that_is_nowhere_is_refused(folder, capsys):
     from_shell(folder, capsys, 3, ["-o", "x.wav", "--model", "./missing"], "missing", "give")
 
 
-# -- requests: RequestError, exit code 2 ------------------------------------------------------------------------------
+# -- requests: RequestError, exit code 2 -------------------------------------------------------------------------------
+
 
 REQUESTS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"duration": 4}, ("duration", "5 to 600 seconds", "4")),
@@ -188,7 +141,7 @@ def test_a_request_that_cannot_work_is_refused(tiny, folder, capsys, tune, optio
     [
         ("bmp", "--bmp", "bpm"),
         ("guidence_scale", "--guidence-scale", "guidance"),
-        ("audio_duration", "--audio-duration", "duration"),  # its name in another runtime
+        ("inference_steps", "--inference-steps", "steps"),  # its name in another runtime
     ],
 )
 def test_an_unknown_option_is_answered_with_the_nearest(folder, capsys, python, shell, near):
@@ -213,85 +166,8 @@ def test_lyrics_too_long_are_cut_and_told_or_refused(tiny, folder, capsys):
     assert "lyrics is too long" in sentence(capsys.readouterr().err[len("acefast: ") : -1])
 
 
-# -- numbers that are none, and memory --------------------------------------------------------------------------------
+# -- files -------------------------------------------------------------------------------------------------------------
 
-
-def refused_by(pipe, *words: str, **options: Any) -> str:
-    with pytest.raises(acefast.RequestError) as caught:
-        pipe.generate("boom bap", **{"duration": 5, "steps": 2, **options})
-    return sentence(str(caught.value), *words)
-
-
-def test_nan_in_the_noise_is_refused(tiny_pipe):
-    noise = philox_normal([1], (128, 8))[0]
-    noise[3, 3] = torch.nan
-    refused_by(tiny_pipe, "noise", "NaN", "leave noise out", noise=noise)
-    refused_by(tiny_pipe, "noise", "[T, 8]", "128", "[100, 8]", noise=torch.zeros(100, 8))
-
-
-def test_nan_in_the_latents_is_refused(tiny_pipe, monkeypatch):
-    refused_by(tiny_pipe, "latents", "NaN", "on_step", on_step=lambda info: info.latents * torch.nan)
-    real = tiny_pipe.model.velocity
-    monkeypatch.setattr(tiny_pipe.model, "velocity", lambda *a, **k: real(*a, **k) / 0)
-    refused_by(tiny_pipe, "latents", "2 steps", "another seed")
-
-
-def test_nan_in_the_audio_is_refused(tiny_pipe, monkeypatch, tune):
-    real = tiny_pipe.model.decode
-    monkeypatch.setattr(tiny_pipe.model, "decode", lambda *a: real(*a) * torch.nan)
-    refused_by(tiny_pipe, "audio", "NaN", "float32")
-    refused_by(tiny_pipe, "audio", "NaN", "float32", duration=None, task="repaint", source=tune, start=1.0, end=2.0)
-
-
-CUDA = (
-    "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.15 GiB of which 1.25 GiB is free."
-    " Process 1 has 77.90 GiB memory in use."
-)
-CPU = (
-    "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: not enough memory: "
-    "you tried to allocate 2147483648 bytes."
-)
-NUMPY = "Unable to allocate 7.45 GiB for an array with shape (1000000000,) and data type float64"
-NO_MEMORY = [
-    (torch.OutOfMemoryError(CUDA), ("2.50 GiB", "1.25 GiB of 79.15 GiB free")),
-    (RuntimeError(CPU), ("2.00 GiB",)),
-    (RuntimeError("MPS backend out of memory (MPS allocated: 8 GB). Tried to allocate 256.00 MB"), ("256.00 MB",)),
-    (MemoryError(NUMPY), ("7.45 GiB",)),
-    (MemoryError(), ()),
-]
-
-
-@pytest.mark.parametrize(("error", "words"), NO_MEMORY, ids=["cuda", "cpu", "mps", "numpy", "python"])
-def test_out_of_memory_tells_stage_amount_and_what_to_lower(tiny_pipe, monkeypatch, error, words):
-    def fail(*args, **kwargs):
-        raise error
-
-    for stage, name in (("text", "conditions"), ("diffusion", "velocity"), ("decode", "decode")):
-        with monkeypatch.context() as patch:
-            patch.setattr(tiny_pipe.model, name, fail)
-            refused_by(tiny_pipe, f"{stage} ran out of memory", "lower duration", *words)
-
-
-def test_out_of_memory_while_loading_says_so(tiny, folder, capsys, monkeypatch):
-    def fail(*args, **kwargs):
-        raise RuntimeError(CPU)
-
-    monkeypatch.setattr("acefast.models.v15.model.load_text_encoder", fail)
-    words = ("loading ran out of memory", "2.00 GiB", "bfloat16")
-    from_python(folder, acefast.RequestError, *words, model=tiny)
-    from_shell(folder, capsys, 2, ["-o", "x.wav", "--duration", "5", "--model", str(tiny)], *words)
-
-
-def test_another_runtime_error_is_not_taken_for_lack_of_memory(tiny_pipe, monkeypatch):
-    def fail(*args, **kwargs):
-        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-
-    monkeypatch.setattr(tiny_pipe.model, "velocity", fail)
-    with pytest.raises(RuntimeError, match="mat1"):
-        tiny_pipe.generate("boom bap", duration=5, steps=1)
-
-
-# -- files ------------------------------------------------------------------------------------------------------------
 
 OUTPUTS = [
     ("nowhere/x.wav", ("nowhere", "does not exist", "make it")),
@@ -351,23 +227,3 @@ def test_a_command_line_that_is_not_understood_is_one_sentence(capsys, arguments
     out, err = capsys.readouterr()
     assert out == ""
     sentence(err.removeprefix("acefast: ")[:-1])
-
-
-def test_a_song_that_cannot_be_saved_leaves_nothing(tiny_pipe, folder, capsys, monkeypatch):
-    monkeypatch.setattr(pipeline, "load", lambda *args, **kwargs: tiny_pipe)
-    monkeypatch.setattr(pipeline, "check", lambda *args, **kwargs: None)
-
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(soundfile.SoundFile, "write", full)
-    from_shell(
-        folder, capsys, 2, ["-o", "x.wav", "--duration", "5", "--steps", "1"], "No space left", "left nothing behind"
-    )
-
-
-def test_no_error_hides_behind_a_warning(tiny_pipe):
-    """A plain song warns of nothing at all."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        tiny_pipe.generate("boom bap", "la la", duration=5, steps=1)

@@ -22,7 +22,7 @@ def check_rate(measure: str, rate: float) -> float:
 
 
 def check_audio(measure: str, audio: np.ndarray, minimum: int = 1, name: str = "audio") -> np.ndarray:
-    """``audio`` as float32 [C, N], one or two channels; ValueError where it is not that, or shorter than ``minimum``."""
+    """``audio`` as float32 [C, N], C of 1 or 2; ValueError where it is not that, or shorter than ``minimum``."""
     if not isinstance(audio, np.ndarray) or audio.dtype.kind != "f":
         got = f"numpy {audio.dtype}" if isinstance(audio, np.ndarray) else type(audio).__name__
         raise ValueError(f"{measure}: {name} must be a float numpy array [2, N], full scale +-1, got {got}")
@@ -34,7 +34,7 @@ def check_audio(measure: str, audio: np.ndarray, minimum: int = 1, name: str = "
     bad = audio.size - int(np.isfinite(audio).sum())
     if bad:
         raise ValueError(f"{measure}: {name} has {bad} of {audio.size} samples NaN or infinite")
-    return np.ascontiguousarray(audio, dtype=np.float32)
+    return np.array(audio, dtype=np.float32, order="C")  # a copy: torch warns of arrays that cannot be written
 
 
 def check_pair(measure: str, reference: np.ndarray, estimate: np.ndarray, minimum: int = 1) -> tuple:
@@ -56,14 +56,15 @@ def check_sound(measure: str, audio: np.ndarray, name: str = "audio") -> None:
         raise ValueError(f"{measure}: {name} is silent, of which this cannot be measured")
 
 
-def magnitudes(audio: np.ndarray, window: int, hop: int) -> Iterator[Tensor]:
+def magnitudes(audio: np.ndarray, window: int, hop: int, *, whole: bool = False) -> Iterator[Tensor]:
     """Magnitudes of Hann-windowed FFTs, [C, F, window // 2 + 1] for some frames F at a time, in order.
 
-    Frame f is centred on sample ``f * hop`` (zeros beyond the ends); a full-scale sine on a bin's centre reads 1.
+    Frame f is centred on sample ``f * hop``, with zeros beyond the ends, or starts there if ``whole``: then there are
+    only frames that the audio fills, whose spectra show no click where it starts. A full-scale sine on a bin reads 1.
     """
     hann = torch.hann_window(window)
     hann = hann / (hann.sum() / 2)
-    padded = torch.nn.functional.pad(torch.from_numpy(audio), (window // 2, window // 2))
+    padded = torch.nn.functional.pad(torch.from_numpy(audio), (0, 0) if whole else (window // 2, window // 2))
     frames = padded.unfold(-1, window, hop)  # [C, F, window], a view
     group = max(1, GROUP // (frames.shape[0] * window))
     for start in range(0, frames.shape[1], group):

@@ -26,27 +26,29 @@ STRETCH = 3.0  # seconds compared at a time
 def mel_embedding(audio: np.ndarray, rate: float, hop: int = HOP) -> np.ndarray:
     """What ``originality`` compares: a mel spectrogram of 32 bands in dB, 0 the loudest cell, down to -60.
 
-    Both channels' mean power in 2048-point Hann windows every ``hop`` samples, the 128 bands of acefast/picture.py
-    averaged in fours. Computing it once spares doing so for each song: 6 kB per second of audio at 48 kHz.
+    Both channels' mean power in 2048-point Hann windows that start every ``hop`` samples, the 128 bands of
+    acefast/picture.py averaged in fours. Computing it once spares doing so for each song: 6 kB per second of audio at
+    48 kHz.
 
     Returns: float32 [32, F].
-    Raises: ValueError, also for silence.
+    Raises: ValueError, also for silence or fewer than 2048 samples.
     """
     rate = check_rate("mel_embedding", rate)
-    audio = check_audio("mel_embedding", audio)
+    audio = check_audio("mel_embedding", audio, WINDOW)
     check_sound("mel_embedding", audio)
     filters = mel_filters(rate)
-    mel = torch.cat([each.square().mean(0) @ filters for each in magnitudes(audio, WINDOW, hop)])
+    mel = torch.cat([each.square().mean(0) @ filters for each in magnitudes(audio, WINDOW, hop, whole=True)])
     mel = mel.unflatten(1, (BANDS, MELS // BANDS)).mean(2)
     return (10 * torch.log10((mel / mel.max().clamp_min(1e-30)).clamp_min(10 ** (FLOOR_DB / 10)))).T.numpy()
 
 
 def _chroma(audio: np.ndarray, rate: float) -> np.ndarray:
-    """Magnitude in each of the 12 pitch classes, [12, F], C first at A = 440 Hz."""
+    """Mean magnitude in each of the 12 pitch classes, [12, F], C first at A = 440 Hz."""
     hz = np.arange(CHROMA_WINDOW // 2 + 1) * rate / CHROMA_WINDOW
     inside = (hz >= CHROMA_HZ[0]) & (hz <= CHROMA_HZ[1])
     pitch = np.round(69 + 12 * np.log2(np.maximum(hz, 1) / 440)).astype(int) % 12
     classes = torch.from_numpy(((pitch[:, None] == np.arange(12)) & inside[:, None]).astype(np.float32))
+    classes /= classes.sum(0)  # noise is even
     return torch.cat([each.mean(0) @ classes for each in magnitudes(audio, CHROMA_WINDOW, CHROMA_HOP)]).T.numpy()
 
 
@@ -90,6 +92,8 @@ def self_similarity(
         raise ValueError(f"self_similarity: needs two bars of {bar / rate:.2f} s, got {audio.shape[1] / rate:.2f} s")
     hop = HOP // 4 if feature == "mel" else CHROMA_HOP
     frames = mel_embedding(audio, rate, hop) if feature == "mel" else _chroma(audio, rate)
+    if feature == "mel":  # as if centred: frame f on sample f * hop
+        frames = np.pad(frames, ((0, 0), (WINDOW // 2 // hop,) * 2), mode="edge")
     cells = beats * (SLOTS if feature == "mel" else 1)
     # Means over slots of any length: differences of the running sum, read between its points. Frame f covers the hop
     # around sample f * hop.
@@ -137,25 +141,26 @@ def originality(
 
     Args:
         clips: training clips, as audio [2, N] at ``rate`` or as their ``mel_embedding`` [32, F] (at the same rate).
-    Returns: Originality; distance 0..1 (above 1 only for opposites). 0 is a verbatim copy, below 0.05 a copy at some
-        other level, or with noise 30 dB below; noise against music reads 0.7 and more. Beats of one drum kit are
-        near each other by nature: judge by what the clips read against each other, not against 1.
-    Raises: ValueError, also for silence, no clips, a clip or song shorter than ``seconds``, or a song (or all clips)
-        in which nothing varies.
+    Returns: Originality; distance 0..1 (above 1 only for opposites). 0 is a verbatim copy, below 0.02 one that is
+        shifted or at another level, below 0.1 one under noise 20 dB below; noise against music reads 0.9. Beats of one
+        drum kit are near each other by nature (0.2 to 0.3 at one tempo, 0.8 at another): judge by what the clips read
+        against each other.
+    Raises: ValueError, also for silence, no clips, a clip or song shorter than ``seconds`` and a window, or a song
+        (or all clips) in which nothing varies.
     Source: nearest-neighbour copy detection as in Somepalli et al., "Diffusion Art or Digital Forgery?", 2023, on mel.
     """
     rate = check_rate("originality", rate)
     frames = round(seconds * rate / HOP)
     if frames < 8:
         raise ValueError(f"originality: seconds must be at least {8 * HOP / rate:.2f}, got {seconds}")
-    audio = check_audio("originality", audio, math.ceil(seconds * rate))
+    audio = check_audio("originality", audio, frames * HOP + WINDOW)
     song, starts = _stretches(mel_embedding(audio, rate), frames, max(1, round(0.25 * rate / HOP)))
     if not len(song):
         raise ValueError("originality: nothing varies in audio, so no clip can be told to be near it")
     best, index = None, -1
     for index, clip in enumerate(clips):
         if not (isinstance(clip, np.ndarray) and clip.ndim == 2 and clip.shape[0] == BANDS):
-            clip = check_audio("originality", clip, math.ceil(seconds * rate), f"clip {index}")
+            clip = check_audio("originality", clip, frames * HOP + WINDOW, f"clip {index}")
             clip = mel_embedding(clip, rate)
         if clip.shape[1] < frames:
             raise ValueError(f"originality: clip {index} needs at least {frames} frames, got {clip.shape[1]}")

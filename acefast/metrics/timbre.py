@@ -23,7 +23,9 @@ def spectral_centroid(audio: np.ndarray, rate: float) -> float:
     rate = check_rate("spectral_centroid", rate)
     audio = check_audio("spectral_centroid", audio, WINDOW)
     check_sound("spectral_centroid", audio)
-    spectrum = sum(each.double().sum((0, 1)) for each in magnitudes(audio, WINDOW, HOP)).numpy()
+    spectrum = sum(each.double().sum((0, 1)) for each in magnitudes(audio, WINDOW, HOP, whole=True)).numpy()
+    if not spectrum.any():
+        raise ValueError("spectral_centroid: audio is silent but for its last samples, so it has no centroid")
     return float((spectrum * np.arange(len(spectrum))).sum() / spectrum.sum() * rate / WINDOW)
 
 
@@ -41,7 +43,7 @@ def spectral_flatness(audio: np.ndarray) -> float:
     audio = check_audio("spectral_flatness", audio, WINDOW)
     check_sound("spectral_flatness", audio)
     means, flatness = [], []
-    for each in magnitudes(audio, WINDOW, HOP):
+    for each in magnitudes(audio, WINDOW, HOP, whole=True):
         power = each[..., 1:-1].double().square()  # DC and Nyquist have one degree of freedom, not two
         mean = power.mean(2)
         floored = power.clamp_min(1e-30).maximum(1e-10 * mean[..., None])

@@ -8,7 +8,7 @@ import numpy as np
 from styles import STYLES
 
 if TYPE_CHECKING:
-    from render import Choices
+    from clip import Choices
 
 DRUMS = {
     "dusty": ("dusty drums", "dusty sampled drums", "gritty old sampler drums", "raw dusty beat"),
@@ -25,7 +25,7 @@ BASS = {
 SLIDING = ("sliding 808", "sliding 808 bass", "808 slides", "gliding 808s")
 KEYS = {
     "electric piano": ("electric piano", "Rhodes chords", "electric piano chords", "smooth e-piano"),
-    "piano": ("piano", "piano chords", "piano melody chords", "acoustic piano"),
+    "piano": ("piano", "piano chords", "soft piano", "acoustic piano"),
     "organ": ("organ", "organ chords", "drawbar organ"),
     "pad": ("synth pads", "pads", "soft pads", "ambient pad"),
     "strings": ("strings", "string section", "orchestral strings", "string chords"),
@@ -51,8 +51,8 @@ MOODS = {
     ("major", "middle"): ("uplifting", "sunny", "feel-good", "warm", "laid back"),
     ("major", "fast"): ("uplifting", "bright", "energetic", "happy", "playful", "hopeful"),
 }
-FRAMES = (
-    "a {style} with {rest}",
+FRAMES = (  # the last is the one that takes a mood
+    "{style} track with {rest}",
     "{style} featuring {rest}",
     "{style} instrumental with {rest}",
     "{style} beat: {rest}",
@@ -75,10 +75,10 @@ def facts(c: Choices) -> dict[str, tuple[str, ...]]:
         out["crackle"] = ("vinyl crackle", "vinyl noise", "record crackle")
     if c.rolls:
         out["hats"] = ("rolling hi-hats", "hi-hat rolls", "fast hi-hats", "hat triplets and rolls")
-    if c.swing > 0.56:
+    if c.swung:
         out["swing"] = ("swing", "swung groove", "swinging hats", "shuffled groove")
     if c.intro:
-        out["intro"] = ("short intro", "drums come in after the intro")
+        out["intro"] = ("short intro", "the beat drops after a short intro")
     if c.vocals:
         out["vocals"] = ("vocal chops", "vowel vocals", "synthetic voice", "rap-timed vocal chops")
     if c.time_signature == "3":
@@ -103,8 +103,10 @@ def caption(c: Choices, rng: np.random.Generator) -> str:
         words = [say(kind) for kind in chosen]
     else:
         frame = FRAMES[int(rng.integers(len(FRAMES)))]
-        if c.vocals and "instrumental" in frame or "{mood}" not in frame and "mood" in chosen:
-            frame = FRAMES[4] if "mood" in chosen else FRAMES[1]
+        if "mood" in chosen:
+            frame = FRAMES[-1]
+        elif c.vocals and "instrumental" in frame:
+            frame = FRAMES[0]
         listed = [say(kind) for kind in chosen if kind != "mood"]
         if listed:
             joined = ", ".join(listed[:-1]) + (" and " if len(listed) > 1 else "") + listed[-1]
@@ -115,6 +117,8 @@ def caption(c: Choices, rng: np.random.Generator) -> str:
     if not c.vocals and rng.random() < 0.1:
         extras.append("instrumental")
     words += extras
+    words = [style, *words]
     if rng.random() < 0.3:
-        words = [str(w) for w in rng.permutation(words)] if words else words
-    return ", ".join([style, *words])
+        words = [str(word) for word in rng.permutation(words)]
+    text = ", ".join(words).replace("beat beat", "beat").replace("instrumental instrumental", "instrumental")
+    return text[0].upper() + text[1:] if rng.random() < 0.2 else text

@@ -83,7 +83,9 @@ def metal(seconds: float, high: float, seed: int) -> np.ndarray:
     n = samples(seconds * 4.5)
     base = generator("metal", seed).uniform(0.92, 1.08)
     ring = sum(np.sign(phase(f * base, n) - 0.5) for f in (2053, 3047, 3699, 5229, 5401, 8003))
-    return ease(normalised(filtered(0.18 * ring + 0.5 * noise(n, "hiss", seed), high=high, poles=3) * decay(n, seconds)))
+    return ease(
+        normalised(filtered(0.18 * ring + 0.5 * noise(n, "hiss", seed), high=high, poles=3) * decay(n, seconds))
+    )
 
 
 def rim(seed: int) -> np.ndarray:
@@ -114,7 +116,7 @@ def squeak() -> np.ndarray:
     return ease(normalised(sine(phase(900 + 700 * np.sin(np.pi * t / 0.11), n)) * np.sin(np.pi * t / 0.11)), 0.004)
 
 
-@lru_cache(maxsize=96)
+@lru_cache(maxsize=64)
 def kit(character: str, variant: int, root: int) -> Kit:
     """The sounds of one kit.
 
@@ -141,7 +143,7 @@ def kit(character: str, variant: int, root: int) -> Kit:
         ),
         "snare": snare(snare_tune, u(0.05, 0.09), u(0.4, 0.9), bright, seed),
         "clap": clap(u(0.045, 0.09), bright, seed),
-        "hat": metal(u(0.012, 0.024), 5000 if mellow else u(6000, 8500), seed),
+        "hat": metal(u(0.016, 0.034), 5000 if mellow else u(6000, 8500), seed),
         "open": metal(u(0.09, 0.15), 5000 if mellow else u(5500, 7500), seed),
         "crash": metal(u(0.3, 0.45), 3000, seed + 1),
         "rim": rim(seed),

@@ -30,10 +30,6 @@ class Key(NamedTuple):
         octave, step = divmod(degree, 7)
         return low + (self.root - low) % 12 + 12 * octave + STEPS[self.mode][step]
 
-    def pitch_classes(self) -> set[int]:
-        """The seven notes, 0..11."""
-        return {(self.root + step) % 12 for step in STEPS[self.mode]}
-
 
 def read_key(name: str) -> Key:
     """Key of a name such as "C# minor" or "Bb major"; ValueError for any other form."""
@@ -45,7 +41,7 @@ def read_key(name: str) -> Key:
 
 
 def voicing(key: Key, degree: int, size: int, centre: int) -> list[int]:
-    """MIDI notes of a chord of ``size`` stacked thirds, each in the octave around ``centre``: neighbours move little."""
+    """MIDI notes of a chord of ``size`` stacked thirds, each in the octave around ``centre``: little moves."""
     classes = [key.pitch(degree + 2 * i, 60) % 12 for i in range(size)]
     return sorted(centre - 6 + (pc - centre + 6) % 12 for pc in classes)
 

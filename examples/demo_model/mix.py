@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from synth import SR, clock, fast_length, generator, k_weight, loudness, place, response, room_spectrum, samples
+from synth import SR, clock, fast_length, generator, loudness, place, response, room, samples
 
 BUSES = ("kick", "drums", "bass", "keys", "lead", "vocals", "crackle")  # mono [N] or stereo [2, N]
 LUFS = -16.0
 CEILING = 10 ** (-1.05 / 20)  # just below -1 dBFS
 KNEE = 0.6  # full scale; softly limited above
+LONGEST = 1.2  # seconds of room
 FADE = 0.012  # seconds at the end
 
 
@@ -52,9 +53,9 @@ def master(
         dry += part
         if sends.get(name):
             send += np.float32(sends[name]) * (part if part.ndim == 1 else part.mean(0))
-    size = fast_length(n + samples(min(wet, 1.5)))
-    wet = round(wet, 1)  # so that rooms are found again
-    left, right = np.fft.rfft(dry, size) + np.fft.rfft(send, size) * room_spectrum(size, wet, 5000.0, variant)
+    size = fast_length(n + samples(LONGEST))  # one size for all rooms, so that the filters are found again
+    wet = round(min(wet, LONGEST), 1)
+    left, right = np.fft.rfft(dry, size) + np.fft.rfft(send, size) * np.fft.rfft(room(wet, 5000.0, variant), size)
     middle, side = (left + right) / 2, (left - right) / 2
     middle *= response(size, low=dark, high=24)
     side *= response(size, low=dark, high=150, poles=2)
@@ -73,6 +74,3 @@ def limit(audio: np.ndarray) -> np.ndarray:
     over = np.maximum(size - np.float32(KNEE), 0)
     bent = KNEE + (CEILING - KNEE) * np.tanh(over / np.float32(CEILING - KNEE))
     return np.where(over > 0, np.sign(audio) * bent, audio).astype(np.float32)
-
-
-__all__ = ["BUSES", "k_weight", "limit", "master", "pump", "set_level", "wobble"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -100,14 +101,17 @@ def drum_hits(groove: Groove, bars: int, intro: int, width: int, rng: np.random.
                     hit(groove.backbeat[0], at + step, 0.45 + 0.15 * i)
             if fill == "kick":
                 hit("kick", at + width - 2, 0.8)
-            if (bar == intro and intro) or (bar - intro) % 8 == 0 and bar:
+            if (bar == intro and intro) or (bar and (bar - intro) % 8 == 0):
                 hit("crash", at, 0.8)
         if bar >= intro or hats_in_intro:
             _hats(groove, bar, at, width, fill, rng, hit)
     return hits
 
 
-def _hats(groove, bar, at, width, fill, rng, hit) -> None:
+def _hats(
+    groove: Groove, bar: int, at: int, width: int, fill: str, rng: np.random.Generator, hit: Callable[..., None]
+) -> None:
+    """The hats of the bar at step ``at``, told to ``hit``."""
     opened = {step for step, _ in pattern_hits(groove.open, bar, width)}
     for step in opened:
         hit("open", at + step, 0.8)
@@ -143,7 +147,7 @@ class Chords(NamedTuple):
 def bass_notes(
     kind: str, key: Key, chords: Chords, kicks: list[Hit], bars: int, intro: int, width: int, glide: float, rng
 ) -> list[Note]:
-    """The bass from the intro's end on: with the kick, walking, in octaves, or as 808s that slide with chance ``glide``.
+    """The bass from the intro's end on: with the kick, walking, in octaves, or 808s that slide with chance ``glide``.
 
     Roots lie within 28..39 (E1 to D#2); an 808's slide goes an octave or a fifth up, or to the next note.
     """
@@ -196,7 +200,7 @@ def chord_notes(comp: str, key: Key, chords: Chords, size: int, centre: int, bar
             places = pattern_hits(comp, 0, width)
             ends = [*(s for s, _ in places[1:]), width]
             for (step, level), stop in zip(places, ends):
-                notes += [Note(at + step, min(stop - step, 6), pitch, level) for pitch in tones]
+                notes += [Note(at + step, min(stop - step, 10), pitch, level) for pitch in tones]
     return notes
 
 

@@ -7,14 +7,15 @@ its own, so that giving lyrics or another lead leaves the beat as it was.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 from captions import caption
+from clip import Choices, Clip
 from drums import CHARACTERS, VARIANTS, crackle, kit
 from harmony import FLATS, PROGRESSIONS, SHARPS, Key, read_key
 from mix import BUSES, master, pump, set_level, wobble
-from parts import Chords, Hit, Note, bass_notes, chord_notes, choose_groove, drum_hits, lead_notes
+from parts import Chords, Hit, Note, bass_notes, choose_groove, chord_notes, drum_hits, lead_notes
 from styles import STYLES, Style
 from synth import SR, generator, hertz, place, samples
 from vocals import lay, sing
@@ -22,80 +23,11 @@ from voices import BASSES, KEYS, LEADS
 
 PAN = {"hat": 0.22, "open": 0.22, "rim": -0.35, "conga": -0.3, "shaker": -0.25, "squeak": 0.3, "crash": -0.15}
 DRUM_LEVEL = {
-    "kick": 0.9, "snare": 0.62, "clap": 0.55, "hat": 0.27, "open": 0.22, "crash": 0.25,
+    "kick": 0.62, "snare": 0.78, "clap": 0.7, "hat": 0.36, "open": 0.27, "crash": 0.27,
     "rim": 0.3, "conga": 0.3, "shaker": 0.2, "squeak": 0.3,
 }  # fmt: skip
-PART_DB = {"bass": -15.0, "keys": -22.0, "lead": -25.0, "vocals": -20.0, "crackle": -46.0}  # RMS where it sounds
+PART_DB = {"bass": -17.5, "keys": -20.5, "lead": -22.5, "vocals": -18.5, "crackle": -45.0}  # RMS where it sounds
 ROOM_SEND = {"drums": 0.07, "keys": 0.22, "lead": 0.3, "vocals": 0.16}
-
-
-@dataclass(frozen=True)
-class Choices:
-    """All that captions may tell of a clip, each of it heard in the audio."""
-
-    style: str
-    bpm: int
-    key: str
-    time_signature: str
-    drums: str
-    bass: str
-    keys: str
-    lead: str
-    comp: str
-    bassline: str
-    intro: int
-    crackle: bool
-    swing: float
-    rolls: bool = False
-    slides: bool = False
-    vocals: bool = False
-    tone: float = 0.5
-
-
-@dataclass(frozen=True, eq=False)
-class Clip:
-    """A rendered clip and all that is known of it.
-
-    Attributes:
-        audio: float32 [2, N] at 48 kHz, peaks at most -1 dBFS.
-        prompt: the caption; every word of it is true of the audio.
-        lyrics: the lines that are sung, "" for none.
-        bpm, key, time_signature: as the prompt template writes them: 92, "C# minor", "4".
-        style: a name of ``styles.STYLES``.
-        seed: as given.
-        choices: what was chosen.
-        onsets: seconds of every start, per part: drums by name, "bass", "keys", "lead", "vocals".
-        beats: seconds of every beat.
-        stems: the parts before the master, float32 [2, N] each, where asked for.
-    """
-
-    audio: np.ndarray
-    prompt: str
-    lyrics: str
-    bpm: int
-    key: str
-    time_signature: str
-    style: str
-    seed: int
-    choices: Choices
-    onsets: dict[str, np.ndarray]
-    beats: np.ndarray
-    stems: dict[str, np.ndarray] = field(default_factory=dict)
-
-    @property
-    def seconds(self) -> float:
-        """Length of the audio."""
-        return self.audio.shape[1] / SR
-
-    @property
-    def instrumental(self) -> bool:
-        """Whether nothing is sung."""
-        return not self.lyrics
-
-    @property
-    def language(self) -> str:
-        """For the lyric prompt: syllables are counted as English ones."""
-        return "en" if self.lyrics else "unknown"
 
 
 def render(
@@ -159,7 +91,7 @@ def _draw(style: str, spec: Style, rng: np.random.Generator) -> Choices:
         lead=one([*LEADS, "none"]) if odd[3] else one(spec.lead),
         comp=comp,
         bassline=bassline,
-        intro=int(rng.random() < 0.2),
+        intro=int(rng.random() < 0.12),
         crackle=bool(rng.random() < spec.crackle),
         swing=float(rng.uniform(*spec.swing)),
         tone=float(rng.random()),
@@ -173,7 +105,9 @@ def _check(c: Choices, spec: Style, seconds: float) -> None:
     if not 1 <= seconds <= 600:
         raise ValueError(f"seconds must be 1..600, got {seconds}")
     if c.time_signature != "4" and (c.time_signature != "3" or spec.waltz is None):
-        raise ValueError(f"time_signature of {c.style} must be 4{' or 3' if spec.waltz else ''}, got {c.time_signature!r}")
+        raise ValueError(
+            f"time_signature of {c.style} must be 4{' or 3' if spec.waltz else ''}, got {c.time_signature!r}"
+        )
     for name, known in (("drums", CHARACTERS), ("bass", BASSES), ("keys", KEYS), ("lead", [*LEADS, "none"])):
         if getattr(c, name) not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(c, name)!r}")
@@ -216,7 +150,9 @@ class _Session:
         low = bass_notes(
             c.bassline, key, chords, hits.get("kick", []), self.bars, self.intro, self.width, glide, self.rng("bass")
         )
-        chord = chord_notes(c.comp, key, chords, size, 58 if c.keys != "bell" else 70, self.bars, self.width, self.rng("keys"))
+        chord = chord_notes(
+            c.comp, key, chords, size, 58 if c.keys != "bell" else 70, self.bars, self.width, self.rng("keys")
+        )
         sung_text, sung = lay(lyrics, c.bpm, self.width, self.intro, int(self.n / SR / self.step / self.width + 1e-6))
         top = []
         if c.lead != "none":
@@ -233,10 +169,12 @@ class _Session:
         self._voice(sung, key, chords)
         if c.crackle:
             self.buses["crackle"] = crackle(self.n, self.seed % (1 << 31))
+        late = sum(not h.straight and h.step % 2 == 1 for name in hits for h in hits[name])
         rolled = {int(h.step // 4) for h in hits.get("hat", []) if h.straight}
         c = replace(
             c,
             intro=self.intro,
+            swung=c.swing >= 0.56 and late >= 2 * self.bars,
             rolls=len(rolled) >= 2,
             slides=sum(n.end not in (0, n.pitch) and self.at(n.step + n.length) < self.n / SR for n in low) >= 2,
             vocals=bool(sung),
@@ -278,8 +216,12 @@ class _Session:
             name = ("bass", note.pitch, note.end, round(seconds, 4))
             if name not in self.notes:
                 sound = voice(note.pitch, note.end or note.pitch, seconds, self.c.tone)
-                self.notes[name] = sound / np.float32(max(1e-6, np.sqrt(np.mean(sound**2)))) * np.float32(
-                    (hertz(34) / hertz(note.pitch)) ** 0.25  # the ear hears low notes as softer
+                self.notes[name] = (
+                    sound
+                    / np.float32(max(1e-6, np.sqrt(np.mean(sound**2))))
+                    * np.float32(
+                        (hertz(34) / hertz(note.pitch)) ** 0.25  # the ear hears low notes as softer
+                    )
                 )
             place(bus, self.notes[name], samples(self.at(note.step)))
         self.buses["bass"] = bus

@@ -65,7 +65,13 @@ STYLES = {
     style.names[0]: style
     for style in (
         Style(
-            names=("boom bap", "boom-bap", "90s boom bap hip hop", "old school hip hop, boom bap", "golden age rap beat"),
+            names=(
+                "boom bap",
+                "boom-bap",
+                "90s boom bap hip hop",
+                "old school hip hop, boom bap",
+                "golden age rap beat",
+            ),
             bpm=(80, 100),
             swing=(0.54, 0.62),
             four=Patterns(

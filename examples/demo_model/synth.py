@@ -114,7 +114,7 @@ def fast_length(n: int) -> int:
     return best
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=64)
 def response(size: int, low: float = 0, high: float = 0, band: float = 0, q: float = 1, poles: int = 2) -> np.ndarray:
     """Frequency response, complex64 [size // 2 + 1], of a low-pass, a high-pass and a band-pass in a row; 0 is none."""
     f = np.fft.rfftfreq(size, 1 / SR)
@@ -147,7 +147,7 @@ def crushed(x: np.ndarray, bits: int, hold: int) -> np.ndarray:
 
 
 def normalised(x: np.ndarray, peak: float = 1.0) -> np.ndarray:
-    """``x`` without its mean, its largest sample at ``peak``."""
+    """``x`` with its largest sample at ``peak``."""
     return (x * np.float32(peak / max(float(np.abs(x).max()), 1e-9))).astype(np.float32)
 
 
@@ -158,19 +158,19 @@ def place(bus: np.ndarray, sound: np.ndarray, start: int, gain: float = 1.0) -> 
         bus[..., first:last] += sound[first - start : last - start] * np.float32(gain)
 
 
-@lru_cache(maxsize=32)
-def room_spectrum(size: int, seconds: float, low: float, variant: int) -> np.ndarray:
-    """Spectrum [2, size // 2 + 1] of a room: noise that falls by 60 dB in ``seconds``, dull above ``low`` Hz."""
-    n = samples(min(seconds, 1.5))
+@lru_cache(maxsize=64)
+def room(seconds: float, low: float, variant: int) -> np.ndarray:
+    """Impulse response, float32 [2, N], energy 1: noise that falls by 60 dB in ``seconds``, dull above ``low`` Hz."""
+    n = samples(seconds)
     tail = np.stack([noise(n, "room", variant, side) for side in (0, 1)]) * decay(n, seconds / 6.9)
     tail[:, : samples(0.008)] = 0  # the walls are some metres away
     tail = filtered(tail, low=low, high=250)
-    return np.fft.rfft(tail / np.sqrt((tail**2).sum(1, keepdims=True)), size).astype(np.complex64)
+    return tail / np.sqrt(np.square(tail).sum(1, keepdims=True))
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def k_weight(size: int) -> np.ndarray:
-    """Power response, float32 [size // 2 + 1], of the loudness filter of ITU-R BS.1770: a shelf of 4 dB and a high-pass."""
+    """Power response, float32 [size // 2 + 1], of ITU-R BS.1770's loudness filter: a shelf of 4 dB and a high-pass."""
     f = np.fft.rfftfreq(size, 1 / SR)
     z = np.exp(-2j * np.pi * f / SR)
     shelf = (1.53512485958697 - 2.69169618940638 * z + 1.19839281085285 * z**2) / (

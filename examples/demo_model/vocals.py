@@ -51,7 +51,8 @@ class Sung(NamedTuple):
 
 def syllables(text: str) -> list[Syllable]:
     """The syllables of a line; what stands in [brackets] is a heading and silent."""
-    return [s for word in re.findall(r"[^\W_]+(?:['’][^\W_]+)*", re.sub(r"\[.*?\]", " ", text)) for s in _word(word)]
+    words = re.findall(r"[^\W_]+(?:['\u2019][^\W_]+)*", re.sub(r"\[.*?\]", " ", text))
+    return [syllable for word in words for syllable in _word(word)]
 
 
 def _word(word: str) -> list[Syllable]:
@@ -130,4 +131,3 @@ def sing(syllable: Syllable, midi: int, seconds: float) -> np.ndarray:
         burst = normalised(filtered(burst, high=4500 if syllable.onset == "hiss" else 1800), 0.8)
         note[:n] = note[:n] * np.linspace(0, 1, n, dtype=np.float32) + burst[: len(note)]
     return note
-

@@ -69,10 +69,11 @@ def organ(midi: float, seconds: float, tone: float) -> np.ndarray:
 
 
 def detuned(kind: str, midi: float, seconds: float, cutoff: float, attack: float, release: float) -> np.ndarray:
-    """Three of a kind, 7 cents apart."""
+    """Three of a kind, 7 cents apart, each starting elsewhere in its cycle."""
     f, shape = hertz(midi), gate(seconds, attack, release)
     table = harmonics(kind, f, cutoff)
-    return sum(lookup(table, phase(f * r, len(shape))) for r in (0.996, 1.0, 1.0039)) * shape
+    apart = ((0.996, 0.0), (1.0, 0.37), (1.0039, 0.71))
+    return sum(lookup(table, phase(f * ratio, len(shape)) + np.float32(start)) for ratio, start in apart) * shape
 
 
 def pad(midi: float, seconds: float, tone: float) -> np.ndarray:

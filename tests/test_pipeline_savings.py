@@ -1,0 +1,106 @@
+"""What is computed once: per song, per schedule, per checkpoint; counted, not timed."""
+
+from __future__ import annotations
+
+import pytest
+
+import acefast
+from acefast import pipeline
+from acefast.models.v15.conditions import ConditionEncoder
+from acefast.models.v15.dit import CrossAttention, Layer
+from acefast.models.v15.layers import TimeEmbedding
+from tests.songs import counted, song
+
+pytestmark = pytest.mark.usefixtures("offline")
+
+
+@pytest.mark.usefixtures("undecoded")
+@pytest.mark.parametrize("kind", ["tiny_pipe", "tiny_base_pipe"])
+def test_keys_and_values_of_the_conditions_are_projected_once_a_song(request, kind, monkeypatch):
+    pipe = request.getfixturevalue(kind)
+    projected = counted(monkeypatch, CrossAttention, "keys_values")
+    song(pipe, steps=3, solver="heun")
+    assert len(projected) == pipe.model.config.num_hidden_layers
+
+
+def test_each_timestep_is_embedded_once_a_checkpoint(tiny, monkeypatch):
+    pipe = acefast.load(tiny, dtype="float32")
+    embedded = counted(monkeypatch, TimeEmbedding, "forward")
+    song(pipe, steps=4)
+    assert len(embedded) == 4 + 1  # and t - r = 0
+    song(pipe, steps=4, seed=2)
+    song(pipe, steps=2)  # 1 and 0.75 are in both schedules
+    assert len(embedded) == 4 + 1
+
+
+def test_the_timbre_of_silence_is_encoded_once_a_checkpoint(tiny, monkeypatch):
+    pipe = acefast.load(tiny, dtype="float32")
+    encoded = counted(monkeypatch, ConditionEncoder, "timbre_encode")
+    song(pipe, steps=1)
+    song(pipe, ["drill", "trap"], seed=[1, 2], steps=1)
+    assert len(encoded) == 1
+
+
+@pytest.mark.usefixtures("undecoded")
+def test_a_fading_cover_encodes_its_reference_once(tiny_pipe, tune, monkeypatch):
+    encoded = counted(monkeypatch, tiny_pipe.model, "encode")
+    song(tiny_pipe, task="cover-nofsq", source=tune, reference=tune, strength=0.5)
+    assert sorted(call[0].shape[1] for call in encoded) == [tune.shape[1], 30 * 48_000]
+
+
+def test_parts_that_a_task_does_not_need_are_not_loaded(tiny):
+    pipe = acefast.load(tiny, dtype="float32")
+    song(pipe, steps=1)
+    assert not {"encoder", "audio_tokenizer", "audio_detokenizer"} & vars(pipe.model).keys()
+
+
+@pytest.mark.usefixtures("undecoded")
+def test_a_prompt_shared_by_seeds_is_read_once(tiny_pipe, monkeypatch):
+    read = counted(monkeypatch, ConditionEncoder, "forward")
+    song(tiny_pipe, ["drill", "trap", "drill"], seed=[1, 2, 3], steps=1)
+    assert len(read) == 2
+
+
+@pytest.mark.usefixtures("undecoded")
+def test_unconditional_rows_run_only_inside_of_the_guidance_interval(tiny_base_pipe, monkeypatch):
+    rows = []
+    real = Layer.forward
+    last = tiny_base_pipe.model.transformer.layers[-1]
+
+    def watched(self, x, *args):
+        if self is last:
+            rows.append(len(x))
+        return real(self, x, *args)
+
+    monkeypatch.setattr(Layer, "forward", watched)
+    song(tiny_base_pipe, timesteps=(1.0, 0.7, 0.5, 0.2), steps=None, guidance_interval=(0.4, 0.8))
+    assert rows == [1, 2, 2, 1]
+    rows.clear()
+    song(tiny_base_pipe, guidance_scale=1.0, steps=3)
+    assert rows == [1, 1, 1]
+
+
+@pytest.mark.usefixtures("undecoded")
+def test_unconditional_rows_share_the_first_self_attention(tiny_base_pipe, monkeypatch):
+    attended = []
+    first = tiny_base_pipe.model.transformer.layers[0].self_attention
+    real = type(first).forward
+
+    def watched(self, h, *args):
+        if self is first:
+            attended.append(len(h))
+        return real(self, h, *args)
+
+    monkeypatch.setattr(type(first), "forward", watched)
+    song(tiny_base_pipe, steps=2)
+    assert attended == [1, 1]
+
+
+def test_a_request_that_this_model_refuses_is_refused_before_weights_are_read(tiny, monkeypatch):
+    monkeypatch.setattr(pipeline, "_kept", {})
+    loaded = counted(monkeypatch, pipeline, "load")
+    with pytest.raises(acefast.RequestError):
+        acefast.generate("boom bap", model=tiny, guidance_scale=7.0)
+    with pytest.raises(acefast.RequestError):
+        acefast.generate("boom bap", model=tiny, task="cover", source="missing.wav")
+    assert not loaded
