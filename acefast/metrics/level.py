@@ -41,7 +41,8 @@ def _weighted(audio: np.ndarray, rate: float) -> np.ndarray:
     padded = np.pad(audio, ((0, 0), (TAIL, 0)))
     out = np.empty(audio.shape)
     for start in range(0, audio.shape[1], PIECE):
-        piece = np.fft.irfft(np.fft.rfft(padded[:, start : start + PIECE + TAIL], PIECE + TAIL) * response)
+        piece = padded[:, start : start + PIECE + TAIL].astype(np.float64)  # of float32 numpy's FFT stays in float32
+        piece = np.fft.irfft(np.fft.rfft(piece, PIECE + TAIL) * response)
         out[:, start : start + PIECE] = piece[:, TAIL : TAIL + audio.shape[1] - start]
     return out
 
