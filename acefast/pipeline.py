@@ -151,9 +151,7 @@ class Pipeline:
         """Songs that differ only in prompt, lyrics, seed and noise, made together."""
         model, request, timings = self.model, requests[0], {}
         audio, reference = model.check(requests)
-        # The official base and sft models make their schedule in the model's dtype; turbo's are exact decimals.
-        rounded = request.precision == "upstream" and request.semantics == "official" and not model.traits.is_turbo
-        timesteps = _timesteps(request, model.dtype if rounded else torch.float64)
+        timesteps = _timesteps(request, model)
         with stage("text", timings, progress):
             task = model.task(requests, audio)
             noise = self._noise(requests, task)
@@ -184,26 +182,26 @@ class Pipeline:
 
     def _noise(self, requests: list[Request], task: Task) -> Tensor:
         """[B, T, D] float32: each song's initial noise, from its own seed or as injected."""
-        model, shape = self.model, (task.frames, task.source.shape[-1])
-        if requests[0].noise is not None:
-            rows = [torch.as_tensor(np.asarray(r.noise) if not torch.is_tensor(r.noise) else r.noise) for r in requests]
-            noise = torch.stack([row.reshape(row.shape[-2:]).float() for row in rows])
-            if tuple(noise.shape[1:]) != shape:
-                got = list(noise.shape[1:])
-                raise RequestError(f"noise must be [T, {shape[1]}] with T = {shape[0]} here, got {got}")
-            return noise.to(model.device)
+        model, request, shape = self.model, requests[0], (task.frames, task.source.shape[-1])
 
         def draw(seeds: list[int]) -> Tensor:
-            if requests[0].noise_source == "philox":
+            if request.noise_source == "philox":
                 return philox_normal(seeds, shape, device=model.device)
             # Upstream: one generator per song on the compute device, drawn in the model's dtype.
             rows = [torch.Generator(model.device).manual_seed(_signed(seed)) for seed in seeds]
             rows = [torch.randn((1, *shape), generator=g, device=model.device, dtype=model.dtype) for g in rows]
             return torch.cat(rows).float()
 
-        noise = draw([r.seed for r in requests])
-        if requests[0].variation:
-            noise = sampling.mix_noise(noise, draw([r.variation_seed for r in requests]), requests[0].variation)
+        if request.noise is None:
+            noise = draw([r.seed for r in requests])
+        else:
+            rows = [r.noise if torch.is_tensor(r.noise) else torch.from_numpy(np.asarray(r.noise)) for r in requests]
+            noise = torch.stack([row.reshape(row.shape[-2:]) for row in rows]).to(model.device, torch.float32)
+            if tuple(noise.shape[1:]) != shape:
+                got = list(noise.shape[1:])
+                raise RequestError(f"noise must be [T, {shape[1]}] with T = {shape[0]} here, got {got}")
+        if request.variation:
+            noise = sampling.mix_noise(noise, draw([r.variation_seed for r in requests]), request.variation)
         return noise
 
     def _sample(
@@ -228,7 +226,7 @@ class Pipeline:
 
         def predict(x: Tensor, t: float, step: int, both: bool) -> Tensor | tuple[Tensor, Tensor]:
             current = switched if official and step >= switch else conditions
-            return model.velocity(x, t, current, unconditional=both, upstream_time=upstream)
+            return model.velocity(x, t, current, unconditional=both)
 
         velocity = guided(
             predict,
@@ -244,7 +242,7 @@ class Pipeline:
             ),
         )
         if switched is not None and not official:
-            velocity = _blended(velocity, model, switched, request.strength, upstream)
+            velocity = _blended(velocity, model, switched, request.strength)
 
         correct = None
         if request.dcw != "off":
@@ -313,18 +311,23 @@ def _repaint_plan(request: Request, task: Task) -> sampling.RepaintPlan | None:
     return sampling.repaint_plan(request.repaint_mode, 0.5 if request.strength is None else request.strength)
 
 
-def _timesteps(request: Request, dtype: torch.dtype) -> list[float]:
-    if request.timesteps is not None:
-        return list(request.timesteps)
-    return sampling.schedule(request.steps, request.sigma_shift, dtype=dtype)
+def _timesteps(request: Request, model: Any) -> list[float]:
+    """The schedule; in upstream precision rounded to the model's dtype, as upstream keeps it."""
+    upstream = request.precision == "upstream"
+    # The official base and sft models also compute it in that dtype; turbo's are exact decimals.
+    rough = upstream and request.semantics == "official" and not model.traits.is_turbo
+    times = request.timesteps or sampling.schedule(
+        request.steps, request.sigma_shift, dtype=model.dtype if rough else torch.float64
+    )
+    return torch.tensor(times, dtype=model.dtype).double().tolist() if upstream else list(times)
 
 
-def _blended(velocity: Any, model: Any, other: Conditions, strength: float, upstream: bool) -> Any:
+def _blended(velocity: Any, model: Any, other: Conditions, strength: float) -> Any:
     """Diffusers' cover strength: every step a blend of both conditions' velocities, the other one unguided."""
 
     def blend(x: Tensor, t: float, step: int, corrector: bool) -> Tensor:
         mine = velocity(x, t, step, corrector)
-        return strength * mine + (1 - strength) * model.velocity(x, t, other, upstream_time=upstream)
+        return strength * mine + (1 - strength) * model.velocity(x, t, other)
 
     return blend
 

@@ -41,8 +41,8 @@ def _source(request: Request) -> None:
     if request.codes and request.source is not None:
         raise RequestError("codes and source are both given; a cover follows one of them")
     if request.task in SOURCE_TASKS and request.source is None and not request.codes:
-        codes = " or codes" if request.task == "cover" else ""
-        raise RequestError(f"source is missing in {task}; give a path, an array or a Song{codes}")
+        what = "an array, a Song or codes" if request.task == "cover" else "an array or a Song"
+        raise RequestError(f"source is missing in {task}; give a path, {what}")
     if request.cover_noise and request.source is None:
         raise RequestError("cover_noise needs source, the song to start from; leave it out with codes")
     if request.duration is not None and request.source is not None and request.task != "extend":
@@ -96,6 +96,8 @@ def _sampling(request: Request) -> None:
     for name in ("guidance_momentum", "guidance_norm", "guidance_eta"):
         if request.guidance != "apg" and name in request.given():
             raise RequestError(f"{name} has no use with guidance={request.guidance!r}, only with 'apg'; leave it out")
+    if request.noise is not None and "noise_source" in request.given() and not request.variation:
+        raise RequestError("noise_source has no use with noise, which is taken as it is; leave one out")
     if request.variation_seed is not None and not request.variation:
         raise RequestError("variation_seed has no use while variation is 0; set variation above 0 or leave it out")
     if request.dcw != "off" and request.solver == "sde":

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from acefast.audio import check_output, check_writable, replacing, write_audio
-from acefast.request import RequestError
+from acefast.request import RequestError, options
 from acefast.tags import MAX_COMMENT_BYTES
 from acefast.waveform import check_finite
 
@@ -60,13 +60,14 @@ class Song:
 
     def metadata(self) -> dict[str, Any]:
         """What is told of the song in its file's comment and in the JSON beside it: all that makes it again."""
-        options = self.options
+        told = self.options
+        none_means = {name for name, about in options().items() if about.default is not None}  # such as normalize=None
         return {
-            "prompt": options.pop("prompt", None),
+            "prompt": told.pop("prompt", None),
             "model": self.model,
             "seed": self.seed,
             "duration": round(self.duration, 6),
-            "options": {name: value for name, value in options.items() if name != "seed" and value is not None},
+            "options": {n: v for n, v in told.items() if n != "seed" and (v is not None or n in none_means)},
         }
 
     def save(self, path: str | os.PathLike, subtype: str | None = None, json: bool = False) -> Path:

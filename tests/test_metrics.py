@@ -108,6 +108,12 @@ def test_frequency_response_shows_the_gain_of_each_band():
     np.testing.assert_allclose(gains[hz > 6000], -12.04, atol=0.05)
 
 
+def test_frequency_response_gives_a_tone_to_one_band():
+    r = noise(4, 0.01)
+    hz, gains = metrics.frequency_response(r, r + stereo(sine(1140, 4)), RATE)  # bands meet at 1122 Hz
+    assert hz[gains > 0.5] == pytest.approx([1258.9], abs=0.1)
+
+
 def test_log_spectral_distance_is_the_response_s_rms_and_deaf_to_time():
     r = noise(4)
     assert metrics.log_spectral_distance(r, 0.5 * r, RATE) == pytest.approx(6.02, abs=0.01)

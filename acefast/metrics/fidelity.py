@@ -87,7 +87,7 @@ def multi_resolution_stft_distance(reference: np.ndarray, estimate: np.ndarray) 
 def _third_octaves(audio: np.ndarray, rate: float) -> tuple[np.ndarray, np.ndarray]:
     """Centres in Hz, 50 Hz to 20 kHz as far as they fit, and the mean power of ``audio`` in each band."""
     power, frames = 0, 0
-    for each in magnitudes(audio, RESPONSE_WINDOW, RESPONSE_WINDOW // 2):
+    for each in magnitudes(audio, RESPONSE_WINDOW, RESPONSE_WINDOW // 2, whole=True):
         power = power + each.double().square().sum((0, 1)).numpy()
         frames += each.shape[0] * each.shape[1]
     hz = np.arange(len(power)) * rate / RESPONSE_WINDOW

@@ -147,7 +147,7 @@ def beat_strength(audio: np.ndarray, rate: float, low: float = 60, high: float =
 
     ``max A(lag)``, lags from ``60 / high`` s to four beats at ``low``, or half the audio where that is shorter.
 
-    Returns: 0..1: 1 for a loop that repeats to the dot, 0.75 and more for drum loops in human time, near 0.05 for
+    Returns: 0..1: 1 for a loop that repeats to the dot, 0.65 and more for drum loops in human time, near 0.05 for
         noise, 0 where nothing begins.
     Raises: ValueError, also for silence or less than four beats at ``low``.
     Source: pulse clarity in Lartillot et al., ISMIR 2008, whose "maximum of the autocorrelation" it is.

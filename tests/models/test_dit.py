@@ -144,10 +144,10 @@ def test_schedule_prepared_at_once_gives_the_same_modulations(pair):
     config, _, _, tensors = pair
     _, context, states = inputs(config, frames=8)
     schedule = [1.0, 0.9, 0.5, 0.125]
-    fresh = ours(DiT, config, tensors)
-    fresh.prepare(states, None, context, schedule)
+    model = ours(DiT, config, tensors)
+    together = model.prepare(states, None, context, schedule).prepared["times"]
     for t in schedule:
-        (got,), (want,) = fresh.modulations([t]), ours(DiT, config, tensors).modulations([t])
+        got, (want,) = together[t], model.modulations([t])
         assert relative(got.layers, want.layers) <= 1e-6 and relative(got.out, want.out) <= 1e-6
 
 
@@ -202,8 +202,9 @@ def test_upstream_time_changes_a_bf16_model_and_not_an_fp32_one():
     latents, context, states = inputs(TINY, frames=8)
     for dtype, changes in ((torch.bfloat16, True), (torch.float32, False)):
         model = ours(DiT, TINY, tensors, dtype)
-        conditions = model.prepare(states, None, context)
-        a, b = (model(latents, 21 / 22, conditions, upstream_time=flag) for flag in (False, True))
+        a, b = (
+            model(latents, 21 / 22, model.prepare(states, None, context, upstream_time=flag)) for flag in (False, True)
+        )
         assert bool((a != b).any()) == changes
 
 

@@ -31,7 +31,6 @@ from acefast.ops.residual_norm import residual_norm
 from acefast.weights import Source, WeightTable, stack
 
 OP = "DiT"
-TIMES_KEPT = 256  # modulations of this many timesteps stay cached: 64 KB each in the 2B models
 
 
 class Modulation(NamedTuple):
@@ -174,7 +173,6 @@ class DiT(nn.Module):
         self.table = parameter(2, H)
         self.norm = parameter(H)
         self.unpatch = Linear(H, P * D)
-        self._times: dict[tuple, Modulation] = {}
 
     @staticmethod
     def weight_table(config: Config) -> WeightTable:
@@ -215,10 +213,11 @@ class DiT(nn.Module):
             encoder_hidden_states: packed conditions [B, E, W], valid ones first.
             lengths: [B] int64, valid conditions; None: attend to all, padding included, as upstream does.
             context: source latents and mask, [B, T, 128].
-            timesteps: the schedule; its modulations are then computed here, together.
+            timesteps: the schedule; its modulations are computed here, together, so that the time embeddings' weights
+                are read once. ``forward`` computes any other where it meets it.
             null_condition: the condition encoder's, W numbers of any shape; needed for ``unconditional`` rows.
             frames: [B] int64, valid latent frames of each song; None: all T. Padding then changes no other frame.
-            upstream_time: see ``forward``.
+            upstream_time: parity mode: t and 1000 * t are rounded to the model's dtype, as upstream rounds them.
         Returns:
             the Conditions that ``forward`` takes. B may be 1 there for latents of any batch: all rows share them.
         Raises:
@@ -247,9 +246,9 @@ class DiT(nn.Module):
             "lengths": None if bool((valid == longest).all()) else valid,
             "frames": keep,
             "tokens": None if keep is None else -(-keep.sum(1) // c.patch_size),
+            "upstream_time": upstream_time,
+            "times": dict(zip(timesteps, self.modulations(timesteps, upstream_time=upstream_time))) if timesteps else {},
         }
-        if timesteps is not None:
-            self.modulations(timesteps, upstream_time=upstream_time)
         return Conditions(encoder_hidden_states, valid, context, prepared)
 
     def forward(
@@ -259,7 +258,6 @@ class DiT(nn.Module):
         conditions: Conditions,
         *,
         unconditional: bool = False,
-        upstream_time: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Velocity at ``timestep``.
 
@@ -268,7 +266,6 @@ class DiT(nn.Module):
             timestep: 0 (data) to 1 (noise), the same for all rows.
             conditions: of ``prepare``.
             unconditional: also return the velocity under the null condition.
-            upstream_time: parity mode: t and 1000 * t are rounded to the model's dtype, as upstream rounds them.
         Returns:
             velocity [B, T, 64] fp32; with ``unconditional`` the pair (conditional, unconditional).
         Raises:
@@ -287,7 +284,10 @@ class DiT(nn.Module):
         if keep is not None:
             latents = latents.masked_fill(~keep[..., None], 0)
             tokens = tokens.expand(B)
-        modulation = self.modulations([timestep], upstream_time=upstream_time)[0]
+        if timestep not in prepared["times"]:
+            (found,) = self.modulations([timestep], upstream_time=prepared["upstream_time"])
+            prepared["times"][timestep] = found
+        modulation = prepared["times"][timestep]
         x = self._patches(latents.to(self.norm.dtype))
         x = linear(x, self.patch.weight[:, -x.shape[-1] :]).to(residual_dtype(x.dtype)) + prepared["context"]
         rope = rope_table(x.shape[1], c.head_dim, c.rope_theta, x.device)
@@ -304,25 +304,17 @@ class DiT(nn.Module):
         return velocity.split(B) if unconditional else velocity
 
     def modulations(self, timesteps: Sequence[float], *, upstream_time: bool = False) -> list[Modulation]:
-        """The modulation of each timestep, from the cache where it has been computed before.
+        """The modulation of each timestep; see ``prepare`` for ``upstream_time``."""
+        dtype, device = self.norm.dtype, self.norm.device
+        times = [model_time(t, dtype, upstream_time) for t in timesteps]
+        out, layers = self.time(torch.tensor(times, device=device))
+        out_r, layers_r = self._time_r
+        return [Modulation(*both) for both in zip(layers + layers_r, out + out_r)]
 
-        Compute a whole schedule at once: the time embeddings' weights are then read once.
-        """
-        device, dtype = self.norm.device, self.norm.dtype
-        keys = [(float(t), upstream_time, dtype, device) for t in timesteps]
-        missing = [key for key in dict.fromkeys(keys) if key not in self._times]
-        if missing:
-            if len(self._times) + len(missing) > TIMES_KEPT:
-                self._times = {key: self._times[key] for key in keys if key in self._times}
-            if ("r", dtype, device) not in self._times:
-                zero = self.time_r(torch.zeros(1, device=device))
-                self._times["r", dtype, device] = Modulation(zero[1][0], zero[0][0])
-            r = self._times["r", dtype, device]
-            times = [model_time(t, dtype, upstream_time) for t, *_ in missing]
-            out, layers = self.time(torch.tensor(times, device=device))
-            for i, key in enumerate(missing):
-                self._times[key] = Modulation(layers[i] + r.layers, out[i] + r.out)
-        return [self._times[key] for key in keys]
+    @functools.cached_property
+    def _time_r(self) -> tuple[Tensor, Tensor]:
+        """What the embedding of t - r = 0 adds at every timestep: a constant of the checkpoint."""
+        return self.time_r(torch.zeros(1, device=self.norm.device))
 
     def _patches(self, frames: Tensor) -> Tensor:
         """[B, T, C] -> [B, ceil(T / P), P * C]; a zero frame fills up the last token."""

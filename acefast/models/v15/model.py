@@ -95,7 +95,7 @@ class Model:
 
         Args:
             reference: [2, N] reference audio whose timbre is taken, or None.
-            timesteps: the schedule, whose time embeddings are computed here where they are not known yet.
+            timesteps: the schedule, whose time embeddings are computed together.
             and_text2music: also make what a cover turns to when its strength is used up: the same under the text2music
                 instruction and, in the official semantics, over silence.
         """
@@ -119,12 +119,14 @@ class Model:
             lengths = None  # upstream attends to the padding as well
         else:
             states, lengths = self._encode_each(rows, timbre, request)
-        for t in timesteps:
-            # One by one: a row of a larger product may differ in its last bit, and these are kept for later songs,
-            # whose bytes must not depend on which songs came before.
-            self.transformer.modulations([t], upstream_time=request.precision == "upstream")
-        null = None if self.traits.is_turbo else self.condition_encoder.null_condition_emb
-        return self.transformer.prepare(states, lengths, context, null_condition=null)
+        return self.transformer.prepare(
+            states,
+            lengths,
+            context,
+            [*timesteps, 0.0] if request.solver == "heun" else timesteps,
+            null_condition=None if self.traits.is_turbo else self.condition_encoder.null_condition_emb,
+            upstream_time=request.precision == "upstream",
+        )
 
     def _ids(self, request: Request, seconds: float, as_text2music: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Token ids of a song's text and lyric prompt; warns of what was cut."""
