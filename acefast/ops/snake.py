@@ -21,11 +21,11 @@ ORDER = ()  # kernels, fastest first
 def block_elements(device: torch.device) -> int:
     """Elements that a reference moves through its passes at a time.
 
-    On a CPU, 2**19 fp32 values are 2 MiB, one core's L2, and large enough to pay for the passes' dispatch: 0.6-0.9 ns
-    an element on two cores, where 2**15 takes 1.5-2.0 and five passes over the whole tensor 1.0-1.1. Elsewhere
-    launches are what costs.
+    On a CPU, 2**21 fp32 values are 8 MiB, within the outer cache. An idle machine decodes as fast with 2**19, which fit
+    the inner one, but every pass ends with the threads waiting for each other, and where other programs want the
+    cores that wait is a time slice: fewer, longer passes then halve the time. Elsewhere launches are what costs.
     """
-    return 2**19 if device.type == "cpu" else 2**26
+    return 2**21 if device.type == "cpu" else 2**26
 
 
 def snake_rows(x: Tensor, alpha: Tensor, inv_beta: Tensor, out: Tensor, scratch: Tensor) -> None:
