@@ -134,7 +134,7 @@ def _diffusers(folder: Path, dtype: torch.dtype) -> Any:
 def peak_memory(engine: str, folder: Path, seconds: float, dtype: torch.dtype) -> None:
     """Make one song and print the peak of this process in bytes, and what lay in memory before the model did."""
     if engine == "acefast":
-        import transformers.models.qwen3.modeling_qwen3  # noqa: F401  (imports count for neither engine)
+        import transformers.models.qwen3.modeling_qwen3
 
         import acefast
 
@@ -147,7 +147,8 @@ def peak_memory(engine: str, folder: Path, seconds: float, dtype: torch.dtype) -
 
         before = _rss()
         with torch.inference_mode():
-            _diffusers(folder, dtype)(prompt=PROMPT, lyrics=LYRICS, audio_duration=seconds, num_inference_steps=2, bpm=90)
+            pipe = _diffusers(folder, dtype)
+            pipe(prompt=PROMPT, lyrics=LYRICS, audio_duration=seconds, num_inference_steps=2, bpm=90)
     print(json.dumps({"peak_bytes": _rss(), "before_bytes": before}))
 
 
@@ -181,9 +182,10 @@ def main() -> None:
         if not (folder / "model_index.json").exists():
             _write(folder, args.size, dtype)
         figures = measure(folder, args.seconds, args.rounds, dtype, Path(temporary))
-        command = [sys.executable, __file__, "--weights", folder, "--seconds", args.seconds, "--dtype", args.dtype]
+        same = ["--weights", folder, "--seconds", args.seconds, "--dtype", args.dtype]
         for engine in ENGINES:
-            run = subprocess.run([*map(str, command), "--memory-of", engine], capture_output=True, text=True, check=True)
+            command = [sys.executable, __file__, "--memory-of", engine, *map(str, same)]
+            run = subprocess.run(command, capture_output=True, text=True, check=True)
             figures["memory"][engine] = json.loads(run.stdout.splitlines()[-1])
     figures |= {"size": args.size, "seconds": args.seconds, "dtype": args.dtype, "steps": STEPS, "machine": machine()}
     print(as_table(figures))
@@ -220,7 +222,8 @@ def measure(folder: Path, seconds: float, rounds: int, dtype: torch.dtype, out: 
 def as_table(figures: dict[str, Any]) -> str:
     """The figures as Markdown."""
     lines = [
-        f"{figures['size']} turbo, {figures['seconds']:g} s, {figures['dtype']}, random weights; measured: {figures['machine']}",
+        f"{figures['size']} turbo, {figures['seconds']:g} s, {figures['dtype']}, random weights; measured on "
+        f"{figures['machine']}",
         "",
         "| stage | acefast, s | diffusers, s | ratio |",
         "|---|---|---|---|",
@@ -253,7 +256,8 @@ def machine() -> str:
         flags = ", AMX" if "amx_tile" in text else ", AVX-512 without AMX" if "avx512f" in text else ""
     import diffusers
 
-    return f"{model}{flags}, {torch.get_num_threads()} threads, torch {torch.__version__}, diffusers {diffusers.__version__}"
+    versions = f"torch {torch.__version__}, diffusers {diffusers.__version__}"
+    return f"{model}{flags}, {torch.get_num_threads()} threads, {versions}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Fixtures of the op benchmarks: ``pytest bench -k snake``. Each run is checked against the reference before it is timed."""
+"""Fixtures of the op benchmarks: ``pytest bench -k snake``. Each run is held to the reference before it is timed."""
 
 from __future__ import annotations
 

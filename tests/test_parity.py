@@ -73,9 +73,16 @@ def test_text2music_gives_the_same_latents_and_audio(pipes, variant):
     clean = latents(theirs, **common, **theirs_options, latents=start)
     guidance = {"guidance_scale": scale} if scale > 1 else {}
     song = ours.generate(
-        **common, key="c# min", time_signature="4/4", duration=SECONDS, noise=start[0], steps=3, sigma_shift=3.0,
-        semantics="diffusers", **guidance,
-    )  # fmt: skip
+        **common,
+        key="c# min",
+        time_signature="4/4",
+        duration=SECONDS,
+        noise=start[0],
+        steps=3,
+        sigma_shift=3.0,
+        semantics="diffusers",
+        **guidance,
+    )
     assert error(song.latents, clean[0]) <= GATE
     assert error(torch.from_numpy(song.audio), wave[0]) <= GATE
 
@@ -84,9 +91,16 @@ def test_guidance_interval_acts_where_diffusers_acts(pipes):
     ours, theirs = pipes("base")
     start, interval = noise(125), (0.2, 0.6)
     clean = latents(
-        theirs, prompt="trap", lyrics="", audio_duration=5.0, latents=start, guidance_scale=5.0, num_inference_steps=5,
-        cfg_interval_start=interval[0], cfg_interval_end=interval[1],
-    )  # fmt: skip
+        theirs,
+        prompt="trap",
+        lyrics="",
+        audio_duration=5.0,
+        latents=start,
+        guidance_scale=5.0,
+        num_inference_steps=5,
+        cfg_interval_start=interval[0],
+        cfg_interval_end=interval[1],
+    )
     options = {"duration": 5.0, "noise": start[0], "steps": 5, "sigma_shift": 3.0, "guidance_scale": 5.0}
     song = ours.generate("trap", guidance_interval=interval, semantics="diffusers", **options)
     assert error(song.latents, clean[0]) <= GATE
@@ -96,7 +110,8 @@ def test_guidance_interval_acts_where_diffusers_acts(pipes):
 
 def test_batch_in_upstream_pad_mode_attends_to_padding_as_diffusers_does(pipes):
     ours, theirs = pipes("turbo")
-    prompts, lyrics, start = ["drill", "lo-fi, slow, warm, a long list of words"], ["a", "b c d e f " * 12], noise(125, 2)
+    prompts, lyrics = ["drill", "lo-fi, slow, warm, a long list of words"], ["a", "b c d e f " * 12]
+    start = noise(125, 2)
     clean = latents(theirs, prompt=prompts, lyrics=lyrics, audio_duration=5.0, latents=start)
     options = {"duration": 5.0, "noise": start, "steps": 3, "semantics": "diffusers"}
     songs = ours.generate(prompts, lyrics, pad_mode="upstream", **options)
@@ -110,13 +125,21 @@ def test_cover_follows_the_source_through_its_codes(pipes):
     ours, theirs = pipes("turbo")
     source, start = audio(5.5), noise(137)
     common = {"prompt": "jersey club", "lyrics": "go"}
-    clean = latents(theirs, **common, audio_duration=None, task_type="cover", src_audio=torch.from_numpy(source), latents=start)
+    clean = latents(
+        theirs, **common, audio_duration=None, task_type="cover", src_audio=torch.from_numpy(source), latents=start
+    )
     options = {"task": "cover", "source": source, "noise": start[0], "steps": 3, "semantics": "diffusers"}
     song = ours.generate(**common, **options)
     assert error(song.latents, clean[0]) <= GATE
     assert len(song.codes) == 28  # 137 frames, 5 to a code, the last filled up with silence
     blended = latents(
-        theirs, **common, audio_duration=None, task_type="cover", src_audio=torch.from_numpy(source), latents=start, audio_cover_strength=0.4
+        theirs,
+        **common,
+        audio_duration=None,
+        task_type="cover",
+        src_audio=torch.from_numpy(source),
+        latents=start,
+        audio_cover_strength=0.4,
     )
     song = ours.generate(**common, **options, strength=0.4)
     assert error(song.latents, blended[0]) <= GATE
@@ -137,9 +160,16 @@ def test_repaint_keeps_the_context_outside_of_the_window(pipes):
     ours, theirs = pipes("turbo")
     source, start = audio(6), noise(150)
     clean = latents(
-        theirs, prompt="drill", lyrics="", audio_duration=None, task_type="repaint", src_audio=torch.from_numpy(source), latents=start,
-        repainting_start=1.3, repainting_end=3.7,
-    )  # fmt: skip
+        theirs,
+        prompt="drill",
+        lyrics="",
+        audio_duration=None,
+        task_type="repaint",
+        src_audio=torch.from_numpy(source),
+        latents=start,
+        repainting_start=1.3,
+        repainting_end=3.7,
+    )
     song = ours.generate(
         "drill", task="repaint", source=source, start=1.3, end=3.7, noise=start[0], steps=3, semantics="diffusers"
     )
@@ -149,22 +179,39 @@ def test_repaint_keeps_the_context_outside_of_the_window(pipes):
 @pytest.mark.parametrize(
     ("task", "ours_options", "theirs_options"),
     [
-        ("lego", {"track": "drums", "start": 1.0, "end": 4.0}, {"track_name": "drums", "repainting_start": 1.0, "repainting_end": 4.0}),
+        (
+            "lego",
+            {"track": "drums", "start": 1.0, "end": 4.0},
+            {"track_name": "drums", "repainting_start": 1.0, "repainting_end": 4.0},
+        ),
         ("extract", {"track": "vocals"}, {"track_name": "vocals"}),
         ("complete", {"tracks": ["bass", "drums"]}, {"complete_track_classes": ["bass", "drums"]}),
     ],
-)  # fmt: skip
+)
 def test_stem_tasks_of_base_show_the_same_context(pipes, task, ours_options, theirs_options):
     ours, theirs = pipes("base")
     source, start = audio(5.2), noise(130)
     clean = latents(
-        theirs, prompt="boom bap", lyrics="", audio_duration=None, task_type=task, src_audio=torch.from_numpy(source), latents=start,
-        guidance_scale=4.0, **theirs_options,
-    )  # fmt: skip
+        theirs,
+        prompt="boom bap",
+        lyrics="",
+        audio_duration=None,
+        task_type=task,
+        src_audio=torch.from_numpy(source),
+        latents=start,
+        guidance_scale=4.0,
+        **theirs_options,
+    )
     song = ours.generate(
-        "boom bap", task=task, source=source, noise=start[0], steps=3, guidance_scale=4.0, semantics="diffusers",
+        "boom bap",
+        task=task,
+        source=source,
+        noise=start[0],
+        steps=3,
+        guidance_scale=4.0,
+        semantics="diffusers",
         **ours_options,
-    )  # fmt: skip
+    )
     assert error(song.latents, clean[0]) <= GATE
 
 
@@ -182,9 +229,7 @@ def test_reference_audio_gives_the_same_timbre(pipes):
 
 def test_torch_noise_is_the_noise_diffusers_draws(pipes):
     ours, theirs = pipes("turbo")
-    clean = latents(
-        theirs, prompt="trap", lyrics="", audio_duration=5.0, generator=torch.Generator().manual_seed(42)
-    )  # fmt: skip
+    clean = latents(theirs, prompt="trap", lyrics="", audio_duration=5.0, generator=torch.Generator().manual_seed(42))
     song = ours.generate("trap", duration=5.0, seed=42, noise_source="torch", steps=3, semantics="diffusers")
     assert error(song.latents, clean[0]) <= GATE
 
@@ -197,7 +242,10 @@ def test_tokens_are_those_of_diffusers(pipes):
     for words in ("hello", "čau, 你好, привет", "word " * 3000):
         request = Request("boom bap " * 200, words, bpm=90, semantics="diffusers")
         text, lyric = theirs._format_prompt(request.prompt, request.lyrics, bpm=90, audio_duration=30.0)
-        for prompt, limit, want in ((text_prompt(request, 30.0), TEXT_TOKENS, text), (lyric_prompt(request), LYRIC_TOKENS, lyric)):
+        for prompt, limit, want in (
+            (text_prompt(request, 30.0), TEXT_TOKENS, text),
+            (lyric_prompt(request), LYRIC_TOKENS, lyric),
+        ):
             want = theirs.tokenizer([want], padding="longest", truncation=True, max_length=limit).input_ids[0]
             assert tokenize(ours.model.tokenizer, prompt, limit).ids == want
 

@@ -74,9 +74,7 @@ def transformer_tensors(c: Config) -> Shapes:
         for norm in ("self_attn_norm", "cross_attn_norm", "mlp_norm"):
             shapes[f"{layer}.{norm}.weight"] = (H,)
         for attn in ("self_attn", "cross_attn"):
-            shapes |= _attention(
-                f"{layer}.{attn}", H, c.num_attention_heads, c.num_key_value_heads, c.head_dim
-            )
+            shapes |= _attention(f"{layer}.{attn}", H, c.num_attention_heads, c.num_key_value_heads, c.head_dim)
         shapes |= _mlp(f"{layer}.mlp", H, c.intermediate_size)
     return shapes
 
@@ -213,6 +211,7 @@ def vae_from_stable_audio(name: str) -> str:
     first_unit = 0 if side == "encoder" else 2
     if first_unit <= int(inner) < first_unit + 3:
         kind, rest = re.fullmatch(r"layers\.(\d)\.(.*)", rest).groups()
-        return f"{block}.res_unit{int(inner) - first_unit + 1}.{('snake1', 'conv1', 'snake2', 'conv2')[int(kind)]}.{rest}"
+        part = ("snake1", "conv1", "snake2", "conv2")[int(kind)]
+        return f"{block}.res_unit{int(inner) - first_unit + 1}.{part}.{rest}"
     own = {"encoder": {3: "snake1", 4: "conv1"}, "decoder": {0: "snake1", 1: "conv_t1"}}[side]
     return f"{block}.{own[int(inner)]}.{rest}"
