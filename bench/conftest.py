@@ -53,6 +53,8 @@ def op_benchmark(benchmark, device: torch.device):
                 error = (got.double() - want.double()).norm() / want.double().norm().clamp_min(1e-30)
                 assert error <= GATE.get(got.dtype, 0.0), f"relative L2 {error:.1e} against the reference"
             benchmark(call)
+        if benchmark.stats is None:  # --benchmark-disable: checked, not timed
+            return
         seconds = benchmark.stats.stats.median
         benchmark.extra_info |= {"device": str(device), "backend": backend}
         if bytes:

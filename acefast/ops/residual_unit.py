@@ -37,7 +37,7 @@ def residual_unit_reference(
 ) -> Tensor:
     """What the op means in PyTorch; every kernel is held to it.
 
-    It runs block by block of rows, so that x is read and y written once while everything between stays in the outer cache.
+    It runs block by block of rows, so that x is read and y written once while what lies between stays in a CPU's cache.
     A block recomputes ``6 * dilation`` rows of the first snake and nothing else. Blocks are at least 4 C rows, for the
     convolution to amortise reading its 7 C² weights.
     """

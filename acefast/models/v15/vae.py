@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from acefast.backends import cpu_has_matrix_units
 from acefast.checks import check_shape
 from acefast.models.v15.config import VAEConfig
 from acefast.models.v15.vae_layers import (
@@ -50,14 +51,9 @@ def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     The same, except on a CPU: there bf16 pays only with AMX tiles (two AVX-512 cores: 280-320 GFLOP/s in fp32, 55-150
     in bf16) and fp16 never does, so both become fp32.
     """
-    if device.type != "cpu" or (dtype == torch.bfloat16 and _cpu_has_amx()):
+    if device.type != "cpu" or (dtype == torch.bfloat16 and cpu_has_matrix_units()):
         return dtype
     return torch.float32
-
-
-def _cpu_has_amx() -> bool:
-    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)  # private, so it may move
-    return bool(supported and supported())
 
 
 def windows(length: int, size: int, halo: int) -> Iterator[tuple[int, int, int]]:
