@@ -63,3 +63,18 @@ def test_context_restores_the_backend_after_an_error(all_available):
     with pytest.raises(ZeroDivisionError), use_backend("triton"):
         raise ZeroDivisionError
     assert choose_backend("op", None, GPU, ("cuda", "triton")) == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("capability", "amx", "fast"), [("AVX512", False, False), ("AVX512", True, True), ("DEFAULT", False, True)]
+)
+def test_only_x86_without_amx_is_slow_at_16_bit(monkeypatch, capability, amx, fast):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    assert backends.cpu_has_matrix_units.__wrapped__() == fast
+
+
+def test_a_torch_that_cannot_tell_of_amx_is_taken_for_slow(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
+    assert not backends.cpu_has_matrix_units.__wrapped__()

@@ -235,7 +235,7 @@ class DiT(nn.Module):
         longest = int(valid.max())
         condition = self.condition(encoder_hidden_states[:, :longest].to(dtype))
         null = None if null_condition is None else self.condition(null_condition.reshape(1, width).to(dtype))
-        times = timesteps or ()
+        times = dict(zip(timesteps, self.modulations(timesteps, upstream_time=upstream_time))) if timesteps else {}
         keep = None
         if frames is not None and bool((frames != T).any()):
             keep = torch.arange(T, device=device) < frames.to(device)[:, None]  # [B, T]
@@ -248,7 +248,7 @@ class DiT(nn.Module):
             "frames": keep,
             "tokens": None if keep is None else -(-keep.sum(1) // c.patch_size),
             "upstream_time": upstream_time,
-            "times": dict(zip(times, self.modulations(times, upstream_time=upstream_time))),
+            "times": times,
         }
         return Conditions(encoder_hidden_states, valid, context, prepared)
 
