@@ -220,7 +220,7 @@ class Pipeline:
         upstream = request.precision == "upstream"
         latents = noise
         if request.cover_noise:
-            latents, timesteps = sampling.noised_start(timesteps, noise, task.source.to(noise), request.cover_noise)
+            latents, timesteps = sampling.noised_start(timesteps, noise, task.clean.to(noise), request.cover_noise)
         steps = len(timesteps)
         switch = steps if switched is None else int(steps * request.strength)
 
@@ -244,16 +244,16 @@ class Pipeline:
         if switched is not None and not official:
             velocity = _blended(velocity, model, switched, request.strength)
 
-        correct = None
-        if request.dcw != "off":
-            correct = lambda x, clean, t, t_next: sampling.wavelet_correction(x, clean, t, mode=request.dcw)  # noqa: E731
-        plan = _repaint_plan(request, task)
-        clean = None if task.clean is None else task.clean.to(noise)
-        kept = None if clean is None else task.audio.mask().to(noise.device)
-        inject = None
-        if plan is not None and plan.injected_steps(steps):
+        def correct(x: Tensor, denoised: Tensor, t: float, t_next: float) -> Tensor:
+            return sampling.wavelet_correction(x, denoised, t, mode=request.dcw)
+
+        plan, inject = _repaint_plan(request, task), None
+        if plan is not None:
+            clean, made = task.clean.to(noise).expand_as(noise), task.audio.mask().to(noise.device)
             held = plan.injected_steps(steps)
-            inject = lambda x, step, t: sampling.inject(x, clean, noise, kept, t) if step < held else x  # noqa: E731
+
+            def inject(x: Tensor, step: int, t_next: float) -> Tensor:
+                return sampling.inject(x, clean, noise, made, t_next) if step < held else x
 
         def on_step(info: sampling.StepInfo) -> Any:
             report(info.step + 1, info.steps)
@@ -265,7 +265,7 @@ class Pipeline:
             timesteps,
             solver=request.solver,
             seeds=[r.seed for r in requests],
-            correct=correct,
+            correct=None if request.dcw == "off" else correct,
             after_step=inject,
             on_step=on_step,
             state_dtype=model.dtype if upstream else torch.float32,
@@ -279,9 +279,9 @@ class Pipeline:
                 f"latents became NaN or infinite{narrow} within {steps} step{'s' * (steps != 1)}; "
                 f"try {' or '.join([*ways, 'another seed'])}"
             )
-        if plan is not None and plan.boundary_frames:
-            latents = sampling.blend_boundary(latents, clean.expand_as(latents), kept, plan.boundary_frames)
-        return latents
+        if plan is None:
+            return latents
+        return sampling.blend_boundary(latents, clean, made, plan.boundary_frames)
 
 
 def finish(wave: np.ndarray, request: Request, task: Task) -> np.ndarray:
@@ -306,7 +306,7 @@ def finish(wave: np.ndarray, request: Request, task: Task) -> np.ndarray:
 
 def _repaint_plan(request: Request, task: Task) -> sampling.RepaintPlan | None:
     """How a repaint holds on to its source; None for tasks that keep nothing, and in diffusers' semantics."""
-    if task.clean is None or request.semantics == "diffusers":
+    if task.audio is None or request.semantics == "diffusers":
         return None
     return sampling.repaint_plan(request.repaint_mode, 0.5 if request.strength is None else request.strength)
 

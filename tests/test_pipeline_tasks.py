@@ -57,10 +57,11 @@ def test_strength_of_diffusers_asks_both_every_step(tiny_pipe, tune, monkeypatch
 
 
 @pytest.mark.usefixtures("undecoded")
-def test_cover_noise_starts_from_the_source_on_the_shorter_schedule(tiny_pipe, tune, monkeypatch):
+@pytest.mark.parametrize("task", ("cover", "cover-nofsq"))
+def test_cover_noise_starts_from_the_encoded_source_on_the_shorter_schedule(tiny_pipe, tune, monkeypatch, task):
     calls = velocities(tiny_pipe, monkeypatch)
     times = sampling.schedule(4, 3.0)  # 1, 0.9, 0.75, 0.5
-    song(tiny_pipe, task="cover-nofsq", source=tune, steps=4, cover_noise=0.25, strength=0.5)
+    song(tiny_pipe, task=task, source=tune, steps=4, cover_noise=0.25, strength=0.5)
     assert [call["t"] for call in calls] == times[2:]
     start = 0.75 * philox_normal([1], (130, 8)) + 0.25 * latents_of(tiny_pipe, tune)
     torch.testing.assert_close(calls[0]["latents"], start)

@@ -53,7 +53,7 @@ class Task:
     seconds: float  # what the prompt says the duration is
     source: Tensor  # [B, T, D] float32: the source half of the context
     mask: Tensor  # [T] float32: the mask half
-    clean: Tensor | None = None  # [B, T, D]: the encoded source, where a part of it is kept
+    clean: Tensor | None = None  # [B, T, D]: the encoded source, for tasks with one
     audio: Source | None = None  # the source itself, where a part of it is kept
     codes: list[list[int]] | None = None  # 5 Hz codes of each row of ``source``, given or taken from the audio
 
@@ -123,13 +123,13 @@ def build_task(
     if request.task == "cover":
         codes = [to_codes(row[None]) for row in clean]
         hints = torch.cat([from_codes(c)[:, :frames] for c in codes])
-        return Task(frames, seconds, hints, _whole(request, frames), codes=codes)
+        return Task(frames, seconds, hints, _whole(request, frames), clean, codes=codes)
     if request.task in ("repaint", "extend"):
         mask = audio.mask()
         source = torch.where(mask[None, :, None].to(clean.device) > 0, silence(frames).to(clean.device), clean)
         return Task(frames, seconds, source, _whole(request, frames, mask), clean, audio)
     mask = audio.mask() if request.task == "lego" else None
-    return Task(frames, seconds, clean, _whole(request, frames, mask))
+    return Task(frames, seconds, clean, _whole(request, frames, mask), clean)
 
 
 def _from_codes(request: Request, silence: Callable[[int], Tensor], from_codes: Callable[[list[int]], Tensor]) -> Task:
