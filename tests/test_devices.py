@@ -1,0 +1,102 @@
+"""Every stage stays on the device of its inputs and reads nothing back: shown on meta tensors, which hold no values.
+
+A tensor made on another device, or a value asked for on the host, raises there. The two places that may read lengths
+back, once per song, are ``DiT.prepare`` and ``ConditionEncoder.forward``; they are left out.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from acefast import sampling
+from acefast.conditions import Conditions
+from acefast.guidance import VARIANTS, Guidance, guided
+from acefast.models.v15 import vae
+from acefast.models.v15.codes import AudioDetokenizer, AudioTokenizer
+from acefast.models.v15.conditions import ConditionEncoder
+from acefast.models.v15.dit import DiT, LayerCondition
+from acefast.models.v15.layers import linear
+from acefast.ops.philox import philox_normal
+from acefast.testing import TINY, TINY_BASE, TINY_VAE
+
+META = torch.device("meta")
+D = TINY.audio_acoustic_hidden_dim
+
+
+def build(kind, config, dtype=torch.bfloat16):
+    """``kind`` on meta tensors in ``dtype``, with what is always fp32 kept so."""
+    with META:
+        module = kind(config)
+    table = kind.weight_table(config)
+    for name, parameter in list(module.named_parameters()):
+        wanted = parameter.to(table[name].dtype or dtype)
+        owner, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(owner), leaf, torch.nn.Parameter(wanted, requires_grad=False))
+    return module
+
+
+def randn(*shape, dtype=torch.float32):
+    return torch.empty(shape, device=META, dtype=dtype)
+
+
+def prepared(model: DiT, batch: int, frames: int) -> Conditions:
+    """What ``DiT.prepare`` makes, without its look at the lengths."""
+    states, null = (randn(*s, dtype=torch.bfloat16) for s in ((batch, 20, TINY.encoder_hidden_size), (1, 64)))
+    context, latent_inputs = randn(batch, frames, 2 * D), 2 * D
+    states, null = model.condition(states), model.condition(null)
+    return Conditions(
+        states,
+        torch.empty(batch, device=META, dtype=torch.int64),
+        context,
+        {
+            "context": linear(model._patches(context), model.patch.weight[:, :-latent_inputs], model.patch.bias),
+            "layers": [LayerCondition.of(layer.cross_attention, states, null) for layer in model.layers],
+            "lengths": torch.empty(batch, device=META, dtype=torch.int64),
+            "frames": None,
+            "tokens": None,
+            "upstream_time": False,
+            "times": {},
+        },
+    )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("solver", sampling.SOLVERS)
+def test_the_diffusion_loop_stays_on_its_device(variant, solver):
+    model = build(DiT, TINY_BASE)
+    conditions, noise = prepared(model, 2, 131), philox_normal([1, 2], (131, D), device=META)
+
+    def predict(x, t, step, both):
+        return model(x, t, conditions, unconditional=both)
+
+    out = sampling.sample(
+        guided(predict, Guidance(5.0, variant)),
+        noise,
+        [1.0, 0.5],
+        solver=solver,
+        seeds=[1, 2],
+        correct=lambda x, denoised, t, t_next: sampling.wavelet_correction(x, denoised, t),
+        after_step=lambda x, step, t: sampling.inject(x, noise, noise, torch.empty(131, device=META), t),
+    )
+    assert out.device == META and out.shape == noise.shape and out.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32), ids=str)
+def test_audio_and_latents_stay_on_their_device(dtype):
+    decoder, encoder = (build(kind, TINY_VAE, dtype) for kind in (vae.Decoder, vae.Encoder))
+    audio = vae.decode(decoder, randn(2, 300, D))
+    mean, std = vae.encode(encoder, audio)
+    assert audio.device == mean.device == std.device == META and mean.shape == (2, 300, D)
+
+
+def test_codes_and_timbre_stay_on_their_device():
+    codes = build(AudioTokenizer, TINY).tokenize(randn(1, 131, D), randn(5, D))
+    hints = build(AudioDetokenizer, TINY)(codes)
+    timbre = build(ConditionEncoder, TINY).timbre_encode(randn(1, 750, D))
+    assert codes.device == hints.device == timbre.device == META and hints.shape == (1, 135, D)
+
+
+def test_a_value_read_on_the_host_would_be_seen():
+    with pytest.raises(RuntimeError, match="meta"):
+        build(DiT, TINY_BASE).prepare(randn(1, 20, 64), None, randn(1, 131, 2 * D))
