@@ -17,12 +17,12 @@ from acefast.checkpoint import open_checkpoint
 from acefast.conditions import Conditions
 from acefast.devices import as_device, as_dtype
 from acefast.guidance import Guidance, guided
-from acefast.models.v15.tasks import Task, read_audio
 from acefast.ops.philox import philox_normal
 from acefast.options import COVER
 from acefast.request import Request, RequestError, expand, options
 from acefast.song import Song
 from acefast.stages import Progress, memory_told, stage
+from acefast.tasks import Task, read_audio
 from acefast.waveform import check_finite, fade, normalise, peak, splice
 
 DEFAULT_MODEL = "ace-step-1.5-turbo"
@@ -150,10 +150,10 @@ class Pipeline:
     def _batch(self, requests: list[Request], progress: Progress) -> list[Song]:
         """Songs that differ only in prompt, lyrics, seed and noise, made together."""
         model, request, timings = self.model, requests[0], {}
-        audio, reference = model.check(requests)
+        recording, reference = model.check(requests)
         timesteps = _timesteps(request, model)
         with stage("text", timings, progress):
-            task = model.task(requests, audio)
+            task = model.task(requests, recording)
             noise = self._noise(requests, task)
             fading = request.strength is not None and request.strength < 1 and request.acts_as in COVER
             conditions, switched = model.conditions(requests, task, reference, timesteps, and_text2music=fading)
@@ -249,7 +249,7 @@ class Pipeline:
 
         plan, inject = _repaint_plan(request, task), None
         if plan is not None:
-            clean, made = task.clean.to(noise).expand_as(noise), task.audio.mask().to(noise.device)
+            clean, made = task.clean.to(noise).expand_as(noise), task.made.to(noise.device)
             held = plan.injected_steps(steps)
 
             def inject(x: Tensor, step: int, t_next: float) -> Tensor:
@@ -294,8 +294,8 @@ def finish(wave: np.ndarray, request: Request, task: Task) -> np.ndarray:
     level = request.normalize
     check_finite("audio", wave, "; the decoder overflowed, try dtype='float32' or another seed")
     if plan is not None and plan.splice:
-        generated, wave = wave, task.audio.waveform
-        for start, end in task.audio.regions:
+        generated, wave = wave, task.recording.waveform
+        for start, end in task.recording.regions:
             wave = splice(generated, wave, start, end, plan.wave_fade_seconds)
         wave = wave[:, : generated.shape[1]]
         if level == options()["normalize"].default:
@@ -306,7 +306,7 @@ def finish(wave: np.ndarray, request: Request, task: Task) -> np.ndarray:
 
 def _repaint_plan(request: Request, task: Task) -> sampling.RepaintPlan | None:
     """How a repaint holds on to its source; None for tasks that keep nothing, and in diffusers' semantics."""
-    if task.audio is None or request.semantics == "diffusers":
+    if task.recording is None or request.semantics == "diffusers":
         return None
     return sampling.repaint_plan(request.repaint_mode, 0.5 if request.strength is None else request.strength)
 

@@ -56,7 +56,7 @@ def acefast_stages(folder: Path, seconds: float, dtype: torch.dtype, out: Path) 
     def conditions():
         lengths = [torch.tensor([states.shape[1]]) for states in encoded]
         states, valid = model.condition_encoder(encoded[0], lengths[0], encoded[1], lengths[1], timbre_vector=timbre)
-        context = task.context(1, dtype, torch.device("cpu"))
+        context = model.context(task.source, task.mask)
         return model.transformer.prepare(states, valid, context, [1 - i / STEPS for i in range(STEPS)])
 
     encoded = text()

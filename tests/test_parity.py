@@ -257,3 +257,13 @@ def test_xl_differs_from_diffusers_by_its_timbre_token(pipes):
     official = ours.generate("boom bap", **options, language="en")
     diffusers = ours.generate("boom bap", **options, language="en", semantics="diffusers")
     assert error(official.latents, diffusers.latents) > 1e-4
+
+
+def test_a_song_of_few_codes_is_as_long_as_they_are(pipes):
+    ours, theirs = pipes("turbo")
+    codes, start = [7, 77, 777], noise(15)
+    text = "".join(f"<|audio_code_{c}|>" for c in codes)
+    clean = latents(theirs, prompt="trap", lyrics="", audio_codes=text, latents=start, audio_duration=None)
+    song = ours.generate("trap", codes=codes, noise=start[0], steps=3, semantics="diffusers")
+    assert error(song.latents, clean[0]) <= GATE
+    assert ours.generate("trap", codes=codes, steps=1).latents.shape[0] == 128  # official: filled up with silence

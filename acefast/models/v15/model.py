@@ -16,9 +16,10 @@ from acefast.models.v15 import vae
 from acefast.models.v15.codes import AudioDetokenizer, AudioTokenizer
 from acefast.models.v15.conditions import ConditionEncoder
 from acefast.models.v15.dit import DiT
-from acefast.models.v15.tasks import Source, Task, build_task, read_audio
+from acefast.models.v15.tasks import build_task
 from acefast.prompts import LYRIC_TOKENS, TEXT_TOKENS, lyric_prompt, text_prompt, tokenize
 from acefast.request import Request
+from acefast.tasks import Recording, Task, read_audio
 from acefast.values import shown
 from acefast.waveform import reference_segments
 
@@ -62,7 +63,7 @@ class Model:
 
     # -- before work starts ------------------------------------------------------------------------------------------
 
-    def check(self, requests: list[Request]) -> tuple[Source | None, np.ndarray | None]:
+    def check(self, requests: list[Request]) -> tuple[Recording | None, np.ndarray | None]:
         """Read the source and reference audio of a batch; raises RequestError before anything is computed."""
         for request in requests:
             if request.lyrics_overflow == "refuse":
@@ -71,11 +72,11 @@ class Model:
 
     # -- conditions --------------------------------------------------------------------------------------------------
 
-    def task(self, requests: list[Request], audio: Source | None) -> Task:
+    def task(self, requests: list[Request], recording: Recording | None) -> Task:
         """Source latents, mask and length of a batch."""
         return build_task(
             requests,
-            audio,
+            recording,
             silence=self.silence,
             encode=self.encode,
             to_codes=self.codes,
@@ -110,10 +111,10 @@ class Model:
         ids = [self._ids(r, task.seconds, as_text2music) for r in requests]
         shared = len(set(ids)) == 1 and task.source.shape[0] == 1  # variations of one song: one row serves them all
         rows = ids[:1] if shared else ids
-        context = task.context(len(rows), self.dtype, self.device)
+        source = task.source
         if as_text2music and request.semantics == "official":
-            silence = self.silence(task.frames).to(context).expand(len(rows), -1, -1)
-            context = torch.cat([silence, context[..., silence.shape[-1] :]], -1)
+            source = self.silence(task.frames)
+        context = self.context(source.expand(len(rows), -1, -1), task.mask)
         if request.pad_mode == "upstream":
             states, _ = self._encode(rows, timbre, request)
             lengths = None  # upstream attends to the padding as well
@@ -127,6 +128,11 @@ class Model:
             null_condition=None if self.traits.is_turbo else self.condition_encoder.null_condition_emb,
             upstream_time=request.precision == "upstream",
         )
+
+    def context(self, source: Tensor, mask: Tensor) -> Tensor:
+        """Source latents [B, T, D] and the mask [T] of every one of their channels, side by side: [B, T, 2 * D]."""
+        source = source.to(self.device, self.dtype)
+        return torch.cat([source, mask.to(source)[None, :, None].expand_as(source)], -1)
 
     def _ids(self, request: Request, seconds: float, as_text2music: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Token ids of a song's text and lyric prompt; warns of what was cut."""

@@ -1,0 +1,72 @@
+"""What a request brings along and what it becomes for the model: the seam between requests and both model families.
+
+``read_audio`` looks at the request's recordings before any weight is touched. A model family turns requests into a
+``Task``; the pipeline samples, splices and finishes by what stands there, and knows nothing of frames otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from acefast.audio import SAMPLE_RATE, load_audio
+from acefast.request import Request
+from acefast.waveform import is_silent
+
+
+@dataclass
+class Recording:
+    """The source audio of a task, padded for an extension, and the regions of it that are made anew."""
+
+    waveform: np.ndarray  # [2, N] float32 at 48 kHz
+    regions: tuple[tuple[int, int], ...]  # samples [start, end), in order and apart
+
+    @property
+    def seconds(self) -> float:
+        """Length."""
+        return self.waveform.shape[1] / SAMPLE_RATE
+
+    def mask(self, frames: int, hop: int) -> Tensor:
+        """[frames] float32: 1 where latent frames, of ``hop`` samples each, are made anew, 0 where they are kept."""
+        mask = torch.zeros(frames)
+        for start, end in self.regions:
+            first = min(start // hop, frames - 1)
+            mask[first : max(end // hop, first + 1)] = 1.0
+        return mask
+
+
+@dataclass
+class Task:
+    """A batch of songs in latent frames. B is the number of songs, or 1 where all of them share it."""
+
+    frames: int
+    seconds: float  # what the prompt says the duration is
+    source: Tensor  # [B, T, D] float32: what the model is shown of the song
+    mask: Tensor  # [T] float32: what it is told of each frame beside that
+    clean: Tensor | None = None  # [B, T, D]: the encoded source, for tasks with one
+    recording: Recording | None = None  # the source itself, where a part of it is kept
+    made: Tensor | None = None  # [T]: there, 1 where frames are made anew
+    codes: list[list[int]] | None = None  # audio codes of each row of ``source``, given or taken from the source
+
+
+def read_audio(request: Request) -> tuple[Recording | None, np.ndarray | None]:
+    """The request's source with its window, and its reference audio, [2, N]; None for one that it has not.
+
+    A silent reference is none.
+    Raises:
+        RequestError: audio cannot be used, or the window does not fit it.
+    """
+    reference = None if request.reference is None else load_audio(request.reference, "reference")
+    source = None if request.source is None else _source(request)
+    return source, None if reference is None or is_silent(reference) else reference
+
+
+def _source(request: Request) -> Recording:
+    audio = load_audio(request.source, "source")
+    window = request.check_window(audio.shape[1] / SAMPLE_RATE)
+    before, after = round(window.before * SAMPLE_RATE), round(window.after * SAMPLE_RATE)
+    regions = tuple((round(start * SAMPLE_RATE), round(end * SAMPLE_RATE)) for start, end in window.regions)
+    return Recording(np.pad(audio, ((0, 0), (before, after))), regions)
