@@ -1,4 +1,4 @@
-"""Each measure reads what a signal made for it must read."""
+"""Each measure reads what a signal made for it must read; tempo and beat are in test_metrics_rhythm.py."""
 
 from __future__ import annotations
 
@@ -9,61 +9,7 @@ import pytest
 
 from acefast import metrics
 from acefast.metrics.level import PIECE, _weighted, k_weighting
-
-RATE = 48_000
-
-
-def sine(hz: float, seconds: float = 1.0, amplitude: float = 1.0, phase: float = 0.0, rate: int = RATE) -> np.ndarray:
-    """[N], float64."""
-    return amplitude * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate + phase)
-
-
-def stereo(channel: np.ndarray) -> np.ndarray:
-    return np.stack([channel, channel]).astype(np.float32)
-
-
-def noise(seconds: float = 1.0, amplitude: float = 0.1, seed: int = 0) -> np.ndarray:
-    g = np.random.default_rng(seed)
-    return (amplitude * g.standard_normal((2, round(seconds * RATE)))).astype(np.float32)
-
-
-def _drums() -> dict[str, np.ndarray]:
-    g, t = np.random.default_rng(1), np.arange(12_000) / RATE
-    burst = g.standard_normal(len(t) + 1)
-    return {
-        "kick": np.sin(2 * np.pi * (50 * t + 3 * (1 - np.exp(-40 * t)))) * np.exp(-14 * t),
-        "snare": (0.5 * burst[1:] + 0.5 * np.sin(2 * np.pi * 190 * t)) * np.exp(-22 * t),
-        "hat": 0.25 * np.diff(burst) * np.exp(-60 * t),
-    }
-
-
-DRUMS = _drums()
-EIGHTHS, SIXTEENTHS = tuple(range(0, 16, 2)), tuple(range(16))
-# Sixteenths of a bar on which each drum falls.
-PATTERNS = {
-    "boom bap": dict(kick=(0, 3, 8, 10), snare=(4, 12), hat=(*EIGHTHS, 15)),
-    "off-beat hats": dict(kick=(0, 4, 8, 12), snare=(4, 12), hat=(2, 6, 10, 14)),
-    "trap": dict(kick=(0, 7, 10), snare=(8,), hat=(*SIXTEENTHS, 13.5, 14.5, 15.5)),
-    "drill": dict(kick=(0, 10), snare=(6, 14), hat=(0, 3, 6, 8, 11, 14)),
-    "jersey club": dict(kick=(0, 4, 8, 11, 14), snare=(3, 6, 12), hat=EIGHTHS),
-}
-
-
-def loop(pattern: dict, bpm: float, seconds: float = 12, swing: float = 0.5, human: float = 0.0) -> np.ndarray:
-    """float32 [2, N]; ``swing`` is the off sixteenth's place in its eighth, ``human`` the timing's spread in s."""
-    g, sixteenth = np.random.default_rng(0), 15 / bpm
-    out = np.zeros(round((seconds + 1) * RATE))
-    for bar in range(math.ceil(seconds / (16 * sixteenth))):
-        for drum, steps in pattern.items():
-            for step in steps:
-                place = step - 1 + 2 * swing if step % 2 == 1 else step
-                start = round(RATE * max(0, (16 * bar + place) * sixteenth + human * g.standard_normal()))
-                if start < seconds * RATE:
-                    out[start : start + len(DRUMS[drum])] += DRUMS[drum]
-    return stereo(0.4 * out[: round(seconds * RATE)])
-
-
-# Against a reference
+from tests.signals import PATTERNS, RATE, loop, noise, sine, stereo
 
 
 def test_snr_is_the_power_ratio_in_decibels():
@@ -205,88 +151,6 @@ def test_clipping_of_its_own_peak_finds_tops_cut_before_the_level_came_down():
 
 
 # Rhythm
-
-
-@pytest.mark.parametrize("bpm", (70, 97, 111, 128, 160))
-def test_tempo_of_a_click_track_is_exact(bpm):
-    clicks = loop(dict(hat=(0, 4, 8, 12)), bpm)
-    found = metrics.tempo(clicks, RATE)
-    assert found.bpm == pytest.approx(found.octave_of(bpm) * bpm, rel=1.5e-4)  # bare clicks tell no octave
-    assert found.confidence > 0.45
-
-
-@pytest.mark.parametrize("bpm", (72.5, 97, 118, 158))
-@pytest.mark.parametrize("name", PATTERNS)
-def test_tempo_of_drums_is_within_a_third_of_a_percent_or_an_octave(name, bpm):
-    found = metrics.tempo(loop(PATTERNS[name], bpm, swing=0.5, human=0.004), RATE)
-    octave = found.octave_of(bpm)
-    assert octave is not None and found.bpm == pytest.approx(octave * bpm, rel=3e-3) and found.confidence > 0.2
-
-
-@pytest.mark.parametrize("bpm", (80, 93, 104))
-def test_tempo_of_swung_boom_bap_is_its_own_octave(bpm):
-    for swing in (0.54, 0.6, 0.66):
-        found = metrics.tempo(loop(PATTERNS["boom bap"], bpm, swing=swing), RATE)
-        assert found.octave_of(bpm) == 1 and found.bpm == pytest.approx(bpm, rel=1e-3)
-
-
-def test_tempo_holds_under_noise_at_other_rates_and_other_levels():
-    x = loop(PATTERNS["boom bap"], 93)
-    at_24k = (x[:, ::2] + x[:, 1::2]) / 2
-    for audio, rate in ((x + noise(12, 0.05), RATE), (0.01 * x, RATE), (x[:1], RATE), (at_24k, 24_000)):
-        assert metrics.tempo(audio, rate).bpm == pytest.approx(93, rel=2e-3)
-
-
-def test_tempo_is_heard_in_what_begins_not_in_what_swells():
-    swell = 10 ** (sine(1 / 1.7, 12) - 1)  # 40 dB up and down in 1.7 s
-    x = loop(PATTERNS["boom bap"], 97) + noise(12, 0.1) * swell.astype(np.float32)
-    assert metrics.tempo(x, RATE).octave_of(97, 0.005) == 1
-
-
-def test_tempo_reports_the_octave_it_did_not_choose():
-    found = metrics.tempo(loop(PATTERNS["trap"], 144, 20), RATE)
-    octave = found.octave_of(144)
-    assert octave in (0.5, 1) and found.half is not None and found.double is not None
-    other = 72 if octave == 1 else 144
-    assert any(abs(bpm / other - 1) < 0.01 for bpm, _ in found.others)
-    assert metrics.tempo(loop(PATTERNS["boom bap"], 75, 6), RATE).half is None  # 8 beats at half tempo do not fit
-
-
-def test_octave_of_tells_octaves_from_other_ratios():
-    found = metrics.Tempo(140.0, 0.5, None, None, ())
-    assert [found.octave_of(b) for b in (140, 141, 70, 280, 105, 93.3)] == [1, 1, 2, 0.5, None, None]
-    assert found.octave_of(150) is None and found.octave_of(150, tolerance=0.1) == 1
-
-
-def test_tempo_keeps_to_the_range_given():
-    x = loop(PATTERNS["boom bap"], 90)
-    assert metrics.tempo(x, RATE, 120, 240).bpm == pytest.approx(180, rel=2e-3)
-    assert metrics.tempo(x, RATE, 80, 100).bpm == pytest.approx(90, rel=2e-3)
-
-
-def test_drums_have_a_beat_and_noise_has_none():
-    drums = [metrics.beat_strength(loop(p, 112, human=0.004), RATE) for p in PATTERNS.values()]
-    hiss = [metrics.beat_strength(noise(12, seed=s), RATE) for s in range(3)]
-    assert min(drums) > 0.7 and max(hiss) < 0.1
-    assert metrics.beat_strength(stereo(sine(220, 6, 0.5)), RATE) == 0
-    assert metrics.tempo(noise(12), RATE).confidence < 0.05
-
-
-@pytest.mark.parametrize("per_bar, steps", [(8, EIGHTHS), (16, SIXTEENTHS), (32, tuple(np.arange(0, 16, 0.5)))])
-def test_onset_rate_counts_hats_and_not_kicks(per_bar, steps):
-    x = loop(dict(kick=(0, 6, 10), hat=steps), 120, 10)  # five bars of 2 s
-    assert metrics.onset_rate(x, RATE) == pytest.approx(per_bar / 2, rel=0.02)
-    assert metrics.onset_rate(x + noise(10, 3e-4), RATE) == pytest.approx(per_bar / 2, rel=0.02)
-
-
-def test_onset_rate_hears_only_its_band():
-    assert metrics.onset_rate(noise(10), RATE) <= 0.2
-    kicks = loop(dict(kick=(0, 4, 8, 12)), 120, 10) + noise(10, 1e-4)
-    assert metrics.onset_rate(kicks, RATE) <= 0.2
-    assert metrics.onset_rate(kicks, RATE, (20, 200)) == pytest.approx(2, rel=0.05)
-
-
-# Timbre
 
 
 @pytest.mark.parametrize("hz", (440.0, 997.0, 8000.0))
