@@ -174,6 +174,10 @@ def test_every_stage_trains_resumes_exports_and_makes_a_song(tmp_path):
     for steps in (1, 3):
         trained = train_dit.train(run, 1, batch=4, steps=steps)
     assert all(p.isfinite().all() for p in trained.parameters())
+    refined = train_vae.train(tmp_path, VAE_SIZES, 1, batch=1, frames=8, clips=2, steps=1, refine=True)
+    for side, same in (("encoder", True), ("decoder", False)):  # latents stay what they were learned as
+        pairs = zip(getattr(refined, side).parameters(), getattr(run.vae, side).parameters())
+        assert all(map(torch.equal, *zip(*pairs))) is same
     folder = run.export(tmp_path / "model", torch.float16)
     assert json.loads((folder / "acestep-v15-demo/config.json").read_text())["is_turbo"] is True
     song = acefast.load(folder, dtype="float32").generate("boom bap, dusty drums", bpm=90, duration=5.12, seed=1)

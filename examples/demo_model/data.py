@@ -1,56 +1,71 @@
-"""Rendered clips on disk, so that an epoch costs no synthesis: 16-bit audio in one file, what is known in another."""
+"""Rendered clips on disk, so that an epoch costs no synthesis: one file of equal items, their labels beside it."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import torch
+from clip import Clip
 from dataset import Dataset
-from synth import SR
 
 FULL_SCALE = 32767
+LABELS = ("prompt", "lyrics", "bpm", "key", "time_signature", "style")
 
 
-def render_clips(
-    folder: Path, count: int, *, seconds: float, split: str = "train", seed: int = 0, workers: int = 1
+def pcm(clip: Clip) -> np.ndarray:
+    """The clip's audio, int16 [2, N]."""
+    return (clip.audio * FULL_SCALE).round().astype(np.int16)
+
+
+def stored(
+    stem: Path, clips: Dataset, make: Callable[[Clip], np.ndarray] = pcm, *, workers: int = 1
 ) -> tuple[np.ndarray, list[dict]]:
-    """The first ``count`` clips of a data set, rendered where ``folder`` has not got them yet.
+    """``make`` of every clip, made where ``stem`` has not got it yet; an interrupted run goes on where it stopped.
 
-    An interrupted run goes on where it stopped.
-
+    Args:
+        stem: path of the files, without their endings.
+        make: gives arrays of one shape and type; it is sent to ``workers`` processes.
     Returns:
-        audio, int16 [count, 2, seconds * 48000], mapped from disk; the labels of each clip (prompt, lyrics, bpm, key,
-        time_signature, style).
+        the arrays [count, ...], mapped from disk, and the labels of each clip.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{split}-{seed}-{seconds:g}s"
-    path, table = folder / f"{stem}.i16", folder / f"{stem}.jsonl"
-    shape = (2, round(seconds * SR))
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    path, table = stem.with_suffix(".raw"), stem.with_suffix(".jsonl")
+    first = make(clips[0])
     done = table.read_bytes().count(b"\n") if table.is_file() else 0
-    if done < count:
-        clips = Dataset(count, seed=seed, split=split, seconds=seconds)
-        with path.open("r+b" if path.is_file() else "w+b") as audio, table.open("a") as labels:
-            audio.seek(done * shape[0] * shape[1] * 2)
-            with ProcessPoolExecutor(workers) as pool:
-                for i, (sound, label) in enumerate(pool.map(_item, *zip(*((clips, i) for i in range(done, count))))):
-                    audio.write(sound)
-                    audio.flush()
-                    labels.write(label + "\n")  # after its sound: a label on disk means that the clip is whole
-                    labels.flush()
-                    if (i + 1) % 100 == 0:
-                        print(f"rendered {done + i + 1} of {count} clips", flush=True)
-    sounds = np.memmap(path, np.int16, "r", shape=(count, *shape))
+    if done < len(clips):
+        with path.open("r+b" if path.is_file() else "w+b") as items, table.open("a") as labels:
+            items.seek(done * first.nbytes)
+            for i, (item, label) in enumerate(_each(clips, make, range(done, len(clips)), workers), done + 1):
+                items.write(item)
+                items.flush()
+                labels.write(label + "\n")  # behind its item: a label on disk means that the item is whole
+                labels.flush()
+                if i % 100 == 0:
+                    print(f"{stem.name}: {i} of {len(clips)}", flush=True)
+    items = np.memmap(path, first.dtype, "r", shape=(len(clips), *first.shape))
     with table.open() as lines:
-        return sounds, [json.loads(line) for _, line in zip(range(count), lines)]
+        return items, [json.loads(line) for _, line in zip(range(len(clips)), lines)]
 
 
-def _item(clips: Dataset, index: int) -> tuple[bytes, str]:
+def _each(clips: Dataset, make: Callable[[Clip], np.ndarray], todo: range, workers: int) -> Iterator[tuple[bytes, str]]:
+    if workers == 1:
+        yield from (_item(clips, make, i) for i in todo)
+        return
+    spawn = get_context("spawn")  # torch's threads survive no fork
+    with ProcessPoolExecutor(workers, spawn, torch.set_num_threads, (1,)) as pool:
+        yield from pool.map(_item, repeat(clips), repeat(make), todo, chunksize=8)
+
+
+def _item(clips: Dataset, make: Callable[[Clip], np.ndarray], index: int) -> tuple[bytes, str]:
     clip = clips[index]
-    label = {k: getattr(clip, k) for k in ("prompt", "lyrics", "language", "bpm", "key", "time_signature", "style")}
-    return (clip.audio * FULL_SCALE).round().astype("<i2").tobytes(), json.dumps(label)
+    return make(clip).tobytes(), json.dumps({k: getattr(clip, k) for k in LABELS})
 
 
 def crop(sounds: np.ndarray, size: int, batch: int, rng: np.random.Generator) -> np.ndarray:
@@ -62,7 +77,7 @@ def crop(sounds: np.ndarray, size: int, batch: int, rng: np.random.Generator) ->
     return out / FULL_SCALE
 
 
-def save_atomically(save, path: Path) -> None:
+def save_atomically(save: Callable[[Path], object], path: Path) -> None:
     """``save(path)`` such that a reader or a crash never meets half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")

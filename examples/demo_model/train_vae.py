@@ -2,8 +2,9 @@
 
     python examples/demo_model/train_vae.py RUN --minutes 60 [--threads 2]
 
-Writes RUN/vae.pt, and goes on with it where it exists. The log has, for clips never trained on and the averaged
-weights, SI-SDR in dB, spectral convergence and the log distance of magnitudes (``acefast.metrics``).
+Writes RUN/vae.pt, and goes on with it where it exists. With --refine, RUN/decoder.pt: the decoder alone learns on
+while train_dit.py runs beside it. The log has, for clips never trained on and the averaged weights, SI-SDR in dB,
+spectral convergence and the log distance of magnitudes (``acefast.metrics``).
 """
 
 from __future__ import annotations
@@ -11,17 +12,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from data import FULL_SCALE, crop, stored
+from dataset import Dataset
 from torch import Tensor
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]  # plain modules; the repository
-
-from data import FULL_SCALE, crop, render_clips
 from training import Trainer
 from vae_nets import VAE
 
@@ -31,11 +28,33 @@ from acefast.models.v15.config import VAEConfig
 WINDOWS = (4096, 2048, 1024, 512, 256, 128)
 LOW = 600  # Hz: below, where kick and 808 live, phase is compared as well
 DEMO_VAE = VAEConfig(
-    encoder_hidden_size=12,
-    decoder_channels=16,
-    downsampling_ratios=(8, 6, 4, 5, 2),
-    channel_multiples=(2, 4, 8, 8, 8),
+    encoder_hidden_size=8,
+    decoder_channels=8,
+    downsampling_ratios=(4, 4, 6, 10, 2),  # few layers at the full rate, where eight channels keep a CPU waiting
+    channel_multiples=(3, 6, 12, 16, 16),
 )
+
+
+class _RFFT(torch.autograd.Function):
+    """``torch.fft.rfft``, whose own way back takes a complex transform of twice the length."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.size = x.shape[-1]
+        return torch.fft.rfft(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        grad = grad * (0.5 * ctx.size)
+        grad[..., 0] *= 2
+        grad[..., -1] *= 2
+        return torch.fft.irfft(grad, ctx.size)
+
+
+def spectra(x: Tensor, window: int) -> Tensor:
+    """Short-time spectra of [R, N], hops of a quarter window: complex [R, frames, window / 2 + 1]."""
+    hann = torch.hann_window(window)
+    return _RFFT.apply(x.unfold(1, window, window // 4) * (hann / hann.square().sum().sqrt()))
 
 
 def distance(reference: Tensor, estimate: Tensor, windows: tuple[int, ...]) -> Tensor:
@@ -47,12 +66,11 @@ def distance(reference: Tensor, estimate: Tensor, windows: tuple[int, ...]) -> T
     total = 2 * (reference - estimate).abs().mean() / (reference.abs().mean() + 1e-3)
     both = torch.cat((reference, estimate)).flatten(0, 1)
     for window in windows:
-        hann = torch.hann_window(window)
-        spectrum = torch.stft(both, window, window // 4, window=hann, return_complex=True) / hann.square().sum().sqrt()
+        spectrum = spectra(both, window)
         if window == max(windows):
-            r, e = spectrum[:, : max(4, LOW * window // 48_000)].chunk(2)
+            r, e = spectrum[..., : max(4, LOW * window // 48_000)].chunk(2)
             total = total + (r - e).abs().sum() / (r.abs().sum() + 1e-3)
-        r, e = (spectrum.real.square() + spectrum.imag.square() + 1e-7).sqrt().chunk(2)
+        r, e = (torch.view_as_real(spectrum).square().sum(-1) + 1e-7).sqrt().chunk(2)
         convergence = (r - e).square().sum((1, 2)).sqrt() / (r.square().sum((1, 2)).sqrt() + 1e-1)
         total = total + (convergence.mean() + (r.log() - e.log()).abs().mean()) / len(windows)
     return total
@@ -83,9 +101,9 @@ def quality(vae: VAE, sounds: np.ndarray) -> dict[str, float]:
 
 
 def train(
-    run: Path, config: VAEConfig, minutes: float, *, batch: int = 4, frames: int = 32, rate: float = 1.5e-3,
-    kl: float = 1e-3, clips: int = 400, data: Path | None = None, workers: int = 1, test_every: float = 120,
-    steps: int | None = None,
+    run: Path, config: VAEConfig, minutes: float, *, batch: int = 4, frames: int = 16, rate: float = 1.5e-3,
+    kl: float = 1e-4, clips: int = 400, data: Path | None = None, workers: int = 1, test_every: float = 120,
+    steps: int | None = None, refine: bool = False,
 ) -> VAE:  # fmt: skip
     """Train to the end of the budget and give back the averaged weights.
 
@@ -94,32 +112,23 @@ def train(
         data: folder of the rendered clips; None takes ``run``'s own.
         test_every: seconds between tests on held-out clips.
         steps: also stop there.
+        refine: train the decoder alone, for the latents that ``train_dit.py`` has scaled and learns meanwhile.
     """
     data = data or run / "clips"
-    sounds, _ = render_clips(data, clips, seconds=10, workers=workers)
-    unseen, _ = render_clips(data, min(16, clips), seconds=5, split="held-out", workers=workers)
+    sounds, _ = stored(data / "train", Dataset(clips, seconds=10), workers=workers)
+    unseen, _ = stored(data / "held-out", Dataset(min(8, clips), split="held-out", seconds=5), workers=workers)
     (run / "vae.json").write_text(json.dumps(dataclasses.asdict(config)))
     torch.manual_seed(0)
     vae = VAE(config)
-    trainer = Trainer(vae, run / "vae.pt", minutes, rate, betas=(0.8, 0.99))
-    tested, began, first = time.monotonic(), trainer.spent, trainer.step
-    print(f"vae: {sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters, step {trainer.step}", flush=True)
-    while trainer.progress < 1 and (steps is None or trainer.step < steps):
-        rng = trainer.rng
-        audio = torch.from_numpy(crop(sounds, frames * config.hop, batch, rng))
-        value = loss(vae, audio, rng, kl)
-        trainer.update(value)
-        if time.monotonic() - tested > test_every or trainer.progress >= 1:
-            each = (trainer.spent - began) / (trainer.step - first)
-            line = {"step": trainer.step, "minutes": round(trainer.spent / 60, 2), "s/step": round(each, 3)}
-            line |= {"loss": round(value.item(), 3), **quality(trainer.average, unseen)}
-            with (run / "vae.log").open("a") as log:
-                print(json.dumps(line), file=log)
-            print(line, flush=True)
-            tested = time.monotonic()
-            trainer.pause()
-    trainer.save()
-    return trainer.average
+    if refine:
+        vae.load_state_dict(torch.load(run / "vae-scaled.pt", weights_only=True))
+        vae.encoder.requires_grad_(False)
+    trainer = Trainer(vae, run / ("decoder.pt" if refine else "vae.pt"), minutes, rate, betas=(0.8, 0.99), warmup=30)
+
+    def step(rng: np.random.Generator) -> Tensor:
+        return loss(vae, torch.from_numpy(crop(sounds, frames * config.hop, batch, rng)), rng, kl)
+
+    return trainer.run(step, lambda average: quality(average, unseen), every=test_every, steps=steps)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -128,16 +137,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=60, help="of training, over all runs of this folder")
     parser.add_argument("--config", default="{}", help="JSON of sizes that differ from the demo's")
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--frames", type=int, default=32)
+    parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--rate", type=float, default=1.5e-3)
-    parser.add_argument("--kl", type=float, default=1e-3)
+    parser.add_argument("--kl", type=float, default=1e-4)
     parser.add_argument("--clips", type=int, default=400)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--refine", action="store_true", help="the decoder alone, while train_dit.py runs")
     args = vars(parser.parse_args(argv))
     torch.set_num_threads(args["threads"])
-    config = VAEConfig.from_dict(dataclasses.asdict(DEMO_VAE) | json.loads(args.pop("config")))
     args["run"].mkdir(parents=True, exist_ok=True)
+    known, sizes = args["run"] / "vae.json", json.loads(args.pop("config"))
+    base = json.loads(known.read_text()) if known.is_file() else dataclasses.asdict(DEMO_VAE)
+    config = VAEConfig.from_dict(base | sizes)
     train(args.pop("run"), config, args.pop("minutes"), workers=args.pop("threads"), **args)
 
 

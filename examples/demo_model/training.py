@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from data import save_atomically
-from torch import nn
+from torch import Tensor, nn
 
 
 class Trainer:
@@ -43,22 +45,17 @@ class Trainer:
         self._since, self._saved = time.monotonic(), time.monotonic()
 
     @property
-    def rng(self) -> np.random.Generator:
-        """Random numbers of this step: a resumed run draws what an unbroken one would have drawn."""
-        return np.random.default_rng([7, self.step])
-
-    @property
     def progress(self) -> float:
         """Share of the budget that is used up."""
         return self.spent / 60 / self.minutes
 
-    def update(self, loss: torch.Tensor) -> None:
+    def update(self, loss: Tensor) -> None:
         """One step down the loss's gradient; a loss that is not finite is skipped."""
         self.step += 1
         if math.isfinite(loss.item()):
-            rate = self.rate * min(1, self.step / self.warmup) * (0.02 + 0.98 * math.cos(self.progress * math.pi / 2) ** 2)
+            fall = 0.02 + 0.98 * math.cos(self.progress * math.pi / 2) ** 2
             for group in self.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = self.rate * min(1, self.step / self.warmup) * fall
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(self.nets.parameters(), 1.0)
@@ -72,9 +69,33 @@ class Trainer:
         if now - self._saved > 60:
             self.save()
 
-    def pause(self) -> None:
-        """Leave what happened since the last update, such as a test, off the clock."""
+    def run(
+        self, loss: Callable[[np.random.Generator], Tensor], test: Callable[[nn.Module], dict[str, float]], *,
+        every: float, steps: int | None = None,
+    ) -> nn.Module:  # fmt: skip
+        """Train to the end of the budget, or to ``steps``, and give back the averaged weights.
+
+        Args:
+            loss: of one batch, drawn with the generator it is given.
+            test: measures the averaged weights, off the clock; its figures go to the log beside the checkpoint.
+            every: seconds between tests.
+        """
+        began, first, tested = self.spent, self.step, self.spent
+        print(f"{self.file}: {sum(p.numel() for p in self.nets.parameters()) / 1e6:.2f} M, step {first}", flush=True)
         self._since = time.monotonic()
+        while self.progress < 1 and (steps is None or self.step < steps):
+            value = loss(np.random.default_rng([7, self.step]))  # of the step: a resumed run draws other clips
+            self.update(value)
+            if self.spent - tested > every or self.progress >= 1:
+                each = (self.spent - began) / (self.step - first)
+                line = {"step": self.step, "minutes": round(self.spent / 60, 2), "s/step": round(each, 3)}
+                line |= {"loss": round(value.item(), 3), **test(self.average)}
+                with self.file.with_suffix(".log").open("a") as log:
+                    print(json.dumps(line), file=log)
+                print(line, flush=True)
+                tested, self._since = self.spent, time.monotonic()
+        self.save()
+        return self.average
 
     def save(self) -> None:
         """Write the checkpoint."""

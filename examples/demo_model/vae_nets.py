@@ -42,8 +42,8 @@ class _Snake(torch.autograd.Function):
         square = (x * a).sin_().square_()
         by_r = square.mul_(grad).sum((0, 2), keepdim=True)
         sine.mul_(grad)
-        by_a = r * torch.einsum("bcl,bcl->c", sine, x)[None, :, None]
-        return torch.addcmul(grad, sine, r * a), by_a, by_r
+        by_a = r * torch.mul(sine, x, out=square).sum((0, 2), keepdim=True)
+        return torch.addcmul(grad, sine.mul_(a), r), by_a, by_r
 
 
 class Conv(nn.Module):
@@ -128,6 +128,7 @@ class VAE(nn.Module):
         self.encoder = Coder(widths, v.downsampling_ratios, v.audio_channels, 2 * D, up=False)
         widths = [v.decoder_channels * m for m in (1, *v.channel_multiples)][::-1]
         self.decoder = Coder(widths, v.downsampling_ratios[::-1], D, v.audio_channels, up=True)
+        nn.init.constant_(self.encoder.conv2.bias[D:], -4.0)  # little noise on the latents until they say something
 
     def encode(self, audio: Tensor) -> tuple[Tensor, Tensor]:
         """[B, 2, N] to the posterior's mean and standard deviation, [B, T, D] each."""
