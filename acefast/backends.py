@@ -13,6 +13,7 @@ import importlib.util
 import os
 import pkgutil
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 
@@ -90,10 +91,29 @@ def why_unavailable(name: str) -> str:
 
 
 @functools.cache
-def cpu_has_matrix_units() -> bool:
-    """Whether this CPU multiplies 16-bit matrices faster than fp32 ones: on x86 only those with AMX do."""
-    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # private, so it may move
-    return has_amx() or not torch.backends.cpu.get_cpu_capability().startswith("AVX")
+def cpu_multiplies(dtype: torch.dtype) -> bool:
+    """Whether this CPU multiplies matrices of a 16-bit ``dtype`` faster than fp32 ones.
+
+    On x86 only those with AMX tiles for it do, and AMD's with AVX-512 BF16, whose dot products run at twice the rate of
+    fp32 (measured, 2 cores of a Zen 4: 430 against 180 GFLOP/s); Intel's run at half. Where nothing is known of an x86
+    CPU the answer is no: fp32 is never far behind there, emulated 16 bits are.
+    """
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+        return True  # Arm and others
+    vendor, flags = _cpu_vendor_and_flags()
+    if dtype == torch.bfloat16:
+        return "amx_bf16" in flags or (vendor == "AuthenticAMD" and "avx512_bf16" in flags)
+    return "amx_fp16" in flags
+
+
+def _cpu_vendor_and_flags() -> tuple[str, set[str]]:
+    """What Linux says of the first CPU; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return "", set()
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+    return facts.get("vendor_id", ""), set(facts.get("flags", "").split())
 
 
 def _triton_kernels() -> list[str]:

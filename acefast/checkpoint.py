@@ -299,7 +299,7 @@ def load_text_encoder(
     config = Qwen3Config(**checkpoint.text_config, attn_implementation="sdpa")
     with torch.device("meta"):
         model = Qwen3Model(config)
-        for module in [*model.modules()]:  # our linear layers are faster on a CPU without matrix units
+        for module in [*model.modules()]:  # ours are faster on a CPU that is slow at 16 bits
             for name, layer in [*module.named_children()]:
                 if type(layer) is nn.Linear:
                     setattr(module, name, Linear(layer.in_features, layer.out_features, layer.bias is not None))

@@ -96,7 +96,7 @@ def load(
         model: a name such as "ace-step-1.5-turbo" (``acefast info`` lists them), a folder or file, or a hub repo id.
         device: "cuda" where there is a GPU, else "cpu", where none is given.
         dtype: of weights and activations: bfloat16 where none is given, the dtype of published checkpoints (float32 on
-            mps). A CPU without matrix units for it still multiplies in float32.
+            mps). A CPU that is slow at it still multiplies in float32.
         backend: "reference", "triton", "cuda", "cpu" or "auto"; see ``acefast.use_backend``.
     Raises:
         CheckpointError: the checkpoint is missing, damaged or incomplete.

@@ -253,7 +253,8 @@ def machine() -> str:
     if cpuinfo.exists():
         text = cpuinfo.read_text()
         model = next((line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")), model)
-        flags = ", AMX" if "amx_tile" in text else ", AVX-512 without AMX" if "avx512f" in text else ""
+        known = {"amx_tile": "AMX", "avx512_bf16": "AVX-512 BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
+        flags = next((f", {name}" for flag, name in known.items() if flag in text), "")
     import diffusers
 
     versions = f"torch {torch.__version__}, diffusers {diffusers.__version__}"

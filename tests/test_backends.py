@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -66,15 +68,26 @@ def test_context_restores_the_backend_after_an_error(all_available):
 
 
 @pytest.mark.parametrize(
-    ("capability", "amx", "fast"), [("AVX512", False, False), ("AVX512", True, True), ("DEFAULT", False, True)]
+    ("capability", "vendor", "flags", "bf16", "fp16"),
+    [
+        ("AVX512", "GenuineIntel", {"avx512f"}, False, False),
+        ("AVX512", "GenuineIntel", {"avx512f", "avx512_bf16"}, False, False),  # at half the rate of fp32
+        ("AVX512", "GenuineIntel", {"avx512_bf16", "amx_tile", "amx_bf16"}, True, False),
+        ("AVX512", "GenuineIntel", {"amx_bf16", "amx_fp16"}, True, True),
+        ("AVX512", "AuthenticAMD", {"avx512f", "avx512_bf16"}, True, False),
+        ("AVX2", "AuthenticAMD", {"avx2"}, False, False),
+        ("AVX512", "", set(), False, False),  # not Linux
+        ("DEFAULT", "", set(), True, True),  # not x86
+    ],
 )
-def test_only_x86_without_amx_is_slow_at_16_bit(monkeypatch, capability, amx, fast):
+def test_which_cpus_gain_by_16_bit(monkeypatch, capability, vendor, flags, bf16, fp16):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
-    assert backends.cpu_has_matrix_units.__wrapped__() == fast
+    monkeypatch.setattr(backends, "_cpu_vendor_and_flags", lambda: (vendor, flags))
+    assert backends.cpu_multiplies.__wrapped__(torch.bfloat16) == bf16
+    assert backends.cpu_multiplies.__wrapped__(torch.float16) == fp16
 
 
-def test_a_torch_that_cannot_tell_of_amx_is_taken_for_slow(monkeypatch):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
-    assert not backends.cpu_has_matrix_units.__wrapped__()
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="reads /proc/cpuinfo")
+def test_linux_tells_of_its_cpu():
+    vendor, flags = backends._cpu_vendor_and_flags()
+    assert vendor and ("sse2" in flags) == ("AVX" in torch.backends.cpu.get_cpu_capability())

@@ -18,7 +18,7 @@ BLOCK = 128  # query rows that share one band of keys; with window 128 the band 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """Dtype attention multiplies in: x's on a GPU, whose library accumulates in fp32; fp32 on a CPU, which was measured
-    faster as well on one without matrix units (1.3 to 1.7 times, two cores with AVX-512)."""
+    faster as well on one without AMX (1.3 to 1.7 times, two cores with AVX-512)."""
     return torch.float32 if x.device.type == "cpu" else x.dtype
 
 

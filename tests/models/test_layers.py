@@ -13,7 +13,7 @@ GATE = {torch.bfloat16: 2.5e-3, torch.float16: 4e-4}  # relative L2: one roundin
 
 @pytest.fixture(params=(True, False), ids=["through fp32", "as it is"])
 def slow(request, monkeypatch):
-    monkeypatch.setattr(layers, "cpu_has_matrix_units", lambda: not request.param)
+    monkeypatch.setattr(layers, "cpu_multiplies", lambda dtype: not request.param)
     monkeypatch.setattr(layers, "SCRATCH", 96 * 64)  # several slices of the weight, the last one ragged
 
 

@@ -311,14 +311,15 @@ def test_snake_parameters_are_the_exponentials_and_stay_finite():
     torch.testing.assert_close(inv_beta, torch.tensor([1e9, 1.0, 0.22313016]))
 
 
-def test_bf16_is_computed_in_fp32_on_a_cpu_without_matrix_units(monkeypatch):
+def test_16_bit_is_computed_in_fp32_on_a_cpu_that_is_slow_at_it(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    for fast, expected in ((False, torch.float32), (True, torch.bfloat16)):
-        monkeypatch.setattr(vae, "cpu_has_matrix_units", lambda fast=fast: fast)
-        assert vae.compute_dtype(torch.bfloat16, cpu) == expected
-        assert vae.compute_dtype(torch.float16, cpu) == vae.compute_dtype(torch.float32, cpu) == torch.float32
-        assert vae.compute_dtype(torch.bfloat16, gpu) == torch.bfloat16
-        assert vae.compute_dtype(torch.float16, gpu) == torch.float16
+    monkeypatch.setattr(vae, "cpu_multiplies", lambda dtype: dtype == torch.bfloat16)
+    assert vae.compute_dtype(torch.bfloat16, cpu) == torch.bfloat16
+    assert vae.compute_dtype(torch.float16, cpu) == vae.compute_dtype(torch.float32, cpu) == torch.float32
+    monkeypatch.setattr(vae, "cpu_multiplies", lambda dtype: False)
+    assert vae.compute_dtype(torch.bfloat16, cpu) == torch.float32
+    assert vae.compute_dtype(torch.bfloat16, gpu) == torch.bfloat16
+    assert vae.compute_dtype(torch.float16, gpu) == torch.float16
 
 
 # -- errors ----------------------------------------------------------------------------------------------------------

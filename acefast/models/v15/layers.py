@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acefast.backends import cpu_has_matrix_units
+from acefast.backends import cpu_multiplies
 from acefast.models.v15.config import Config
 from acefast.ops.cross_attention import cross_attention
 from acefast.ops.qk_norm_rope import qk_norm_rope, rope_table
@@ -36,8 +36,8 @@ def parameter(*shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias`` in x's dtype, rounded once.
 
-    16-bit weights on a CPU without matrix units are multiplied in fp32, one slice of the weight at a time. Measured on
-    2 cores with AVX-512 and no AMX, [rows, 2048] x [2048, 12288] bf16: 375 rows 117 -> 71 ms, 1500 rows 458 -> 253 ms.
+    16-bit weights on a CPU that is slow at them are multiplied in fp32, one slice of the weight at a time. Measured on
+    2 cores with AVX-512 alone, [rows, 2048] x [2048, 12288] bf16: 375 rows 117 -> 71 ms, 1500 rows 458 -> 253 ms.
 
     Args:
         x: [..., I].
@@ -47,7 +47,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         [..., O].
     """
     rows = x.numel() // x.shape[-1]
-    if x.device.type != "cpu" or x.dtype == torch.float32 or rows < FEW_ROWS or cpu_has_matrix_units():
+    if x.device.type != "cpu" or x.dtype == torch.float32 or rows < FEW_ROWS or cpu_multiplies(x.dtype):
         return F.linear(x, weight, bias)
     O, I = weight.shape  # noqa: E741
     x32 = x.reshape(rows, I).float()

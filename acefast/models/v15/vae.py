@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acefast.backends import cpu_has_matrix_units
+from acefast.backends import cpu_multiplies
 from acefast.checks import check_shape
 from acefast.models.v15.config import VAEConfig
 from acefast.models.v15.vae_layers import (
@@ -48,10 +48,10 @@ OnTile = Callable[[int, int], None]  # latent frames done, of how many
 def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """The dtype to load the autoencoder in when the pipeline's is ``dtype``.
 
-    The same, except on a CPU: there bf16 pays only with AMX tiles (two AVX-512 cores: 280-320 GFLOP/s in fp32, 55-150
-    in bf16) and fp16 never does, so both become fp32.
+    The same, except on a CPU that is slow at it (two AVX-512 cores: 280-320 GFLOP/s in fp32, 55-150 in emulated bf16):
+    there it is fp32.
     """
-    if device.type != "cpu" or (dtype == torch.bfloat16 and cpu_has_matrix_units()):
+    if device.type != "cpu" or cpu_multiplies(dtype):
         return dtype
     return torch.float32
 
