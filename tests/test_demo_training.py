@@ -16,7 +16,7 @@ sys.path.insert(0, str(FOLDER))  # its files import each other as plain modules
 
 import train_dit  # noqa: E402
 import train_vae  # noqa: E402
-from data import stored  # noqa: E402
+from data import rendered  # noqa: E402
 from dataset import Dataset  # noqa: E402
 from export import export  # noqa: E402
 from nets import Bundle  # noqa: E402
@@ -151,11 +151,11 @@ def test_tokeniser_keeps_every_text_and_splits_numbers_into_digits():
 
 
 def test_clips_on_disk_go_on_where_an_interrupted_run_stopped(tmp_path):
-    whole, _ = stored(tmp_path / "whole", Dataset(2, seconds=1))
-    stored(tmp_path / "part", Dataset(1, seconds=1))
+    whole, _ = rendered(tmp_path / "whole", Dataset(2, seconds=1))
+    rendered(tmp_path / "part", Dataset(1, seconds=1))
     with (tmp_path / "part.raw").open("ab") as file:
         file.write(b"half a clip")
-    resumed, labels = stored(tmp_path / "part", Dataset(2, seconds=1))
+    resumed, labels = rendered(tmp_path / "part", Dataset(2, seconds=1))
     assert np.array_equal(whole, resumed)
     assert len(labels) == 2 and labels[1]["bpm"] > 0
 
@@ -166,11 +166,11 @@ def test_every_stage_trains_resumes_exports_and_makes_a_song(tmp_path):
     train_vae.train(tmp_path, VAE_SIZES, 1, batch=1, frames=8, clips=2, steps=3)
     after = torch.load(tmp_path / "vae.pt", weights_only=True)
     assert (before["step"], after["step"]) == (1, 3) and after["spent"] > before["spent"]
-    unseen, _ = stored(tmp_path / "clips/held-out", Dataset(2, split="held-out", seconds=5))
+    unseen, _ = rendered(tmp_path / "clips/held-out", Dataset(2, split="held-out", seconds=5))
     assert 0 < train_vae.quality(VAE(VAE_SIZES), unseen)["spectral_convergence"] < 10
 
     run = train_dit.Run(tmp_path, dataclasses.replace(TINY, timbre_fix_frame=50), {})
-    run.prepare(3, 2, seconds=6, workers=1)
+    run.prepare(3, 2, workers=1)
     for steps in (1, 3):
         trained = train_dit.train(run, 1, batch=4, steps=steps)
     assert all(p.isfinite().all() for p in trained.parameters())

@@ -1,11 +1,12 @@
 """Train the diffusion transformer, its condition encoder, its text encoder and its audio codes by flow matching.
 
-    python examples/demo_model/train_dit.py RUN --minutes 80 [--clips 3000] [--threads 2]
+    python examples/demo_model/train_dit.py RUN --minutes 80 [--clips 2400] [--threads 2]
 
 RUN is the folder of ``train_vae.py``. First, once: the autoencoder's latents are brought to unit size, every clip is
-rendered and encoded into RUN/latents.raw, and the tokeniser learns its merges. Then RUN/dit.pt, resumed where it
-exists. A model learns, as the real one does: the velocity ``noise - data`` at times that are mostly logit-normal, from
-the real prompts, in which metadata is missing now and then; a share of the batches are repaints and covers.
+rendered and encoded into RUN/latents, and the tokeniser learns its merges. Then RUN/dit.pt, resumed where it
+exists. A model learns, as the real one does: the velocity ``noise - data``, at noise levels spaced as in turbo's
+schedule, from the real prompts, in which metadata is missing now and then; a share of the batches are repaints and
+covers.
 """
 
 from __future__ import annotations
@@ -19,18 +20,19 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from clip import Clip
-from data import save_atomically, stored
+from data import FULL_SCALE, rendered, save_atomically, stored
 from dataset import Dataset
 from export import SILENT_FRAMES, export
 from nets import Bundle
 from tokenizer import train_tokenizer
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from train_vae import SECONDS, SEED
 from training import Trainer
 from transformers import Qwen3Config, Qwen3Model
 from vae_nets import VAE
 
+from acefast.backends import cpu_multiplies
 from acefast.config_files import text_config_for
 from acefast.models.v15.config import Config, VAEConfig
 from acefast.prompts import lyric_prompt, text_prompt
@@ -54,20 +56,24 @@ DEMO = Config(
 )
 DEMO_TEXT = dict(intermediate_size=384, num_hidden_layers=3, num_attention_heads=3, num_key_value_heads=1, head_dim=64)
 MISSING = {"bpm": 0.1, "key": 0.3, "time_signature": 0.3}  # how often metadata is not told
-SHARES = {"text2music": 0.75, "repaint": 0.15, "cover": 0.1}
+SHARES = {"text2music": 0.8, "repaint": 0.12, "cover": 0.08}
 LENGTHS = (0.5, 1.0)  # of a clip: shortest and longest stretch that a batch is cut to
+NOTHING = 0.05  # how often a batch's songs have no condition at all
+SHIFT = 3.0  # of the noise levels, turbo's own
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)  # the test's
 
 
 class Encode:
-    """Clip to latents, float16 [T, D]; a class, so that worker processes can be sent it."""
+    """Index to a rendered clip's latents, float16 [T, D], and its labels; it carries no audio to worker processes."""
 
-    def __init__(self, vae: VAE):
-        self.vae = vae
+    def __init__(self, vae: VAE, sounds: Path, labels: list[dict]):
+        self.vae, self.sounds, self.labels = vae, sounds.with_suffix(".raw"), labels
 
-    def __call__(self, clip: Clip) -> np.ndarray:
+    def __call__(self, index: int) -> tuple[np.ndarray, dict]:
+        sound = np.memmap(self.sounds, np.int16, "r").reshape(len(self.labels), 2, -1)[index]
         with torch.no_grad():
-            return self.vae.encode(torch.from_numpy(clip.audio)[None])[0][0].half().numpy()
+            latents = self.vae.encode(torch.from_numpy(sound / np.float32(FULL_SCALE))[None])[0][0]
+        return latents.half().numpy(), self.labels[index]
 
 
 class Run:
@@ -79,30 +85,30 @@ class Run:
         self.config = dataclasses.replace(config, audio_acoustic_hidden_dim=self.vae_config.decoder_input_channels)
         self.text = text
 
-    def prepare(self, clips: int, tests: int, seconds: float, workers: int) -> None:
+    def prepare(self, clips: int, tests: int, workers: int) -> None:
         """Scale the autoencoder, encode the clips, train the tokeniser."""
         scaled = self.folder / "vae-scaled.pt"
         if not scaled.is_file():
             vae = VAE(self.vae_config)
             vae.load_state_dict(torch.load(self.folder / "vae.pt", weights_only=True)["average"])
-            some = Dataset(min(64, clips), seed=3, seconds=seconds)
-            sizes = torch.from_numpy(np.concatenate([Encode(vae)(clip) for clip in some])).float()
-            sizes = sizes.square().mean(0).sqrt()
+            some = self._encoded(vae, "scales", Dataset(min(64, clips), seed=3, seconds=SECONDS), workers)[0]
+            sizes = torch.from_numpy(some.astype(np.float32)).square().mean((0, 1)).sqrt()
             vae.rescale(sizes.clamp_min(0.3 * float(sizes.max())))  # what says next to nothing stays small
             save_atomically(lambda path: torch.save(vae.state_dict(), path), scaled)
         self.load_vae()
-        encode = Encode(self.vae)
-        self.latents, self.labels = stored(
-            self.folder / "latents", Dataset(clips, seed=1, seconds=seconds), encode, workers=workers
-        )
-        self.unseen, self.unseen_labels = stored(
-            self.folder / "unseen", Dataset(tests, seed=1, split="held-out", seconds=seconds), encode, workers=workers
-        )
+        train, test = (Dataset(n, SEED, split, SECONDS) for n, split in ((clips, "train"), (tests, "held-out")))
+        self.latents, self.labels = self._encoded(self.vae, "songs", train, workers)
+        self.unseen, self.unseen_labels = self._encoded(self.vae, "unseen", test, workers)
         words = self.folder / "tokenizer.json"
         if not words.is_file():
             rng = np.random.default_rng(0)
             texts = [p for label in self.labels[:2000] for p in prompts(label, "text2music", 10, rng)]
             train_tokenizer(texts).save(str(words))
+
+    def _encoded(self, vae: VAE, name: str, clips: Dataset, workers: int) -> tuple[np.ndarray, list[dict]]:
+        sounds = self.folder / "clips" / name
+        _, labels = rendered(sounds, clips, workers=workers)
+        return stored(self.folder / "latents" / name, len(clips), Encode(vae, sounds, labels), workers=workers)
 
     def load_vae(self) -> None:
         """Set ``vae`` and its latents of digital ``silence``, [SILENT_FRAMES, D]."""
@@ -147,20 +153,17 @@ def prompts(label: dict[str, Any], task: str, seconds: float, rng: np.random.Gen
 
 
 def loss(run: Run, nets: nn.ModuleDict, batch: int, rng: np.random.Generator) -> Tensor:
-    """Flow matching on one batch, and the audio codes' own reconstruction, which shares no weights with it."""
+    """Flow matching on one batch; on covers also the audio codes' reconstruction, which shares no weights with it."""
     bundle, T = nets["bundle"], run.latents.shape[1]
     task = str(rng.choice(list(SHARES), p=list(SHARES.values())))
     frames = int(rng.integers(int(LENGTHS[0] * T), int(LENGTHS[1] * T) + 1)) // 10 * 10
     items = rng.integers(len(run.latents), size=batch)
     start = 0 if task == "text2music" else int(rng.integers(T - frames + 1))  # songs begin on a bar line, as clips do
     data = torch.from_numpy(run.latents[items, start : start + frames].astype(np.float32))
-    hints = bundle.detokenizer.hints(bundle.tokenizer(data[: max(2, batch // 4)])[0])
-    codes = F.mse_loss(hints, data[: len(hints)])
+    mask, source, codes = torch.ones(batch, frames, 1), run.silence[:frames].expand_as(data), 0
     if task == "cover":
-        data, items = data[: len(hints)], items[: len(hints)]
-    mask, source = torch.ones(len(data), frames, 1), run.silence[:frames].expand_as(data)
-    if task == "cover":
-        source = hints.detach()
+        hints = bundle.detokenizer.hints(bundle.tokenizer(data)[0])
+        source, codes = hints.detach(), F.mse_loss(hints, data)
     elif task == "repaint":
         for row in mask:
             size = int(rng.integers(frames // 8, frames * 3 // 4))
@@ -168,11 +171,13 @@ def loss(run: Run, nets: nn.ModuleDict, batch: int, rng: np.random.Generator) ->
             row[:first] = row[first + size :] = 0
         source = torch.where(mask > 0, source, data)
     texts = [prompts(run.labels[i], task, frames / 25, rng) for i in items]
-    conditions, valid = condition(run, nets, texts)
-    drop = torch.from_numpy(rng.random(len(data)) < 0.1)[:, None, None]
-    conditions = torch.where(drop, bundle.null_condition_emb, conditions)
-    t = np.where(rng.random(len(data)) < 0.3, rng.random(len(data)), 1 / (1 + np.exp(0.4 - rng.normal(size=len(data)))))
-    return codes + matching(bundle, data, source, mask, conditions, valid, torch.from_numpy(t).float())
+    u = torch.from_numpy(rng.random(batch)).float()
+    t = SHIFT * u / (1 + (SHIFT - 1) * u)  # as often as a song passes there
+    with torch.autocast("cpu", torch.bfloat16, enabled=cpu_multiplies(torch.bfloat16)):
+        conditions, valid = condition(run, nets, texts)
+        drop = torch.from_numpy(rng.random(batch) < NOTHING)[:, None, None]
+        conditions = torch.where(drop, bundle.null_condition_emb, conditions)
+        return codes + matching(bundle, data, source, mask, conditions, valid, t)
 
 
 def matching(
@@ -183,7 +188,7 @@ def matching(
     noise = torch.randn(data.shape, generator=generator)
     latents = torch.lerp(data, noise, t[:, None, None])
     context = torch.cat((source, mask.expand_as(data)), -1)
-    return F.mse_loss(bundle.decoder(latents, t, context, conditions, valid), noise - data)
+    return F.mse_loss(bundle.decoder(latents, t, context, conditions, valid).float(), noise - data)
 
 
 def condition(run: Run, nets: nn.ModuleDict, texts: list[tuple[str, str]]) -> tuple[Tensor, Tensor]:
@@ -232,8 +237,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--minutes", type=float, default=80, help="of training, over all runs of this folder")
-    parser.add_argument("--clips", type=int, default=3000)
-    parser.add_argument("--seconds", type=float, default=12)
+    parser.add_argument("--clips", type=int, default=2400)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=2)
@@ -241,7 +245,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     run = Run(args.run, dataclasses.replace(DEMO, **json.loads(args.config)))
-    run.prepare(args.clips, min(32, args.clips), args.seconds, args.threads)
+    run.prepare(args.clips, min(32, args.clips), args.threads)
     train(run, args.minutes, batch=args.batch, rate=args.rate)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from data import FULL_SCALE, crop, stored
+from data import FULL_SCALE, crop, rendered
 from dataset import Dataset
 from torch import Tensor
 from training import Trainer
@@ -25,6 +25,7 @@ from vae_nets import VAE
 from acefast import metrics
 from acefast.models.v15.config import VAEConfig
 
+SEED, SECONDS = 1, 12  # of the clips that both trainings read
 WINDOWS = (4096, 2048, 1024, 512, 256, 128)
 LOW = 600  # Hz: below, where kick and 808 live, phase is compared as well
 DEMO_VAE = VAEConfig(
@@ -115,8 +116,8 @@ def train(
         refine: train the decoder alone, for the latents that ``train_dit.py`` has scaled and learns meanwhile.
     """
     data = data or run / "clips"
-    sounds, _ = stored(data / "train", Dataset(clips, seconds=10), workers=workers)
-    unseen, _ = stored(data / "held-out", Dataset(min(8, clips), split="held-out", seconds=5), workers=workers)
+    sounds, _ = rendered(data / "songs", Dataset(clips, seed=SEED, seconds=SECONDS), workers=workers)
+    unseen, _ = rendered(data / "held-out", Dataset(min(8, clips), split="held-out", seconds=5), workers=workers)
     (run / "vae.json").write_text(json.dumps(dataclasses.asdict(config)))
     torch.manual_seed(0)
     vae = VAE(config)

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 
 class Trainer:
-    """Adam with a warm-up and a cosine that ends when the minutes do, and an average of the weights.
+    """A warm-up, a cosine that ends when the minutes do, and an average of the weights.
+
+    Muon for the matrices between hidden states, Adam for the rest (embeddings, convolutions, vectors).
 
     The clock counts training time only, over all runs of a folder: a resumed run goes on where the last checkpoint was.
 
@@ -30,17 +32,23 @@ class Trainer:
         self.nets, self.file, self.minutes, self.rate, self.warmup = nets, file, minutes, rate, warmup
         self.average = copy.deepcopy(nets).requires_grad_(False).eval()
         self.step, self.spent = 0, 0.0
-        flat = [p for p in nets.parameters() if p.dim() < 2 or p.shape[0] == p.numel() or p.shape[1] == p.numel()]
-        kept = {id(p) for p in flat}
-        full = [p for p in nets.parameters() if id(p) not in kept]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": full, "weight_decay": 0.01}, {"params": flat, "weight_decay": 0.0}], lr=rate, betas=betas
-        )
+        hidden, full, flat = [], [], []
+        for name, p in nets.named_parameters():
+            if p.dim() == 2 and min(p.shape) >= 32 and "embed" not in name:
+                hidden.append(p)
+            else:
+                (flat if p.dim() < 2 or p.numel() in p.shape[:2] else full).append(p)
+        groups = [{"params": full, "weight_decay": 0.01}, {"params": flat, "weight_decay": 0.0}]
+        self.optimizers = [torch.optim.AdamW(groups, lr=rate, betas=betas)]
+        if hidden:
+            muon = torch.optim.Muon(hidden, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+            self.optimizers.append(muon)
         if file.is_file():
             state = torch.load(file, map_location="cpu", weights_only=True)
             nets.load_state_dict(state["nets"])
             self.average.load_state_dict(state["average"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, kept in zip(self.optimizers, state["optimizers"]):
+                optimizer.load_state_dict(kept)
             self.step, self.spent = state["step"], state["spent"]
         self._since, self._saved = time.monotonic(), time.monotonic()
 
@@ -54,12 +62,13 @@ class Trainer:
         self.step += 1
         if math.isfinite(loss.item()):
             fall = 0.02 + 0.98 * math.cos(self.progress * math.pi / 2) ** 2
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.rate * min(1, self.step / self.warmup) * fall
-            self.optimizer.zero_grad(set_to_none=True)
+            self.nets.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(self.nets.parameters(), 1.0)
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = self.rate * min(1, self.step / self.warmup) * fall
+                optimizer.step()
             decay = min(0.999, (1 + self.step) / (10 + self.step))
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.average.parameters()), list(self.nets.parameters()), 1 - decay)
@@ -100,6 +109,6 @@ class Trainer:
     def save(self) -> None:
         """Write the checkpoint."""
         state = {"nets": self.nets.state_dict(), "average": self.average.state_dict(), "step": self.step}
-        state |= {"optimizer": self.optimizer.state_dict(), "spent": self.spent}
+        state |= {"optimizers": [o.state_dict() for o in self.optimizers], "spent": self.spent}
         save_atomically(lambda path: torch.save(state, path), self.file)
         self._saved = time.monotonic()
