@@ -66,11 +66,11 @@ TIMES = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)  # the test's
 class Encode:
     """Index to a rendered clip's latents, float16 [T, D], and its labels; it carries no audio to worker processes."""
 
-    def __init__(self, vae: VAE, sounds: Path, labels: list[dict]):
-        self.vae, self.sounds, self.labels = vae, sounds.with_suffix(".raw"), labels
+    def __init__(self, vae: VAE, sounds: np.memmap, labels: list[dict]):
+        self.vae, self.file, self.shape, self.labels = vae, sounds.filename, sounds.shape, labels
 
     def __call__(self, index: int) -> tuple[np.ndarray, dict]:
-        sound = np.memmap(self.sounds, np.int16, "r").reshape(len(self.labels), 2, -1)[index]
+        sound = np.memmap(self.file, np.int16, "r", shape=self.shape)[index]
         with torch.no_grad():
             latents = self.vae.encode(torch.from_numpy(sound / np.float32(FULL_SCALE))[None])[0][0]
         return latents.half().numpy(), self.labels[index]
@@ -106,8 +106,7 @@ class Run:
             train_tokenizer(texts).save(str(words))
 
     def _encoded(self, vae: VAE, name: str, clips: Dataset, workers: int) -> tuple[np.ndarray, list[dict]]:
-        sounds = self.folder / "clips" / name
-        _, labels = rendered(sounds, clips, workers=workers)
+        sounds, labels = rendered(self.folder / "clips" / name, clips, workers=workers)
         return stored(self.folder / "latents" / name, len(clips), Encode(vae, sounds, labels), workers=workers)
 
     def load_vae(self) -> None:
