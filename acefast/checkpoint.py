@@ -29,10 +29,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Checkpoint",
     "CheckpointError",
-    "Listing",
     "Part",
     "find",
-    "list_models",
     "load",
     "load_text_encoder",
     "open_checkpoint",
@@ -274,7 +272,8 @@ def _part_files(part: str, folders: list[Path], offline: bool | None) -> tuple[l
     for base in folders:
         for sub in subs:
             folder = base / sub
-            if folder.is_dir() and ((folder / "config.json").is_file() or any(folder.glob("*model*.safetensors*"))):
+            cut_short = folder.is_relative_to(locate.hub_cache()) and not locate.is_whole(folder)
+            if not cut_short and ((folder / "config.json").is_file() or any(folder.glob("*model*.safetensors*"))):
                 return layouts.weight_files(folder), folder
         for pattern in patterns:
             if files := sorted(base.glob(pattern)):
@@ -306,42 +305,3 @@ def load_text_encoder(
     model.rotary_emb = type(model.rotary_emb)(config).to(device)  # its tables are computed, not stored
     load(model, {name: Source((name,)) for name in model.state_dict()}, checkpoint, device, dtype)
     return model.eval()
-
-
-@dataclass(frozen=True)
-class Listing:
-    """A model found on this machine; ``problem`` says why it cannot be used, and is empty when it can."""
-
-    name: str
-    path: Path
-    checkpoint: Checkpoint | None
-    problem: str = ""
-
-
-def list_models() -> list[Listing]:
-    """The models in ``$ACEFAST_MODELS``, in the hub's cache and in the package; nothing is downloaded."""
-    found: dict[Path, str] = {}
-    for variant in locate.VARIANTS:
-        try:
-            found.setdefault(find(variant, offline=True), locate.PREFIX + variant)
-        except CheckpointError:
-            continue
-    if locate.DEMO.is_dir():
-        found.setdefault(locate.DEMO, "demo")
-    for folder in locate.model_folders():
-        children = sorted(folder.iterdir()) if folder.is_dir() else []
-        for child in children:
-            known = any(child == path or child in path.parents for path in found)
-            if not known and ((child / "model_index.json").is_file() or child.name.startswith("acestep")):
-                found[child] = child.name
-    return [_listing(name, path) for path, name in found.items()]
-
-
-def _listing(name: str, path: Path) -> Listing:
-    try:
-        checkpoint = open_checkpoint(path, offline=True)
-        checkpoint.check()
-    except CheckpointError as error:
-        return Listing(name, path, None, str(error))
-    checkpoint.name = name  # in the hub's cache the folder's own name is a commit
-    return Listing(name, path, checkpoint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 from acefast import checkpoint as ck
 from acefast.checkpoint import open_checkpoint
 from acefast.testing import TINY, TINY_VAE, TINY_XL, write_checkpoint
-from tests.checkpoints import LAYOUTS, edit, tensors
+from tests.checkpoints import LAYOUTS, edit, refusal, tensors
 
 pytest_plugins = ["tests.checkpoints"]
 pytestmark = pytest.mark.usefixtures("no_network_and_no_models")
@@ -70,6 +71,34 @@ def test_the_folder_of_the_transformer_and_its_file_open_like_the_root(written):
     root = written("official")
     for path in (root / "acestep-v15-turbo", root / "acestep-v15-turbo/model.safetensors"):
         assert open_checkpoint(path).index == open_checkpoint(root).index
+
+
+def test_a_file_that_is_named_is_taken_itself(copy):
+    folder = copy() / "acestep-v15-turbo"
+    shutil.copy(folder / "model.safetensors", folder / "finetune.safetensors")
+    checkpoint = open_checkpoint(folder / "finetune.safetensors")
+    checkpoint.check()
+    assert checkpoint.layout == "official" and checkpoint.config.is_turbo
+    assert checkpoint.index["null_condition_emb"].file.name == "finetune.safetensors"
+
+
+def test_a_shard_stands_for_all_of_its_own(tmp_path):
+    folder = write_checkpoint(tmp_path, shard_bytes=500_000) / "acestep-v15-turbo"
+    shard = folder / "model-00002-of-00005.safetensors"
+    assert open_checkpoint(shard).index == open_checkpoint(folder).index
+    shutil.copy(shard, folder / "model.safetensors")
+    open_checkpoint(shard).check()
+    (folder / "model-00003-of-00005.safetensors").unlink()
+    assert "has 4 of 5 shards" in refusal(open_checkpoint, shard)
+
+
+@pytest.mark.parametrize("config", [{}, {"hidden_size": 64, "num_hidden_layers": 28}, {"hidden_size": 1024}], ids=str)
+def test_a_config_of_something_else_beside_a_single_file_is_left_alone(copy, config):
+    file = copy("comfyui", "base")
+    (file.parent / "config.json").write_text(json.dumps(config))
+    checkpoint = open_checkpoint(file)
+    checkpoint.check()
+    assert (checkpoint.layout, checkpoint.traits.version) == ("comfyui", "base")
 
 
 def test_sizes_come_from_shapes_where_a_single_file_says_nothing(copy):
