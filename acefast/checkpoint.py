@@ -110,6 +110,8 @@ class Checkpoint:
         """
         expected = {n: shape for shapes in self.expected.values() for n, shape in shapes.items()}
         missing = [n for n in expected if n not in self.index]
+        if self.layout in ("official", "diffusers") and not self._has_silence:
+            missing.append("silence_latent")
         unknown = [n for n in self.index if n not in expected and n != "silence_latent"]
         wrong = [
             f"{n} must be {list(shape)}, got {list(self.index[n].shape)}"
@@ -124,10 +126,14 @@ class Checkpoint:
                 "use a complete, unmodified one"
             )
 
+    @property
+    def _has_silence(self) -> bool:
+        return "silence_latent" in self.index or (self.folder / "silence_latent.pt").is_file()
+
     def silence_latent(self, frames: int = SILENCE_FRAMES) -> Tensor | None:
         """The latents of digital silence, [frames, 64] float32, tiled beyond the file's 600 s.
 
-        None where the layout has none (single files): encode silence with the VAE then, posterior mean; it is constant
+        None where there is none (single files): encode silence with the VAE then, posterior mean; it is constant
         but for the first frames.
         Raises:
             CheckpointError: the file cannot be read or has another shape.
@@ -149,13 +155,14 @@ class Checkpoint:
             if isinstance(latent, Tensor) and latent.dim() == 3:
                 latent = latent.transpose(1, 2)
         D = self.config.audio_acoustic_hidden_dim
-        if not isinstance(latent, Tensor) or latent.dim() != 3 or latent.shape[0] != 1 or latent.shape[2] != D:
-            got = list(latent.shape) if isinstance(latent, Tensor) else type(latent).__name__
+        got = list(latent.shape) if isinstance(latent, Tensor) else type(latent).__name__
+        held = latent.shape[1] if isinstance(latent, Tensor) and latent.dim() == 3 else 0
+        if not held or got != [1, held, D]:
             raise CheckpointError(
                 f"{self.name}: silence_latent must hold [1, frames, {D}], got {got}; download it again"
             )
         latent = latent[0].float()
-        return latent.repeat(-(-frames // len(latent)), 1)[:frames].contiguous()
+        return latent.repeat(-(-frames // held), 1)[:frames].contiguous()
 
     def tokenizer(self) -> Any:
         """The text encoder's tokeniser (``transformers.PreTrainedTokenizerFast``), from files only.

@@ -68,7 +68,7 @@ def find(model: str | os.PathLike, *, offline: bool | None = None, paths: bool =
     if not repo and not variant:
         raise CheckpointError(f"model {name!r} is unknown; {_known(name)}")
     repo_id, sub = (name, "") if repo else _repo(variant)
-    if (found := snapshot(repo_id)) and any(is_whole(model) for model in models_in(found / sub)):
+    if (found := snapshot(repo_id)) and any(map(_is_whole_model, models_in(found / sub))):
         return found / sub
     patterns = [f"{sub}/{p}" for p in _FILES] if sub else [p for f in _FILES for p in (f, f"*/{f}")]
     return download(repo_id, patterns, name, offline=offline) / sub
@@ -149,6 +149,11 @@ def is_whole(path: Path) -> bool:
     files = [path] if path.is_file() else list(path.glob("*.safetensors"))
     shards = [m for f in files if (m := SHARD.fullmatch(f.name))]
     return bool(files) and (not shards or len(shards) == int(shards[0][2]))
+
+
+def _is_whole_model(path: Path) -> bool:
+    single = path.is_file() or (path / "transformer").is_dir()
+    return is_whole(path) and (single or (path / "silence_latent.pt").is_file())
 
 
 def shared_folders(beside: Sequence[Path]) -> list[Path]:
