@@ -288,19 +288,17 @@ def finish(wave: np.ndarray, request: Request, task: Task) -> np.ndarray:
     """The decoded waveform [2, N] as it leaves: kept parts of the source put back, level set, ends faded.
 
     Where the source's own samples are put back the level stays theirs, unless ``normalize`` asks for another than the
-    default; a peak above full scale is divided out of the whole.
+    default; a peak above full scale is divided out of what was made before, as upstream divides it out of any song.
     """
     plan = _repaint_plan(request, task)
     level = request.normalize
     check_finite("audio", wave, "; the decoder overflowed, try dtype='float32' or another seed")
     if plan is not None and plan.splice:
-        generated, wave = wave, task.recording.waveform
-        for start, end in task.recording.regions:
-            wave = splice(generated, wave, start, end, plan.wave_fade_seconds)
-        wave = wave[:, : generated.shape[1]]
-        if level == options()["normalize"].default:
-            level = None
-            wave = wave / np.float32(max(peak(wave), 1.0))
+        made, wave = wave / np.float32(max(peak(wave), 1.0)), task.recording.waveform
+        for start, end in task.recording.sample_regions:
+            wave = splice(made, wave, start, end, plan.wave_fade_seconds)
+        wave = wave[:, : made.shape[1]]
+        level = None if level == options()["normalize"].default else level
     return fade(normalise(wave, level), request.fade_in, request.fade_out)
 
 

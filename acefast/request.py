@@ -56,7 +56,7 @@ class CheckpointTraits:
     def defaults(self, semantics: str) -> tuple[int, float, float]:
         """Steps, sigma shift and guidance scale for who gives none."""
         if self.is_turbo:
-            return 8, 1.0 if self.version == "turbo-shift1" else 3.0, 1.0
+            return 8, 1.0 if (self.version, semantics) == ("turbo-shift1", "official") else 3.0, 1.0
         return (8, 3.0, 7.0) if semantics == "diffusers" else (50, 1.0, 7.0)
 
 
@@ -210,8 +210,8 @@ class Request:
     def for_checkpoint(self, traits: CheckpointTraits) -> Request:
         """The request with the defaults of one checkpoint filled in.
 
-        ``seed``, ``duration`` of a source task and ``strength`` where it has no effect stay None; with ``timesteps``
-        given ``steps`` is their number and ``sigma_shift`` stays None.
+        ``seed``, ``duration`` of a source task or of codes in diffusers' semantics, and ``strength`` where it has no
+        effect stay None; with ``timesteps`` given ``steps`` is their number and ``sigma_shift`` stays None.
 
         Raises:
             RequestError: the checkpoint cannot do the task, or is distilled and guidance was asked of it.
@@ -236,7 +236,7 @@ class Request:
             found["strength"] = 1.0
         elif self.task in REPAINT and self.repaint_mode == "balanced" and self.semantics == "official":
             found["strength"] = 0.5
-        if self.source is None:
+        if self.source is None and not (self.codes and self.semantics == "diffusers"):
             found["duration"] = max(5.0, len(self.codes) / 5) if self.codes else 60.0
         return dataclasses.replace(self, **{name: v for name, v in found.items() if getattr(self, name) is None})
 

@@ -15,7 +15,15 @@ from acefast.models.v15.names import Shapes
 from acefast.weights import CheckpointError, Index
 
 METADATA_KEY = "acefast.config"  # in a single file's header: the fields that shapes do not show
-UNSEEN = ("sliding_window", "rms_norm_eps", "rope_theta", "timbre_fix_frame", "fsq_input_levels", "timbre_token")
+UNSEEN = (
+    "sliding_window",
+    "rms_norm_eps",
+    "rope_theta",
+    "timbre_fix_frame",
+    "fsq_input_levels",
+    "timbre_token",
+    "is_lego_sft",
+)
 
 _TEXT_SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),

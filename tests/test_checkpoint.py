@@ -11,7 +11,7 @@ import torch
 
 from acefast import checkpoint as ck
 from acefast.checkpoint import open_checkpoint
-from acefast.testing import TINY, TINY_VAE, TINY_XL, write_checkpoint
+from acefast.testing import TINY, TINY_BASE, TINY_VAE, TINY_XL, write_checkpoint
 from tests.checkpoints import LAYOUTS, edit, refusal, tensors
 
 pytest_plugins = ["tests.checkpoints"]
@@ -107,6 +107,12 @@ def test_sizes_come_from_shapes_where_a_single_file_says_nothing(copy):
     checkpoint = open_checkpoint(path)
     checkpoint.check()
     assert checkpoint.config == dataclasses.replace(TINY_XL, sliding_window=128)  # the published models' value
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_checkpoint_of_stems_is_known_by_its_config(tmp_path, layout):
+    config = dataclasses.replace(TINY_BASE, is_lego_sft=True)
+    assert open_checkpoint(write_checkpoint(tmp_path, config=config, layout=layout)).config == config
 
 
 def test_a_folded_vae_folds_to_the_same_weights(copy):

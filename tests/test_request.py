@@ -102,6 +102,7 @@ def test_tracks_are_normalised_and_named_once():
 DEFAULTS = [  # checkpoint, semantics -> steps, sigma_shift, guidance_scale
     (TURBO, "official", (8, 3.0, 1.0)),
     (CheckpointTraits("a", True, "turbo-shift1"), "official", (8, 1.0, 1.0)),
+    (CheckpointTraits("a", True, "turbo-shift1"), "diffusers", (8, 3.0, 1.0)),
     (CheckpointTraits("a", True, "turbo-shift3"), "official", (8, 3.0, 1.0)),
     (CheckpointTraits("a", True, "turbo-continuous"), "official", (8, 3.0, 1.0)),
     (CheckpointTraits("a", True, "turbo", xl=True), "diffusers", (8, 3.0, 1.0)),
@@ -134,6 +135,7 @@ def test_given_values_beat_the_checkpoint_s():
     [
         ({"codes": [1] * 50}, 1.0, 10.0),
         ({"codes": [1]}, 1.0, 5.0),
+        ({"codes": [1] * 50, "semantics": "diffusers"}, 1.0, None),
         ({"task": "cover", "source": SONG}, 1.0, None),
         ({"task": "repaint", "source": SONG}, 0.5, None),
         ({"task": "repaint", "source": SONG, "repaint_mode": "aggressive"}, None, None),

@@ -37,6 +37,7 @@ class Config:
     timbre_token: bool = False  # XL puts a learned token in front of the timbre frames
     is_turbo: bool = True
     model_version: str = "turbo"
+    is_lego_sft: bool = False  # trained on captions of single stems
 
     @property
     def in_channels(self) -> int:
