@@ -55,9 +55,10 @@ GROUPS = {
     ),
     "timesteps": (["--timesteps", "0.9,0.4"], {"timesteps": [0.9, 0.4], "steps": 2}),
     "habits": (
-        ["--semantics", "diffusers", "--pad-mode", "upstream", "--precision", "upstream", "--deterministic"],
-        {"semantics": "diffusers", "pad_mode": "upstream", "precision": "upstream", "deterministic": True},
+        ["--semantics", "diffusers", "--pad-mode", "upstream", "--deterministic"],
+        {"semantics": "diffusers", "pad_mode": "upstream", "deterministic": True},
     ),
+    "roundings": (["--precision", "upstream"], {"precision": "upstream"}),
     "level": (
         ["--normalize", "-6", "--fade-in", "0.5", "--fade-out", ".5", "--lyrics-overflow", "refuse"],
         {"normalize": -6.0, "fade_in": 0.5, "fade_out": 0.5, "lyrics_overflow": "refuse"},
