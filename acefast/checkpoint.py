@@ -29,10 +29,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Checkpoint",
     "CheckpointError",
-    "Listing",
     "Part",
     "find",
-    "list_models",
     "load",
     "load_text_encoder",
     "open_checkpoint",
@@ -112,6 +110,8 @@ class Checkpoint:
         """
         expected = {n: shape for shapes in self.expected.values() for n, shape in shapes.items()}
         missing = [n for n in expected if n not in self.index]
+        if self.layout in ("official", "diffusers") and not self._has_silence:
+            missing.append("silence_latent")
         unknown = [n for n in self.index if n not in expected and n != "silence_latent"]
         wrong = [
             f"{n} must be {list(shape)}, got {list(self.index[n].shape)}"
@@ -126,10 +126,14 @@ class Checkpoint:
                 "use a complete, unmodified one"
             )
 
+    @property
+    def _has_silence(self) -> bool:
+        return "silence_latent" in self.index or (self.folder / "silence_latent.pt").is_file()
+
     def silence_latent(self, frames: int = SILENCE_FRAMES) -> Tensor | None:
         """The latents of digital silence, [frames, 64] float32, tiled beyond the file's 600 s.
 
-        None where the layout has none (single files): encode silence with the VAE then, posterior mean; it is constant
+        None where there is none (single files): encode silence with the VAE then, posterior mean; it is constant
         but for the first frames.
         Raises:
             CheckpointError: the file cannot be read or has another shape.
@@ -151,13 +155,14 @@ class Checkpoint:
             if isinstance(latent, Tensor) and latent.dim() == 3:
                 latent = latent.transpose(1, 2)
         D = self.config.audio_acoustic_hidden_dim
-        if not isinstance(latent, Tensor) or latent.dim() != 3 or latent.shape[0] != 1 or latent.shape[2] != D:
-            got = list(latent.shape) if isinstance(latent, Tensor) else type(latent).__name__
+        got = list(latent.shape) if isinstance(latent, Tensor) else type(latent).__name__
+        held = latent.shape[1] if isinstance(latent, Tensor) and latent.dim() == 3 else 0
+        if not held or got != [1, held, D]:
             raise CheckpointError(
                 f"{self.name}: silence_latent must hold [1, frames, {D}], got {got}; download it again"
             )
         latent = latent[0].float()
-        return latent.repeat(-(-frames // len(latent)), 1)[:frames].contiguous()
+        return latent.repeat(-(-frames // held), 1)[:frames].contiguous()
 
     def tokenizer(self) -> Any:
         """The text encoder's tokeniser (``transformers.PreTrainedTokenizerFast``), from files only.
@@ -274,7 +279,8 @@ def _part_files(part: str, folders: list[Path], offline: bool | None) -> tuple[l
     for base in folders:
         for sub in subs:
             folder = base / sub
-            if folder.is_dir() and ((folder / "config.json").is_file() or any(folder.glob("*model*.safetensors*"))):
+            cut_short = folder.is_relative_to(locate.hub_cache()) and not locate.is_whole(folder)
+            if not cut_short and ((folder / "config.json").is_file() or any(folder.glob("*model*.safetensors*"))):
                 return layouts.weight_files(folder), folder
         for pattern in patterns:
             if files := sorted(base.glob(pattern)):
@@ -306,42 +312,3 @@ def load_text_encoder(
     model.rotary_emb = type(model.rotary_emb)(config).to(device)  # its tables are computed, not stored
     load(model, {name: Source((name,)) for name in model.state_dict()}, checkpoint, device, dtype)
     return model.eval()
-
-
-@dataclass(frozen=True)
-class Listing:
-    """A model found on this machine; ``problem`` says why it cannot be used, and is empty when it can."""
-
-    name: str
-    path: Path
-    checkpoint: Checkpoint | None
-    problem: str = ""
-
-
-def list_models() -> list[Listing]:
-    """The models in ``$ACEFAST_MODELS``, in the hub's cache and in the package; nothing is downloaded."""
-    found: dict[Path, str] = {}
-    for variant in locate.VARIANTS:
-        try:
-            found.setdefault(find(variant, offline=True), locate.PREFIX + variant)
-        except CheckpointError:
-            continue
-    if locate.DEMO.is_dir():
-        found.setdefault(locate.DEMO, "demo")
-    for folder in locate.model_folders():
-        children = sorted(folder.iterdir()) if folder.is_dir() else []
-        for child in children:
-            known = any(child == path or child in path.parents for path in found)
-            if not known and ((child / "model_index.json").is_file() or child.name.startswith("acestep")):
-                found[child] = child.name
-    return [_listing(name, path) for path, name in found.items()]
-
-
-def _listing(name: str, path: Path) -> Listing:
-    try:
-        checkpoint = open_checkpoint(path, offline=True)
-        checkpoint.check()
-    except CheckpointError as error:
-        return Listing(name, path, None, str(error))
-    checkpoint.name = name  # in the hub's cache the folder's own name is a commit
-    return Listing(name, path, checkpoint)

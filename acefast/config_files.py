@@ -63,6 +63,7 @@ def diffusers_config(part: str, c: Config) -> dict[str, Any]:
             "encoder_hidden_size": c.encoder_hidden_size,
             "is_turbo": c.is_turbo,
             "model_version": c.model_version,
+            **({"is_lego_sft": True} if c.is_lego_sft else {}),
         }
     shared |= {
         "hidden_size": c.encoder_hidden_size,

@@ -21,6 +21,8 @@ def as_device(device: str | torch.device | None) -> torch.device:
         raise RequestError(
             f"device must be cpu, cuda, cuda:1 or mps, or another that torch has, got {name!r}"
         ) from error
+    if found.type == "meta":
+        raise RequestError("device 'meta' holds no values to make songs of; take 'cpu' or leave it out")
     try:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:

@@ -9,6 +9,7 @@ all-in-one  one file with everything, under the prefixes model.diffusion_model.,
 
 from __future__ import annotations
 
+import glob
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -26,6 +27,7 @@ AIO_PREFIX, VAE_PREFIX = "model.diffusion_model.", "vae."
 PLANNER_VOCABULARY = 217_204  # rows of the language models' embedding, whose 0.6B is as wide as the text encoder
 FOLDERS = ("acestep-v15-*", "checkpoints/acestep-v15-*")
 SINGLE_FILES = ("", "diffusion_models", "split_files/diffusion_models", "checkpoints")
+SHARD = re.compile(r"(.*)-\d{5}-of-(\d{5})\.safetensors")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 # Buffers that are computed, not learned: rotary tables, and the quantizer's levels and their products.
@@ -71,26 +73,14 @@ class Contents:
 
 
 def find_bundle(path: Path) -> Bundle:
-    """Detect the layout at ``path``, a folder or a single file.
+    """Detect the layout at ``path``, a folder or a single file; a file is taken itself, a shard with its siblings.
 
     Raises:
         CheckpointError: there are no usable weights, or several models.
     """
     if path.is_file():
-        if (path.parent / "config.json").is_file() and path.suffix == ".safetensors":
-            return Bundle("official", path.parent, {"": weight_files(path.parent)})
         return _single_file(path)
-    if (path / "transformer").is_dir():
-        return Bundle("diffusers", path, {f: weight_files(path / f) for f in names.DIFFUSERS_PARTS})
-    if (path / "config.json").is_file() or any(path.glob("model*.safetensors")):
-        return Bundle("official", path, {"": weight_files(path)})
-    found = [f for pattern in FOLDERS for f in sorted(path.glob(pattern)) if f.is_dir()]
-    if not found:
-        for sub in SINGLE_FILES:
-            found += [
-                *(path / sub).glob("acestep_v1.5_*.safetensors"),
-                *(path / sub).glob("ace_step_1.5_*.safetensors"),
-            ]
+    found = models_in(path)
     if len(found) > 1:
         listed = ", ".join(sorted(f.name for f in found))
         raise CheckpointError(f"{path} holds several models ({listed}); give the path of one of them")
@@ -99,18 +89,53 @@ def find_bundle(path: Path) -> Bundle:
         raise CheckpointError(
             f"{path} holds no ACE-Step 1.5 model; give a folder with acestep-v15-*/ or transformer/ in it"
         )
-    return find_bundle(found[0])
+    if found != [path]:
+        return find_bundle(found[0])
+    if (path / "transformer").is_dir():
+        return Bundle("diffusers", path, {f: weight_files(path / f) for f in names.DIFFUSERS_PARTS})
+    return Bundle("official", path, {"": weight_files(path)})
+
+
+def models_in(path: Path) -> list[Path]:
+    """What looks like a model in the folder ``path``: itself, or the folders or files of models in it."""
+    own = (path / "config.json").is_file() and any(path.glob("*.safetensors"))
+    if own or (path / "transformer").is_dir() or any(path.glob("model*.safetensors")):
+        return [path]
+    found = [f for pattern in FOLDERS for f in sorted(path.glob(pattern)) if f.is_dir()]
+    if not found:
+        for sub in SINGLE_FILES:
+            found += [
+                *(path / sub).glob("acestep_v1.5_*.safetensors"),
+                *(path / sub).glob("ace_step_1.5_*.safetensors"),
+            ]
+    return found
 
 
 def _single_file(path: Path) -> Bundle:
     if path.suffix == ".gguf":
         raise CheckpointError(f"{path} is a GGUF file, which is not supported; use the safetensors of this model")
+    if shard := SHARD.fullmatch(path.name):
+        shards = sorted(path.parent.glob(f"{glob.escape(shard[1])}-*-of-{shard[2]}.safetensors"))
+        if len(shards) != int(shard[2]):
+            raise CheckpointError(f"{path.parent} has {len(shards)} of {int(shard[2])} shards; download the others too")
+        return Bundle("official", path.parent, {"": shards})
     stored, _ = read_header(path)
     if AIO_PREFIX + BUNDLE_KEY in stored:
         return Bundle("all-in-one", path.parent, {"": [path]})
     if BUNDLE_KEY in stored:
-        return Bundle("comfyui", path.parent, {"": [path]})
+        return Bundle("official" if _config_fits(path, stored) else "comfyui", path.parent, {"": [path]})
     raise CheckpointError(f"{path} is not an ACE-Step 1.5 model: it has no tensor {BUNDLE_KEY}; give the DiT's file")
+
+
+def _config_fits(path: Path, stored: dict[str, Stored]) -> bool:
+    """Whether the config.json beside a file is the file's own: of as many layers of that width."""
+    if not (path.parent / "config.json").is_file():
+        return False
+    config = read_json(path.parent / "config.json")
+    layers = {m[1] for name in stored if (m := re.match(r"decoder\.layers\.(\d+)\.", name))}
+    norm = stored.get("decoder.norm_out.weight")
+    width = None if norm is None else norm.shape[0]
+    return (config.get("hidden_size"), config.get("num_hidden_layers")) == (width, len(layers))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -123,13 +148,13 @@ def weight_files(folder: Path) -> list[Path]:
         if (folder / single).is_file():
             return [folder / single]
     for index in sorted(folder.glob("*.safetensors.index.json")):
-        shards = sorted({folder / name for name in read_json(index).get("weight_map", {}).values()})
+        shards = sorted(folder / name for name in _shard_names(index))
         if absent := [f.name for f in shards if not f.is_file()]:
             raise CheckpointError(f"{folder} lacks the shard(s) {', '.join(absent)}; download the checkpoint again")
         if shards:
             return shards
     files = sorted(folder.glob("*.safetensors"))
-    if len(files) == 1 or (files and all(re.search(r"-\d{5}-of-\d{5}\.", f.name) for f in files)):
+    if len(files) == 1 or (files and all(SHARD.fullmatch(f.name) for f in files)):
         return files
     if files:
         raise CheckpointError(f"{folder} holds several weight files ({', '.join(f.name for f in files)}); keep one")
@@ -140,6 +165,14 @@ def weight_files(folder: Path) -> list[Path]:
         )
     state = "has no safetensors file in it" if folder.is_dir() else "does not exist"
     raise CheckpointError(f"{folder} {state}; download the checkpoint again or give another path")
+
+
+def _shard_names(index: Path) -> set[str]:
+    """The files that a shard index names."""
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise CheckpointError(f"{index} must hold a weight_map of tensors to files; download the checkpoint again")
+    return {*places.values()}
 
 
 def read_json(path: Path) -> dict[str, Any]:

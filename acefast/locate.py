@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from acefast.layouts import SHARD, models_in
+from acefast.models.v15.names import DIFFUSERS_PARTS
 from acefast.weights import CheckpointError
 
 PREFIX = "ace-step-1.5-"
@@ -38,6 +40,8 @@ def find(model: str | os.PathLike, *, offline: bool | None = None, paths: bool =
     Raises:
         CheckpointError: there is no such model, or it is not here and cannot be downloaded.
     """
+    if not isinstance(model, (str, os.PathLike)):
+        raise CheckpointError(f"model must be a name or a path, got {model!r:.60}; {_known('')}")
     name = os.fspath(model)
     if paths and _is_path(model):
         path = Path(name).expanduser()
@@ -57,11 +61,15 @@ def find(model: str | os.PathLike, *, offline: bool | None = None, paths: bool =
     for folder in model_folders():
         if found := _in_folder(folder, name if not repo else "", variant):
             return found
+    if re.match(r"(.*/)?ace-step-v1-", name.lower()):
+        raise CheckpointError(
+            f"{name} is ACE-Step v1, which is not supported yet; take {PREFIX}turbo or another 1.5 model"
+        )
     if not repo and not variant:
         raise CheckpointError(f"model {name!r} is unknown; {_known(name)}")
     repo_id, sub = (name, "") if repo else _repo(variant)
-    if found := cached(repo_id, sub):
-        return found
+    if (found := snapshot(repo_id)) and any(map(_is_whole_model, models_in(found / sub))):
+        return found / sub
     patterns = [f"{sub}/{p}" for p in _FILES] if sub else [p for f in _FILES for p in (f, f"*/{f}")]
     return download(repo_id, patterns, name, offline=offline) / sub
 
@@ -71,7 +79,7 @@ def _is_path(model: str | os.PathLike) -> bool:
     if not isinstance(model, str) or name.startswith((".", "~", "/")) or name.endswith(".safetensors"):
         return True
     named = variant_of(name) or name == "demo"
-    return not named and (Path(name).exists() or "\\" in name or name.count("/") > 1)
+    return bool(name) and not named and (Path(name).exists() or "\\" in name or name.count("/") > 1)
 
 
 def _repo(variant: str) -> tuple[str, str]:
@@ -124,27 +132,28 @@ def hub_cache() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def cached(repo_id: str, sub: str = "") -> Path | None:
-    """Folder ``sub`` of the hub's cached copy of ``repo_id``, or None when it is not there with its weights."""
-    from huggingface_hub import try_to_load_from_cache
+def snapshot(repo_id: str) -> Path | None:
+    """What the hub's cache holds of ``repo_id``, whole or cut short by an interruption; None: nothing."""
+    from huggingface_hub import snapshot_download
 
-    for marker in ("model_index.json", "config.json", "tokenizer.json"):
-        file = try_to_load_from_cache(repo_id, f"{sub}/{marker}" if sub else marker, cache_dir=hub_cache())
-        if isinstance(file, str):
-            folder = Path(file).parent
-            if marker != "config.json" or _complete(folder):
-                return folder
-    return None
+    try:
+        return Path(snapshot_download(repo_id, cache_dir=hub_cache(), local_files_only=True))
+    except (OSError, ValueError):  # not there, or no name that the hub would have
+        return None
 
 
-def _complete(folder: Path) -> bool:
-    """Whether no shard is missing: an interrupted download leaves some out."""
-    if not has_weights(folder) and not any(has_weights(f) for f in folder.iterdir()):
-        return False
-    names = [
-        m for f in folder.glob("*.safetensors") if (m := re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.safetensors", f.name))
-    ]
-    return not names or len(names) == int(names[0][2])
+def is_whole(path: Path) -> bool:
+    """Whether the weights of ``path``, a folder or one file, are all there: an interrupted download leaves some out."""
+    if (path / "transformer").is_dir():
+        return all(is_whole(path / part) for part in (*DIFFUSERS_PARTS, "vae", "text_encoder"))
+    files = [path] if path.is_file() else list(path.glob("*.safetensors"))
+    shards = [m for f in files if (m := SHARD.fullmatch(f.name))]
+    return bool(files) and (not shards or len(shards) == int(shards[0][2]))
+
+
+def _is_whole_model(path: Path) -> bool:
+    single = path.is_file() or (path / "transformer").is_dir()
+    return is_whole(path) and (single or (path / "silence_latent.pt").is_file())
 
 
 def shared_folders(beside: Sequence[Path]) -> list[Path]:
@@ -153,11 +162,7 @@ def shared_folders(beside: Sequence[Path]) -> list[Path]:
     for folder in model_folders():
         folders += [folder, *(folder / s for s in ("checkpoints", "Ace-Step1.5", "split_files"))]
         folders += sorted(f for f in folder.glob(f"{PREFIX}*") if f.is_dir())
-    for sub in ("vae", "Qwen3-Embedding-0.6B"):
-        if found := cached(MAIN_REPO, sub):
-            folders.append(found.parent)
-    if found := cached(TEXT_REPO):
-        folders.append(found)
+    folders += [found for repo in (MAIN_REPO, TEXT_REPO) if (found := snapshot(repo))]
     return [f for f in dict.fromkeys(folders) if f.is_dir()]
 
 

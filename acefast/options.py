@@ -14,6 +14,7 @@ from acefast.values import NEEDS, READERS, RequestError, nearest, number, refusa
 
 COVER = ("cover", "cover-nofsq")
 REPAINT = ("repaint", "extend")  # extend is a repaint of silence added to the source
+GUIDED = ("sft", "base")  # checkpoint versions that guidance acts on
 STEMS = ("lego", "extract", "complete")  # base checkpoints only
 SOURCE_TASKS = (*COVER, *REPAINT, *STEMS)
 TASKS = ("text2music", *SOURCE_TASKS)

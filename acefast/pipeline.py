@@ -23,6 +23,7 @@ from acefast.request import Request, RequestError, expand, options
 from acefast.song import Song
 from acefast.stages import Progress, memory_told, stage
 from acefast.tasks import Task, read_audio
+from acefast.values import shown
 from acefast.waveform import check_finite, fade, normalise, peak, splice
 
 DEFAULT_MODEL = "ace-step-1.5-turbo"
@@ -195,7 +196,8 @@ class Pipeline:
         if request.noise is None:
             noise = draw([r.seed for r in requests])
         else:
-            rows = [r.noise if torch.is_tensor(r.noise) else torch.from_numpy(np.asarray(r.noise)) for r in requests]
+            given = [r.noise for r in requests]
+            rows = [n if torch.is_tensor(n) else torch.from_numpy(np.array(n, np.float32)) for n in given]
             noise = torch.stack([row.reshape(row.shape[-2:]) for row in rows]).to(model.device, torch.float32)
             if tuple(noise.shape[1:]) != shape:
                 got = list(noise.shape[1:])
@@ -257,7 +259,12 @@ class Pipeline:
 
         def on_step(info: sampling.StepInfo) -> Any:
             report(info.step + 1, info.steps)
-            return None if request.on_step is None else request.on_step(info)
+            answer = None if request.on_step is None else request.on_step(info)
+            replaces = torch.is_tensor(answer) and answer.shape == info.latents.shape
+            if not (answer is None or answer is False or replaces):
+                needs = f"None, False or latents {list(info.latents.shape)}"
+                raise RequestError(f"on_step must return {needs}, got {shown(answer)}")
+            return answer
 
         latents = sampling.sample(
             velocity,
@@ -288,19 +295,17 @@ def finish(wave: np.ndarray, request: Request, task: Task) -> np.ndarray:
     """The decoded waveform [2, N] as it leaves: kept parts of the source put back, level set, ends faded.
 
     Where the source's own samples are put back the level stays theirs, unless ``normalize`` asks for another than the
-    default; a peak above full scale is divided out of the whole.
+    default; a peak above full scale is divided out of what was made before, as upstream divides it out of any song.
     """
     plan = _repaint_plan(request, task)
     level = request.normalize
     check_finite("audio", wave, "; the decoder overflowed, try dtype='float32' or another seed")
     if plan is not None and plan.splice:
-        generated, wave = wave, task.recording.waveform
-        for start, end in task.recording.regions:
-            wave = splice(generated, wave, start, end, plan.wave_fade_seconds)
-        wave = wave[:, : generated.shape[1]]
-        if level == options()["normalize"].default:
-            level = None
-            wave = wave / np.float32(max(peak(wave), 1.0))
+        made, wave = wave / np.float32(max(peak(wave), 1.0)), task.recording.waveform
+        for start, end in task.recording.sample_regions:
+            wave = splice(made, wave, start, end, plan.wave_fade_seconds)
+        wave = wave[:, : made.shape[1]]
+        level = None if level == options()["normalize"].default else level
     return fade(normalise(wave, level), request.fade_in, request.fade_out)
 
 

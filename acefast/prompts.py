@@ -60,13 +60,14 @@ def instruction(task: str, tracks: str | Sequence[str] = (), codes: bool = False
     return _FILL
 
 
-def text_prompt(request: Request, seconds: float | None, *, task: str | None = None) -> str:
+def text_prompt(request: Request, seconds: float | None, *, task: str | None = None, lego_sft: bool = False) -> str:
     """The text prompt: instruction, caption and metadata; what is not known is "N/A".
 
     Args:
         seconds: length of the song, written as whole seconds, cut off; None or below 0 is written as 30, as upstream.
         task: take this task's own instruction in place of the request's; covers use "text2music" for the steps that no
             longer see the source.
+        lego_sft: the checkpoint was trained on captions of single stems, see ``_stem_caption``.
     """
     line = instruction(task) if task else request.instruction
     if line is None:
@@ -81,7 +82,15 @@ def text_prompt(request: Request, seconds: float | None, *, task: str | None = N
         "duration": f"{length} seconds",
     }
     metas = "".join(f"- {name}: {'N/A' if value is None else value}\n" for name, value in metadata.items())
-    return f"# Instruction\n{line}\n\n# Caption\n{request.prompt}\n\n# Metas\n{metas}{END}\n"
+    caption = _stem_caption(request, line) if lego_sft else request.prompt
+    return f"# Instruction\n{line}\n\n# Caption\n{caption}\n\n# Metas\n{metas}{END}\n"
+
+
+def _stem_caption(request: Request, line: str) -> str:
+    """The prompt as the stem's own description; that of the whole song, for which there is no option, stays empty."""
+    whole_song = "" if "a segment" in line.lower() else "Global: \n"
+    explicit = request.chunk_mask == "explicit"  # the other values are upstream's "auto"
+    return f"{whole_song}Local: {request.prompt}\nMask Control: {str(explicit).lower()}"
 
 
 def lyric_prompt(request: Request) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from acefast.backends import BACKENDS, why_unavailable
-from acefast.checkpoint import Checkpoint, list_models, open_checkpoint
+from acefast.checkpoint import Checkpoint, open_checkpoint
+from acefast.inventory import list_models
 
 PACKAGES = ("acefast", "torch", "transformers", "triton", "safetensors", "soundfile")
 
@@ -42,7 +43,7 @@ def model(name: str) -> dict[str, Any]:
 def checkpoint(found: Checkpoint) -> dict[str, Any]:
     """Layout, traits and parts of a checkpoint; sizes are of the files, in bytes."""
     return {
-        "path": str(found.folder),
+        "path": str(found.parts[0].files[0] if found.layout in ("comfyui", "all-in-one") else found.folder),
         "layout": found.layout,
         "version": found.traits.version,
         "xl": found.traits.xl,

@@ -16,6 +16,7 @@ from typing import Any
 
 from acefast.options import (
     COVER,
+    GUIDED,
     REPAINT,
     SOURCE_TASKS,
     STEMS,
@@ -32,7 +33,6 @@ from acefast.windows import Window, place_window
 
 __all__ = ["CheckpointTraits", "Request", "RequestError", "Window", "expand", "options", "options_table"]
 
-GUIDED = ("sft", "base")  # versions that guidance acts on
 VERSIONS = ("turbo", "turbo-shift1", "turbo-shift3", "turbo-continuous", *GUIDED)
 
 
@@ -56,7 +56,7 @@ class CheckpointTraits:
     def defaults(self, semantics: str) -> tuple[int, float, float]:
         """Steps, sigma shift and guidance scale for who gives none."""
         if self.is_turbo:
-            return 8, 1.0 if self.version == "turbo-shift1" else 3.0, 1.0
+            return 8, 1.0 if (self.version, semantics) == ("turbo-shift1", "official") else 3.0, 1.0
         return (8, 3.0, 7.0) if semantics == "diffusers" else (50, 1.0, 7.0)
 
 
@@ -85,8 +85,10 @@ class Request:
     language: str | None = option(
         None, "language", "language of the lyrics, a code or an English name; unknown if not given (diffusers: en)"
     )
-    track: str | None = option(None, "track", "the stem to make or take out", tasks=("lego", "extract"))
-    tracks: tuple[str, ...] = option((), "tracks", "the stems to add", tasks=("complete",))
+    track: str | None = option(
+        None, "track", "the stem to make or take out", tasks=("lego", "extract"), models=("base",)
+    )
+    tracks: tuple[str, ...] = option((), "tracks", "the stems to add", tasks=("complete",), models=("base",))
     instruction: str | None = option(None, "text", "replaces the task's own line at the head of the prompt")
     seed: int | None = option(None, "integer", "same seed, same song; drawn if not given", low=0, high=2**64 - 1)
     variation: float = option(0.0, "number", "how far to turn the noise to a second one", low=0, high=1)
@@ -101,8 +103,9 @@ class Request:
     )
     steps: int | None = option(None, "integer", "steps of the sampler; turbo 8, sft and base 50", low=1, high=200)
     sigma_shift: float | None = option(
-        None, "number", "above 1 dwells on high noise; turbo 3, turbo-shift1, sft and base 1", low=0.1, high=10
-    )
+        None, "number", "above 1 dwells on high noise; turbo 3, turbo-shift1, sft and base 1 (diffusers: 3)",
+        low=0.1, high=10,
+    )  # fmt: skip
     timesteps: tuple[float, ...] | None = option(
         None, "timesteps", "the noise levels themselves, from 1 down, in place of steps and sigma_shift"
     )
@@ -210,8 +213,8 @@ class Request:
     def for_checkpoint(self, traits: CheckpointTraits) -> Request:
         """The request with the defaults of one checkpoint filled in.
 
-        ``seed``, ``duration`` of a source task and ``strength`` where it has no effect stay None; with ``timesteps``
-        given ``steps`` is their number and ``sigma_shift`` stays None.
+        ``seed``, ``duration`` of a source task or of codes in diffusers' semantics, and ``strength`` where it has no
+        effect stay None; with ``timesteps`` given ``steps`` is their number and ``sigma_shift`` stays None.
 
         Raises:
             RequestError: the checkpoint cannot do the task, or is distilled and guidance was asked of it.
@@ -221,8 +224,8 @@ class Request:
                 f"task={self.task!r} needs a base checkpoint and {traits.name} is none; "
                 "take ace-step-1.5-base or ace-step-1.5-xl-base"
             )
-        for name, about in self.given().items():
-            if traits.is_turbo and about.models and not (name == "guidance_scale" and self.guidance_scale == 1):
+        for name, about in self.given().items() if traits.is_turbo else ():
+            if about.models == GUIDED and not (name == "guidance_scale" and self.guidance_scale == 1):
                 raise RequestError(
                     f"{name} has no use with {traits.name}: turbo checkpoints are distilled to run without guidance; "
                     f"leave {name} out or take an -sft or -base checkpoint"
@@ -236,7 +239,7 @@ class Request:
             found["strength"] = 1.0
         elif self.task in REPAINT and self.repaint_mode == "balanced" and self.semantics == "official":
             found["strength"] = 0.5
-        if self.source is None:
+        if self.source is None and not (self.codes and self.semantics == "diffusers"):
             found["duration"] = max(5.0, len(self.codes) / 5) if self.codes else 60.0
         return dataclasses.replace(self, **{name: v for name, v in found.items() if getattr(self, name) is None})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from acefast.options import REPAINT, SOURCE_TASKS, listed
+from acefast.options import GUIDED, REPAINT, SOURCE_TASKS, listed
 from acefast.values import RequestError, refusal
 
 if TYPE_CHECKING:
@@ -93,9 +93,20 @@ def _sampling(request: Request) -> None:
             )
         if request.sigma_shift is not None:
             raise RequestError("sigma_shift has no use with timesteps, which are taken as they are; leave one out")
+    if request.guidance_scale == 1:
+        for name, about in request.given().items():
+            if about.models == GUIDED and name != "guidance_scale":
+                raise RequestError(f"{name} has no use with guidance_scale=1, which is no guidance; leave one out")
     for name in ("guidance_momentum", "guidance_norm", "guidance_eta"):
         if request.guidance != "apg" and name in request.given():
             raise RequestError(f"{name} has no use with guidance={request.guidance!r}, only with 'apg'; leave it out")
+    if (request.semantics, request.precision) == ("diffusers", "upstream"):
+        raise RequestError(
+            "precision='upstream' has no use with semantics='diffusers': it repeats the official code's roundings; "
+            "leave one out"
+        )
+    if request.posterior == "sample" and request.source is None and request.reference is None:
+        raise RequestError("posterior has no use without audio to encode; leave it out or give source or reference")
     if request.noise is not None and "noise_source" in request.given() and not request.variation:
         raise RequestError("noise_source has no use with noise, which is taken as it is; leave one out")
     if request.variation_seed is not None and not request.variation:

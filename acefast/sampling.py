@@ -299,20 +299,20 @@ def inject(latents: Tensor, source: Tensor, noise: Tensor, mask: Tensor, t_next:
 def blend_boundary(latents: Tensor, source: Tensor, mask: Tensor, frames: int, *, time_dim: int = 1) -> Tensor:
     """``latents`` inside the region, ``source`` outside, and a linear ramp over the ``frames`` frames next to it.
 
-    A frame at distance d from the region keeps ``1 - d / (frames + 1)`` of its latents. 0 frames blend nothing and
-    return ``latents`` as they are, outside too. Shapes as in ``inject``.
+    A frame at distance d from the region keeps ``1 - d / (n + 1)`` of its latents, where n is ``frames`` or, if less,
+    what there is between the region and the song's end. 0 frames blend nothing. Shapes as in ``inject``.
     """
     if frames < 0:
         raise ValueError(f"blend_boundary: frames must be 0 or more, got {frames}")
     if frames == 0:
         return latents
-    inside = mask != 0
-    far = mask.shape[-1] + frames
-    index = torch.arange(mask.shape[-1], device=mask.device).expand_as(mask)
+    inside, T = mask != 0, mask.shape[-1]
+    far, index = T + frames, torch.arange(T, device=mask.device).expand_as(mask)
     previous = torch.where(inside, index, -far).cummax(-1).values  # the region's nearest frame, before and after
     following = torch.where(inside, index, 2 * far).flip(-1).cummin(-1).values.flip(-1)
-    distance = torch.minimum(index - previous, following - index)
-    weight = (1.0 - distance.to(latents.dtype) / (frames + 1)).clamp_(min=0)
+    left = 1.0 - (following - index).to(latents.dtype) / (following.clamp(max=frames) + 1)
+    right = 1.0 - (index - previous).to(latents.dtype) / ((T - 1 - previous).clamp(max=frames) + 1)
+    weight = torch.maximum(left, right).clamp_(min=0)
     return torch.lerp(source.to(latents.dtype), latents, _frames(weight, latents, time_dim))
 
 

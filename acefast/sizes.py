@@ -5,17 +5,30 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from acefast.layouts import Bundle, read_json
-from acefast.models.v15.config import Config, VAEConfig
+from acefast.models.v15.config import Config, VAEConfig, checked
 from acefast.models.v15.names import Shapes
 from acefast.weights import CheckpointError, Index
 
 METADATA_KEY = "acefast.config"  # in a single file's header: the fields that shapes do not show
-UNSEEN = ("sliding_window", "rms_norm_eps", "rope_theta", "timbre_fix_frame", "fsq_input_levels", "timbre_token")
+UNSEEN = (
+    "sliding_window",
+    "rms_norm_eps",
+    "rope_theta",
+    "timbre_fix_frame",
+    "fsq_input_levels",
+    "timbre_token",
+    "is_lego_sft",
+)
 
+_TEXT_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim"),
+)
 _TEXT_DEFAULTS = {
     "rope_theta": 1e6,
     "rms_norm_eps": 1e-6,
@@ -34,15 +47,22 @@ def bundle_config(bundle: Bundle, index: Index, metadata: dict[str, str], name: 
     turbo.
     """
     if bundle.layout == "official" and (bundle.folder / "config.json").is_file():
-        return Config.from_dict(read_json(bundle.folder / "config.json"))
+        return _read(Config.from_dict, bundle.folder / "config.json", read_json(bundle.folder / "config.json"))
     if bundle.layout == "diffusers" and (bundle.folder / "transformer/config.json").is_file():
-        return Config.from_dict(_from_diffusers(bundle.folder))
+        return _read(Config.from_dict, bundle.folder, _from_diffusers(bundle.folder))
     kind = next((v for v in ("sft", "base") if v in name), "turbo")
     config = dataclasses.replace(infer_config(index), is_turbo=kind == "turbo", model_version=kind)
-    unseen = json.loads(metadata.get(METADATA_KEY, "{}"))
-    if "fsq_input_levels" in unseen:
-        unseen["fsq_input_levels"] = tuple(unseen["fsq_input_levels"])
-    return dataclasses.replace(config, **{k: v for k, v in unseen.items() if k in UNSEEN})
+    examples = {name: getattr(config, name) for name in UNSEEN}
+    unseen = _read(json.loads, bundle.folder, metadata.get(METADATA_KEY, "{}"))
+    return dataclasses.replace(config, **_read(lambda values: checked(values, examples), bundle.folder, unseen))
+
+
+def _read(reader: Callable[[Any], Any], where: Path, values: Any) -> Any:
+    """``reader(values)``, its ValueError told as a CheckpointError that says where they come from."""
+    try:
+        return reader(values)
+    except ValueError as error:
+        raise CheckpointError(f"{where} has a damaged config: {error}; download the checkpoint again") from error
 
 
 def _from_diffusers(folder: Path) -> dict[str, Any]:
@@ -53,7 +73,8 @@ def _from_diffusers(folder: Path) -> dict[str, Any]:
     sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
     merged = dict(values)
     # This layout writes encoder_hidden_size for every model; only where it differs is the model an XL.
-    merged["timbre_token"] = (values.get("encoder_hidden_size") or values["hidden_size"]) != values["hidden_size"]
+    hidden = values.get("hidden_size")
+    merged["timbre_token"] = (values.get("encoder_hidden_size") or hidden) != hidden
     merged |= {f"encoder_{s}": encoder[s] for s in sizes if s in encoder}
     for key in ("text_hidden_dim", "num_lyric_encoder_hidden_layers", "num_timbre_encoder_hidden_layers"):
         merged |= {key: encoder[key]} if key in encoder else {}
@@ -69,16 +90,24 @@ def _optional_json(path: Path) -> dict[str, Any]:
 def vae_config(folder: Path | None, index: Index) -> VAEConfig:
     """Sizes of the VAE in ``folder``; None or no config there: from the shapes."""
     if folder and (folder / "config.json").is_file():
-        return VAEConfig.from_dict(read_json(folder / "config.json"))
+        return _read(VAEConfig.from_dict, folder / "config.json", read_json(folder / "config.json"))
     return infer_vae_config(index)
 
 
 def text_config(folder: Path | None, index: Index) -> dict[str, Any]:
     """Arguments of transformers' ``Qwen3Config`` for the text encoder in ``folder``, or from the shapes."""
     if folder and (folder / "config.json").is_file():
-        dropped = ("architectures", "model_type", "transformers_version", "torch_dtype", "dtype")
-        return {k: v for k, v in read_json(folder / "config.json").items() if k not in dropped}
+        return _read(_text_arguments, folder / "config.json", read_json(folder / "config.json"))
     return infer_text_config(index)
+
+
+def _text_arguments(values: dict[str, Any]) -> dict[str, Any]:
+    known = checked(values, dict.fromkeys(_TEXT_SIZES, 1) | _TEXT_DEFAULTS)
+    if missing := [name for name in _TEXT_SIZES if name not in known]:
+        raise ValueError(f"{' and '.join(missing)} must be given, got none")
+    dropped = ("architectures", "model_type", "transformers_version", "torch_dtype", "dtype", *_TEXT_DEFAULTS)
+    defaults = {} if "rope_parameters" in values else _TEXT_DEFAULTS  # newer files keep rope_theta in there
+    return {k: v for k, v in values.items() if k not in dropped} | defaults | known
 
 
 class _Shapes:

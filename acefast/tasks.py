@@ -22,19 +22,34 @@ class Recording:
     """The source audio of a task, padded for an extension, and the regions of it that are made anew."""
 
     waveform: np.ndarray  # [2, N] float32 at 48 kHz
-    regions: tuple[tuple[int, int], ...]  # samples [start, end), in order and apart
+    regions: tuple[tuple[float, float], ...]  # seconds [start, end), in order and apart
 
     @property
     def seconds(self) -> float:
         """Length."""
         return self.waveform.shape[1] / SAMPLE_RATE
 
-    def mask(self, frames: int, hop: int) -> Tensor:
-        """[frames] float32: 1 where latent frames, of ``hop`` samples each, are made anew, 0 where they are kept."""
+    @property
+    def sample_regions(self) -> list[tuple[int, int]]:
+        """The regions in samples, each end at the nearest one."""
+        return [(round(start * SAMPLE_RATE), round(end * SAMPLE_RATE)) for start, end in self.regions]
+
+    def mask(self, frames: int, hop: int, semantics: str = "official") -> Tensor:
+        """[frames] float32: 1 where latent frames, of ``hop`` samples each, are made anew, 0 where they are kept.
+
+        A time is rounded down to a frame in each upstream's own floating point, which for 1.16 s and others is one
+        frame before the exact one; the recording's end is exact.
+        """
+
+        def frame(seconds: float) -> int:
+            if seconds >= self.seconds:
+                return self.waveform.shape[1] // hop
+            return int(seconds * (SAMPLE_RATE / hop) if semantics == "diffusers" else seconds * SAMPLE_RATE // hop)
+
         mask = torch.zeros(frames)
         for start, end in self.regions:
-            first = min(start // hop, frames - 1)
-            mask[first : max(end // hop, first + 1)] = 1.0
+            first = min(frame(start), frames - 1)
+            mask[first : max(frame(end), first + 1)] = 1.0
         return mask
 
 
@@ -68,5 +83,4 @@ def _source(request: Request) -> Recording:
     audio = load_audio(request.source, "source")
     window = request.check_window(audio.shape[1] / SAMPLE_RATE)
     before, after = round(window.before * SAMPLE_RATE), round(window.after * SAMPLE_RATE)
-    regions = tuple((round(start * SAMPLE_RATE), round(end * SAMPLE_RATE)) for start, end in window.regions)
-    return Recording(np.pad(audio, ((0, 0), (before, after))), regions)
+    return Recording(np.pad(audio, ((0, 0), (before, after))), window.regions)

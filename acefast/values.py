@@ -218,7 +218,7 @@ def _codes(name: str, value: Any, option: Any) -> tuple[int, ...]:
         items = found or _items(value)
         if rest.strip(" ,\t\n") or not all(re.fullmatch("[0-9]{1,9}", item) for item in items):
             raise refusal(name, option.needs, value)
-        value = [int(item) for item in items]
+        value = [min(int(item), CODES - 1) if found else int(item) for item in items]  # tokens are cut as upstream
     if isinstance(value, (np.ndarray, Tensor)):
         value = value.tolist()
     if not isinstance(value, (list, tuple)):
@@ -251,7 +251,8 @@ def _noise(name: str, value: Any, option: Any) -> Any:
     if isinstance(value, (np.ndarray, Tensor)):
         if value.ndim == 3 and value.shape[0] == 1:
             value = value[0]
-        if value.ndim == 2 and 0 not in value.shape:
+        real_ = value.dtype.kind in "fiu" if isinstance(value, np.ndarray) else not value.is_complex()
+        if value.ndim == 2 and 0 not in value.shape and real_:
             if not np.isfinite(np.asarray(value.detach().cpu().float() if isinstance(value, Tensor) else value)).all():
                 raise RequestError(f"{name} has NaN or infinite values; leave {name} out to have it drawn")
             return value

@@ -57,6 +57,9 @@ def place_window(request: Request, source_seconds: float) -> Window:
 
 def _extension(request: Request, song: float) -> Window:
     start, end, duration = request.start, request.end, request.duration
+    if start is not None and (abs(start) < FRAME or start > song + FRAME):
+        needs = f"-{FRAME} seconds or less, or inside the source, in task='extend'"
+        raise refusal("start", needs, start, "leave it out to keep the source")
     before = max(0.0, -(start or 0.0))
     after = max(0.0, end - song) if end is not None else 0.0
     if duration is not None:  # never beside end
@@ -65,10 +68,6 @@ def _extension(request: Request, song: float) -> Window:
         name, length = ("end", song) if duration is None else ("duration", before + song)
         raise refusal(name, f"past the {length:.2f} seconds there are without it", getattr(request, name))
     inside = start is not None and start >= 0
-    if inside and not FRAME <= start <= song + FRAME:
-        raise refusal(
-            "start", "below 0 or inside the source in task='extend'", start, "leave it out to keep the source"
-        )
     before, after = (seconds if seconds >= FRAME else 0.0 for seconds in (before, after))
     seconds, regions = before + song + after, []
     if before:

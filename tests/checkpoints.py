@@ -5,9 +5,11 @@ Test files import its functions before pytest takes its fixtures, too late for i
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -50,6 +52,36 @@ def copy(written, tmp_path):
         return tmp_path / "copy" / path.relative_to(root)
 
     return make
+
+
+@pytest.fixture
+def downloads(monkeypatch):
+    """What is asked of the hub, (repository, patterns), each request failing or answered by ``downloads.answer``."""
+    asked, real = Downloads(), huggingface_hub.snapshot_download
+
+    def snapshot_download(repo, *, allow_patterns=None, cache_dir, local_files_only=False):
+        if local_files_only:
+            return real(repo, cache_dir=cache_dir, local_files_only=True)
+        asked.append((repo, allow_patterns))
+        if asked.answer is None:
+            raise ConnectionError("no route\nto host")
+        return str(asked.answer)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    return asked
+
+
+class Downloads(list):
+    answer: Path | None = None
+
+
+def in_hub(repo: str) -> Path:
+    """The folder of the only snapshot of ``repo`` in the hub's cache, still to be made."""
+    hub = Path(os.environ["HF_HUB_CACHE"]) / f"models--{repo.replace('/', '--')}"
+    (hub / "refs").mkdir(parents=True)
+    (hub / "refs/main").write_text("abc")
+    return hub / "snapshots/abc"
 
 
 def tensors(checkpoint: ck.Checkpoint) -> dict[str, torch.Tensor]:

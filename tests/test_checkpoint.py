@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
 
 from acefast import checkpoint as ck
 from acefast.checkpoint import open_checkpoint
-from acefast.testing import TINY, TINY_VAE, TINY_XL, write_checkpoint
-from tests.checkpoints import LAYOUTS, edit, tensors
+from acefast.testing import TINY, TINY_BASE, TINY_VAE, TINY_XL, write_checkpoint
+from tests.checkpoints import LAYOUTS, edit, refusal, tensors
 
 pytest_plugins = ["tests.checkpoints"]
 pytestmark = pytest.mark.usefixtures("no_network_and_no_models")
@@ -72,12 +73,46 @@ def test_the_folder_of_the_transformer_and_its_file_open_like_the_root(written):
         assert open_checkpoint(path).index == open_checkpoint(root).index
 
 
+def test_a_file_that_is_named_is_taken_itself(copy):
+    folder = copy() / "acestep-v15-turbo"
+    shutil.copy(folder / "model.safetensors", folder / "finetune.safetensors")
+    checkpoint = open_checkpoint(folder / "finetune.safetensors")
+    checkpoint.check()
+    assert checkpoint.layout == "official" and checkpoint.config.is_turbo
+    assert checkpoint.index["null_condition_emb"].file.name == "finetune.safetensors"
+
+
+def test_a_shard_stands_for_all_of_its_own(tmp_path):
+    folder = write_checkpoint(tmp_path, shard_bytes=500_000) / "acestep-v15-turbo"
+    shard = folder / "model-00002-of-00005.safetensors"
+    assert open_checkpoint(shard).index == open_checkpoint(folder).index
+    shutil.copy(shard, folder / "model.safetensors")
+    open_checkpoint(shard).check()
+    (folder / "model-00003-of-00005.safetensors").unlink()
+    assert "has 4 of 5 shards" in refusal(open_checkpoint, shard)
+
+
+@pytest.mark.parametrize("config", [{}, {"hidden_size": 64, "num_hidden_layers": 28}, {"hidden_size": 1024}], ids=str)
+def test_a_config_of_something_else_beside_a_single_file_is_left_alone(copy, config):
+    file = copy("comfyui", "base")
+    (file.parent / "config.json").write_text(json.dumps(config))
+    checkpoint = open_checkpoint(file)
+    checkpoint.check()
+    assert (checkpoint.layout, checkpoint.traits.version) == ("comfyui", "base")
+
+
 def test_sizes_come_from_shapes_where_a_single_file_says_nothing(copy):
     path = copy("comfyui", "xl-turbo")
     edit(path, lambda values: None)  # drops the header's metadata, as in files of others
     checkpoint = open_checkpoint(path)
     checkpoint.check()
     assert checkpoint.config == dataclasses.replace(TINY_XL, sliding_window=128)  # the published models' value
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_checkpoint_of_stems_is_known_by_its_config(tmp_path, layout):
+    config = dataclasses.replace(TINY_BASE, is_lego_sft=True)
+    assert open_checkpoint(write_checkpoint(tmp_path, config=config, layout=layout)).config == config
 
 
 def test_a_folded_vae_folds_to_the_same_weights(copy):

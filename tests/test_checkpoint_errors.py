@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from acefast.checkpoint import open_checkpoint
+from acefast.sizes import METADATA_KEY
 from acefast.testing import write_checkpoint
 from acefast.weights import SHOWN
 from tests.checkpoints import edit, refusal
@@ -120,8 +122,62 @@ def test_silence_and_tokenizer_files_that_are_not_are_refused(copy):
     assert "is not a tensor file" in refusal(checkpoint.silence_latent)
     torch.save(torch.zeros(1, 5, 100), silence)
     assert "must hold [1, frames, 8], got [1, 100, 5]" in refusal(checkpoint.silence_latent)
+    torch.save(torch.zeros(1, 8, 0), silence)
+    assert "must hold [1, frames, 8], got [1, 0, 8]" in refusal(checkpoint.silence_latent)
     tokenizer = path / "Qwen3-Embedding-0.6B/tokenizer.json"
     tokenizer.write_text("{}")
     assert "is not a tokenizer file" in refusal(checkpoint.tokenizer)
     tokenizer.unlink()
     assert "the text tokenizer is not on this machine" in refusal(checkpoint.tokenizer)
+
+
+@pytest.mark.parametrize("layout", ["official", "diffusers"])
+def test_a_silence_latent_that_is_missing_is_told(copy, layout):
+    path = copy(layout)
+    if layout == "official":
+        (path / "acestep-v15-turbo/silence_latent.pt").unlink()
+    else:
+        edit(path / "condition_encoder/diffusion_pytorch_model.safetensors", lambda v: v.pop("silence_latent"))
+    assert "1 tensor(s) missing: silence_latent" in refusal(open_checkpoint(path).check)
+
+
+DIT_CONFIG, VAE_CONFIG, TEXT_CONFIG = (
+    f"{folder}/config.json" for folder in ("acestep-v15-turbo", "vae", "Qwen3-Embedding-0.6B")
+)
+DAMAGED = [
+    *[(DIT_CONFIG, {"num_hidden_layers": value}) for value in ("4", 4.0, -1, True, [4])],
+    *[(DIT_CONFIG, {"fsq_input_levels": value}) for value in (5, "888555", [8, "8"], [8, 0])],
+    *[(DIT_CONFIG, values) for values in ({"rope_theta": "x"}, {"is_turbo": "false"}, {"model_version": 1})],
+    *[(VAE_CONFIG, {"downsampling_ratios": 4}), (VAE_CONFIG, {"audio_channels": "2"})],
+    *[(TEXT_CONFIG, {name: None}) for name in ("head_dim", "hidden_size")],
+    *[(TEXT_CONFIG, values) for values in ({"num_hidden_layers": "2"}, {"rope_theta": "x"})],
+]
+
+
+@pytest.mark.parametrize("file, values", DAMAGED, ids=str)
+def test_a_damaged_config_is_told_by_file_and_name(copy, file, values):
+    path = copy()
+    config = json.loads((path / file).read_text())
+    (path / file).write_text(json.dumps(config | values))
+    text = refusal(open_checkpoint, path)
+    assert f"{path / file} has a damaged config: {next(iter(values))} must be" in text
+
+
+def test_a_damaged_config_of_the_other_layouts_is_told(copy, tmp_path):
+    path = copy("diffusers")
+    (path / "transformer/config.json").write_text("{}")
+    assert "does not fit its config" in refusal(open_checkpoint(path).check)
+    (path / "audio_tokenizer/config.json").write_text(json.dumps({"fsq_input_levels": 5}))
+    assert "fsq_input_levels must be a list" in refusal(open_checkpoint, path)
+    file = write_checkpoint(tmp_path / "single", layout="comfyui")
+    for metadata in ("[", '{"sliding_window": "x"}', "3"):
+        save_file(load_file(file), file, {METADATA_KEY: metadata})
+        assert "has a damaged config" in refusal(open_checkpoint, file)
+
+
+def test_a_shard_index_without_its_map_is_told(tmp_path):
+    path = write_checkpoint(tmp_path, shard_bytes=500_000)
+    (index,) = path.glob("acestep-v15-turbo/*.index.json")
+    for weight_map in ([1], {"a": 1}, None):
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        assert "must hold a weight_map" in refusal(open_checkpoint, path)

@@ -11,7 +11,6 @@ import re
 import sys
 from pathlib import Path
 
-import huggingface_hub
 import numpy as np
 import pytest
 import soundfile
@@ -20,6 +19,7 @@ from acefast.audio import read_tags
 from acefast.cli import main
 from acefast.request import options
 
+pytest_plugins = ["tests.checkpoints"]
 pytestmark = pytest.mark.usefixtures("offline")
 SHORT = ["--duration", "5", "--steps", "1"]
 
@@ -55,9 +55,10 @@ GROUPS = {
     ),
     "timesteps": (["--timesteps", "0.9,0.4"], {"timesteps": [0.9, 0.4], "steps": 2}),
     "habits": (
-        ["--semantics", "diffusers", "--pad-mode", "upstream", "--precision", "upstream", "--deterministic"],
-        {"semantics": "diffusers", "pad_mode": "upstream", "precision": "upstream", "deterministic": True},
+        ["--semantics", "diffusers", "--pad-mode", "upstream", "--deterministic"],
+        {"semantics": "diffusers", "pad_mode": "upstream", "deterministic": True},
     ),
+    "roundings": (["--precision", "upstream"], {"precision": "upstream"}),
     "level": (
         ["--normalize", "-6", "--fade-in", "0.5", "--fade-out", ".5", "--lyrics-overflow", "refuse"],
         {"normalize": -6.0, "fade_in": 0.5, "fade_out": 0.5, "lyrics_overflow": "refuse"},
@@ -240,14 +241,12 @@ def test_info_reads_well(models, capsys):
     assert re.search(r"^backend +cuda +(available|this installation|torch sees no)", text, re.M)
 
 
-def test_info_of_one_model_downloads_nothing(models, monkeypatch, capsys):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: pytest.fail("info must not download"))
+def test_info_of_one_model_downloads_nothing(models, downloads, capsys):
     assert main(["info", "turbo", "--json"]) == 0
     (model,) = json.loads(capsys.readouterr().out)["models"]
     assert model["name"] == "ace-step-1.5-turbo"
     assert main(["info", "ace-step-1.5-xl-sft"]) == 3
-    assert "ace-step-1.5-xl-sft" in capsys.readouterr().err
+    assert "ace-step-1.5-xl-sft" in capsys.readouterr().err and not downloads
 
 
 def test_info_without_models_says_where_to_put_them(capsys):

@@ -107,6 +107,7 @@ REQUESTS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"steps": 0}, ("steps", "1 to 200", "0")),
     ({"dtype": "int8"}, ("dtype", "bfloat16", "int8")),
     ({"device": "cdua"}, ("device", "cdua", "cpu")),
+    ({"device": "meta"}, ("device", "meta", "'cpu'")),
     ({"device": "cuda:99"}, ("device", "cuda:99", "'cpu'")),
     ({"reference": "missing.wav"}, ("reference", "missing.wav", "check")),
     ({"reference": "empty.wav"}, ("reference", "empty.wav", "0 bytes")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -34,6 +35,21 @@ def test_nan_in_the_latents_is_refused(tiny_pipe, monkeypatch):
     real = tiny_pipe.model.velocity
     monkeypatch.setattr(tiny_pipe.model, "velocity", lambda *a, **k: real(*a, **k) / 0)
     refused_by(tiny_pipe, "latents", "2 steps", "another seed")
+
+
+@pytest.mark.parametrize("answer", [True, "stop", 0, torch.zeros(1), torch.zeros(1, 128, 7)], ids=lambda x: str(x)[:9])
+def test_an_answer_of_on_step_that_is_none_is_refused(tiny_pipe, answer):
+    words = ("on_step must return None, False or latents [1, 128, 8]", "got")
+    refused_by(tiny_pipe, *words, on_step=lambda info: answer)
+
+
+def test_noise_of_any_real_numbers_is_taken(tiny_pipe):
+    for noise in (
+        np.zeros((128, 8), np.int64),
+        np.zeros((128, 16), np.float64)[::-1, ::-2],
+        torch.zeros(128, 8).half(),
+    ):
+        assert tiny_pipe.generate("boom bap", duration=5, steps=1, noise=noise).latents.shape == (128, 8)
 
 
 def test_nan_in_the_audio_is_refused(tiny_pipe, monkeypatch, tune):

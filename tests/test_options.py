@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acefast.options import OTHER_NAMES, TASKS
+from acefast.options import OTHER_NAMES, STEMS, TASKS, table
 from acefast.request import CheckpointTraits, Request, RequestError, options, options_table
 from acefast.values import LANGUAGES
 
@@ -63,6 +63,7 @@ KEPT = [
     *[("timesteps", [1, 0.5, 0], (1.0, 0.5)), ("timesteps", "0.97,0.76, 0.085,0", (0.97, 0.76, 0.085))],
     *[("timesteps", torch.tensor([1.0, 0.5]), (1.0, 0.5)), ("guidance_interval", [0, 0.5], (0.0, 0.5))],
     *[("codes", [0, 63999], (0, 63999)), ("codes", "<|audio_code_7|><|audio_code_8|>", (7, 8))],
+    *[("codes", "<|audio_code_64000|><|audio_code_999999999|>", (63999, 63999))],  # cut, as upstreams do
     *[("codes", "1, 2 3", (1, 2, 3)), ("codes", np.array([4, 5]), (4, 5)), ("codes", torch.tensor([6]), (6,))],
 ]
 
@@ -100,6 +101,7 @@ BAD = [
     ],
     *[("language", ""), ("task", "remix"), ("task", None), ("solver", "Euler"), ("instrumental", "yes"), ("dcw", "on")],
     *[("codes", [64000]), ("codes", [-1]), ("codes", [1.5]), ("codes", []), ("codes", ""), ("codes", [0] * 3001)],
+    *[("codes", "64000"), ("codes", "1, 64000")],
     *[("codes", "<|audio_code_1|> and more"), ("codes", "one"), ("codes", "<|audio_code_9999999999|>"), ("codes", 5)],
     *[
         ("timesteps", []),
@@ -111,6 +113,8 @@ BAD = [
     *[("timesteps", [math.nan]), ("timesteps", "1, x"), ("timesteps", [0.5, 0, 0.1]), ("timesteps", 0.5)],
     *[("guidance_interval", (0.6, 0.5)), ("guidance_interval", (0, 1.1)), ("guidance_interval", 0.5)],
     *[("noise", torch.zeros(64)), ("noise", [[0.0]]), ("noise", torch.full((2, 64), math.nan)), ("on_step", 5)],
+    *[("noise", np.array([["a"] * 64])), ("noise", np.array([[None] * 64])), ("noise", np.zeros((2, 64), complex))],
+    *[("noise", torch.zeros(2, 64, dtype=torch.complex64))],
     *[
         ("reference", 5),
         ("reference", ""),
@@ -199,6 +203,12 @@ def test_every_option_is_declared_with_help_and_range_and_is_in_the_table():
         assert about.kind not in ("number", "integer", "level") or about.low < about.high
         assert about.kind != "choice" or about.default in about.choices
         assert {*about.tasks} <= {*TASKS}
+
+
+def test_what_a_task_needs_of_the_checkpoint_its_own_options_need_too():
+    for about in options().values():
+        if about.tasks and {*about.tasks} <= {*STEMS}:
+            assert about.models == ("base",) and "| base |" in table({"x": about})
 
 
 def test_there_are_fifty_languages_and_unknown():

@@ -154,9 +154,13 @@ def test_codes_stand_in_for_a_source(pipes):
         song = ours.generate("trap", codes=given, noise=start[0], steps=3, semantics="diffusers")
         assert error(song.latents, clean[0]) <= GATE
         assert song.codes == codes
+    longer = latents(theirs, prompt="trap", lyrics="", audio_codes=text, latents=start, audio_duration=30.0)
+    song = ours.generate("trap", codes=codes, duration=30, noise=start[0], steps=3, semantics="diffusers")
+    assert error(song.latents, longer[0]) <= GATE < error(longer[0], clean[0])  # the duration is a word of the prompt
 
 
-def test_repaint_keeps_the_context_outside_of_the_window(pipes):
+@pytest.mark.parametrize(("first", "last"), [(1.3, 3.7), (1.16, 2.28)])  # 1.16 * 25 is below 29 as a float
+def test_repaint_keeps_the_context_outside_of_the_window(pipes, first, last):
     ours, theirs = pipes("turbo")
     source, start = audio(6), noise(150)
     clean = latents(
@@ -167,11 +171,11 @@ def test_repaint_keeps_the_context_outside_of_the_window(pipes):
         task_type="repaint",
         src_audio=torch.from_numpy(source),
         latents=start,
-        repainting_start=1.3,
-        repainting_end=3.7,
+        repainting_start=first,
+        repainting_end=last,
     )
     song = ours.generate(
-        "drill", task="repaint", source=source, start=1.3, end=3.7, noise=start[0], steps=3, semantics="diffusers"
+        "drill", task="repaint", source=source, start=first, end=last, noise=start[0], steps=3, semantics="diffusers"
     )
     assert error(song.latents, clean[0]) <= GATE
 

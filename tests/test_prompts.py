@@ -102,6 +102,18 @@ def test_the_text_prompt_is_the_specified_string():
     assert text_prompt(Request("rock"), None).endswith(bare)
 
 
+def test_a_checkpoint_of_stems_reads_the_prompt_as_a_stem_s_caption():
+    def caption(**options):
+        request = Request("dry snare", task="lego", track="drums", source="a.wav", **options)
+        return text_prompt(request, 30, lego_sft=True).split("# Caption\n")[1].split("\n\n# Metas")[0]
+
+    assert caption() == "Global: \nLocal: dry snare\nMask Control: true"
+    for value in ("ones", "twos"):
+        assert caption(chunk_mask=value) == "Global: \nLocal: dry snare\nMask Control: false"
+    segment = "Generate a segment of the DRUMS track based on the audio context"
+    assert caption(instruction=segment) == "Local: dry snare\nMask Control: true"
+
+
 def test_the_lyric_prompt_is_the_specified_string():
     request = Request("rock", "[verse]\nla la", language="Spanish")
     assert lyric_prompt(request) == "# Languages\nes\n\n# Lyric\n[verse]\nla la<|endoftext|>"

@@ -65,6 +65,13 @@ TOGETHER = [
     (("steps", "timesteps"), {"steps": 8, "timesteps": [1, 0.5]}),
     (("sigma_shift", "timesteps"), {"sigma_shift": 3, "timesteps": [1, 0.5]}),
     (("guidance_eta", "apg"), {"guidance": "cfg", "guidance_eta": 0.5}),
+    *[
+        ((name, "guidance_scale=1"), {"guidance_scale": 1, name: value})
+        for name, value in {"guidance": "cfg", "guidance_interval": (0, 0.5), "guidance_eta": 0.5}.items()
+    ],
+    (("posterior", "audio"), {"posterior": "sample"}),
+    (("posterior", "audio"), {"posterior": "sample", "codes": [1] * 50}),
+    (("precision", "diffusers", "official"), {"precision": "upstream", "semantics": "diffusers"}),
     (("variation_seed", "variation"), {"variation_seed": 5}),
     (("dcw", "sde"), {"dcw": "low", "solver": "sde"}),
 ]
@@ -102,6 +109,7 @@ def test_tracks_are_normalised_and_named_once():
 DEFAULTS = [  # checkpoint, semantics -> steps, sigma_shift, guidance_scale
     (TURBO, "official", (8, 3.0, 1.0)),
     (CheckpointTraits("a", True, "turbo-shift1"), "official", (8, 1.0, 1.0)),
+    (CheckpointTraits("a", True, "turbo-shift1"), "diffusers", (8, 3.0, 1.0)),
     (CheckpointTraits("a", True, "turbo-shift3"), "official", (8, 3.0, 1.0)),
     (CheckpointTraits("a", True, "turbo-continuous"), "official", (8, 3.0, 1.0)),
     (CheckpointTraits("a", True, "turbo", xl=True), "diffusers", (8, 3.0, 1.0)),
@@ -134,6 +142,7 @@ def test_given_values_beat_the_checkpoint_s():
     [
         ({"codes": [1] * 50}, 1.0, 10.0),
         ({"codes": [1]}, 1.0, 5.0),
+        ({"codes": [1] * 50, "semantics": "diffusers"}, 1.0, None),
         ({"task": "cover", "source": SONG}, 1.0, None),
         ({"task": "repaint", "source": SONG}, 0.5, None),
         ({"task": "repaint", "source": SONG, "repaint_mode": "aggressive"}, None, None),
@@ -207,6 +216,8 @@ def test_windows_lie_where_the_times_say(task, values, seconds, expected):
         ("extend", {"start": -10, "duration": 45}, 40, ("duration", "50.00 seconds")),
         ("extend", {"start": 45, "end": 60}, 40, ("start", "inside the source")),
         ("extend", {"start": 0, "end": 60}, 40, ("start", "leave it out")),
+        ("extend", {"start": -0.01, "end": 60}, 40, ("start", "-0.04 seconds or less", "-0.01", "leave it out")),
+        ("extend", {"start": -0.01}, 40, ("start", "-0.04 seconds or less")),
         ("extend", {"start": -400}, 300, ("source", "700.00", "600")),
         ("cover", {}, 4, ("source", "5 to 600")),
         ("extend", {"end": 60}, 0.01, ("source", "longer")),

@@ -37,6 +37,7 @@ class Config:
     timbre_token: bool = False  # XL puts a learned token in front of the timbre frames
     is_turbo: bool = True
     model_version: str = "turbo"
+    is_lego_sft: bool = False  # trained on captions of single stems
 
     @property
     def in_channels(self) -> int:
@@ -45,16 +46,17 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
-        """Read an official or diffusers ``config.json``; keys that inference does not use are ignored."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        kept = {k: v for k, v in values.items() if k in known and v is not None}
-        if "fsq_input_levels" in kept:
-            kept["fsq_input_levels"] = tuple(kept["fsq_input_levels"])
+        """Read an official or diffusers ``config.json``; keys that inference does not use are ignored.
+
+        Raises:
+            ValueError: a value is of another kind than it must be.
+        """
+        kept = checked(values, {f.name: f.default for f in dataclasses.fields(cls)})
         kept.setdefault("timbre_token", values.get("encoder_hidden_size") is not None)
         for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"):
             if name in kept:
                 kept.setdefault(f"encoder_{name}", kept[name])
-        kept["is_turbo"] = bool(values.get("is_turbo") or values.get("model_version") == "turbo")
+        kept["is_turbo"] = kept.get("is_turbo", False) or kept.get("model_version") == "turbo"
         kept.setdefault("model_version", "turbo" if kept["is_turbo"] else "base")
         return cls(**kept)
 
@@ -78,6 +80,39 @@ class VAEConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> VAEConfig:
-        """Read a diffusers ``config.json`` of ``AutoencoderOobleck``."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known})
+        """Read a diffusers ``config.json`` of ``AutoencoderOobleck``; raises as ``Config.from_dict``."""
+        return cls(**checked(values, {f.name: f.default for f in dataclasses.fields(cls)}))
+
+
+def checked(values: dict[str, Any], examples: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a ``config.json`` that ``examples`` has, each of its example's kind; None counts as absent.
+
+    Raises:
+        ValueError: one is not, in a sentence.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"it must be an object, got {values!r:.60}")
+    kept = {}
+    for name, example in examples.items():
+        if (value := values.get(name)) is None:
+            continue
+        if isinstance(example, tuple):
+            needs, fits = (
+                "a list of whole numbers above 0",
+                isinstance(value, (list, tuple)) and all(map(_whole, value)),
+            )
+            value = tuple(value) if fits else value
+        elif isinstance(example, (bool, str)):
+            needs, fits = "true or false" if isinstance(example, bool) else "text", type(value) is type(example)
+        elif isinstance(example, int):
+            needs, fits = "a whole number above 0", _whole(value)
+        else:
+            needs, fits = "a number above 0", type(value) in (int, float) and 0 < value < math.inf
+        if not fits:
+            raise ValueError(f"{name} must be {needs}, got {value!r:.60}")
+        kept[name] = value
+    return kept
+
+
+def _whole(value: Any) -> bool:
+    return type(value) is int and value > 0

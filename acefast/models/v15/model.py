@@ -16,7 +16,7 @@ from acefast.models.v15 import vae
 from acefast.models.v15.codes import AudioDetokenizer, AudioTokenizer
 from acefast.models.v15.conditions import ConditionEncoder
 from acefast.models.v15.dit import DiT
-from acefast.models.v15.tasks import build_task
+from acefast.models.v15.tasks import REFERENCE_STREAM, build_task, posterior
 from acefast.prompts import LYRIC_TOKENS, TEXT_TOKENS, lyric_prompt, text_prompt, tokenize
 from acefast.request import Request
 from acefast.tasks import Recording, Task, read_audio
@@ -109,7 +109,7 @@ class Model:
     ) -> Conditions:
         request = requests[0]
         ids = [self._ids(r, task.seconds, as_text2music) for r in requests]
-        shared = len(set(ids)) == 1 and task.source.shape[0] == 1  # variations of one song: one row serves them all
+        shared = len(set(ids)) == len(timbre) == len(task.source) == 1  # variations of one song: one row serves all
         rows = ids[:1] if shared else ids
         source = task.source
         if as_text2music and request.semantics == "official":
@@ -136,7 +136,9 @@ class Model:
 
     def _ids(self, request: Request, seconds: float, as_text2music: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Token ids of a song's text and lyric prompt; warns of what was cut."""
-        text = text_prompt(request, seconds, task="text2music" if as_text2music else None)
+        # Only the official code does it, and leaves out a cover's second prompt.
+        lego_sft = self.config.is_lego_sft and request.semantics == "official" and not as_text2music
+        text = text_prompt(request, seconds, task="text2music" if as_text2music else None, lego_sft=lego_sft)
         pair = []
         for name, prompt, limit in (("prompt", text, TEXT_TOKENS), ("lyrics", lyric_prompt(request), LYRIC_TOKENS)):
             overflow = request.lyrics_overflow if name == "lyrics" else "cut"
@@ -151,8 +153,9 @@ class Model:
 
     def _encode_each(self, ids: list, timbre: Tensor, request: Request) -> tuple[Tensor, Tensor]:
         """Every distinct prompt on its own, so that no song depends on the padding of another; then one batch."""
-        found = {key: self._encode([key], timbre, request)[0][0] for key in dict.fromkeys(ids)}
-        rows = [found[key] for key in ids]
+        keys = [(pair, i if len(timbre) > 1 else 0) for i, pair in enumerate(ids)]
+        found = {(pair, i): self._encode([pair], timbre[i : i + 1], request)[0][0] for pair, i in dict.fromkeys(keys)}
+        rows = [found[key] for key in keys]
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
         return nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths
 
@@ -177,7 +180,7 @@ class Model:
         return padded.to(self.device), torch.tensor([len(row) for row in rows], device=self.device)
 
     def _timbre(self, requests: list[Request], reference: np.ndarray | None) -> Tensor:
-        """[1, W]: the timbre of the reference audio, or the checkpoint's constant for none."""
+        """[1, W]: timbre of the reference audio, the checkpoint's constant for none; [B, W] where it is sampled."""
         semantics = requests[0].semantics
         if reference is None:
             key = f"silence_timbre_{semantics}"
@@ -185,7 +188,7 @@ class Model:
                 frames = self.silence(self.config.timbre_fix_frame).to(self.device, self.dtype)
                 self.__dict__[key] = self.condition_encoder.timbre_encode(frames, semantics=semantics)
             return self.__dict__[key]
-        frames, _ = self.encode(reference_segments(reference))
+        frames = posterior(requests, self.encode(reference_segments(reference)), REFERENCE_STREAM)
         return self.condition_encoder.timbre_encode(frames.to(self.dtype), semantics=semantics)
 
     # -- the diffusion loop's side -----------------------------------------------------------------------------------

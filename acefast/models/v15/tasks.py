@@ -19,7 +19,8 @@ from acefast.tasks import Recording, Task
 RATE = 48_000
 HOP = 1920  # samples per latent frame
 MIN_FRAMES = 128  # the official code never generates less than 5.12 s
-POSTERIOR_STREAM = 1 << 32  # Philox stream of the posterior's noise, beyond those of the sampler
+# Philox streams of the posterior's noise, beyond those of the sampler: of the source and of the reference audio.
+POSTERIOR_STREAM, REFERENCE_STREAM = 1 << 32, (1 << 32) + 1
 
 
 def frames_of(seconds: float, semantics: str) -> int:
@@ -52,27 +53,37 @@ def build_task(
     if recording is None:
         frames = frames_of(request.duration, request.semantics)
         return Task(frames, request.duration, silence(frames), _whole(request, frames))
-    clean = _encoded(requests, recording, encode)
+    clean = posterior(requests, encode(recording.waveform), POSTERIOR_STREAM)
+    if request.semantics == "official":
+        clean = _filled(clean, MIN_FRAMES, silence)
     frames, seconds = clean.shape[1], recording.seconds
     if request.task == "cover":
         codes = [to_codes(row[None]) for row in clean]
         hints = torch.cat([from_codes(c)[:, :frames] for c in codes])
         return Task(frames, seconds, hints, _whole(request, frames), clean, codes=codes)
     if request.task in ("repaint", "extend"):
-        mask = recording.mask(frames, HOP)
+        mask = recording.mask(frames, HOP, request.semantics)
         source = torch.where(mask[None, :, None].to(clean.device) > 0, silence(frames).to(clean.device), clean)
         return Task(frames, seconds, source, _whole(request, frames, mask), clean, recording, mask)
-    mask = recording.mask(frames, HOP) if request.task == "lego" else None
+    mask = recording.mask(frames, HOP, request.semantics) if request.task == "lego" else None
     return Task(frames, seconds, clean, _whole(request, frames, mask), clean)
 
 
 def _from_codes(request: Request, silence: Callable[[int], Tensor], from_codes: Callable[[list[int]], Tensor]) -> Task:
-    hints = from_codes(request.codes)
-    n = hints.shape[1]
-    frames = n if request.semantics == "diffusers" else max(n, frames_of(request.duration, request.semantics))
-    # What lies behind the last code is silence taken from the silence latent's beginning, as upstream takes it.
-    source = torch.cat([hints, silence(frames - n).to(hints)], 1) if frames > n else hints
-    return Task(frames, frames * HOP / RATE, source, _whole(request, frames), codes=[list(request.codes)])
+    source = from_codes(request.codes)
+    if request.semantics == "official":
+        source = _filled(source, frames_of(request.duration, request.semantics), silence)
+    frames = source.shape[1]
+    seconds = frames * HOP / RATE if request.duration is None else request.duration
+    return Task(frames, seconds, source, _whole(request, frames), codes=[list(request.codes)])
+
+
+def _filled(latents: Tensor, frames: int, silence: Callable[[int], Tensor]) -> Tensor:
+    """[B, T, D] latents with silence behind them up to ``frames``: from the silence latent's beginning, as upstream."""
+    missing = frames - latents.shape[1]
+    if missing <= 0:
+        return latents
+    return torch.cat([latents, silence(missing).to(latents).expand(len(latents), -1, -1)], 1)
 
 
 def _whole(request: Request, frames: int, mask: Tensor | None = None) -> Tensor:
@@ -83,12 +94,9 @@ def _whole(request: Request, frames: int, mask: Tensor | None = None) -> Tensor:
     return torch.ones(frames) if mask is None else mask
 
 
-def _encoded(
-    requests: list[Request], recording: Recording, encode: Callable[[np.ndarray], tuple[Tensor, Tensor]]
-) -> Tensor:
-    """[1, T, D] posterior mean, or [B, T, D] samples of the posterior, each from its own song's seed."""
-    mean, std = encode(recording.waveform)
+def posterior(requests: list[Request], encoded: tuple[Tensor, Tensor], stream: int) -> Tensor:
+    """[1, T, D] the mean of encoded audio, or [B, T, D] samples of its posterior, each from its own song's seed."""
+    mean, std = encoded
     if requests[0].posterior == "mean":
         return mean
-    shape, seeds = tuple(mean.shape[1:]), [r.seed for r in requests]
-    return mean + std * philox_normal(seeds, shape, stream=POSTERIOR_STREAM, device=mean.device)
+    return mean + std * philox_normal([r.seed for r in requests], mean.shape[1:], stream=stream, device=mean.device)
