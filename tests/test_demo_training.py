@@ -184,3 +184,13 @@ def test_every_stage_trains_resumes_exports_and_makes_a_song(tmp_path):
     assert song.audio.shape == (2, 48_000 * 512 // 100)
     assert np.isfinite(song.audio).all() and song.audio.std() > 0
     assert (song.request.steps, song.request.sigma_shift) == (8, 3.0)
+
+
+def test_beat_locked_tells_latents_that_follow_the_bar_from_those_that_swing():
+    rng = np.random.default_rng(0)
+    bpm = rng.integers(80, 100, 16)
+    phase = 2 * np.pi * bpm[:, None] / 60 * (np.arange(300) + 0.5) / 25  # of a beat
+    follows = np.cos(phase)[..., None] + 0.3 * rng.standard_normal((16, 300, 2))
+    assert 0.7 < train_vae.beat_locked(follows, bpm) < 0.95  # the noise's share is a sixth
+    swings = follows * rng.choice([-1, 1], (16, 300, 1))  # as loud, with a sign of its own
+    assert abs(train_vae.beat_locked(swings, bpm)) < 0.05

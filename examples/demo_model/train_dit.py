@@ -27,7 +27,7 @@ from nets import Bundle
 from tokenizer import train_tokenizer
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from train_vae import SECONDS, SEED
+from train_vae import SECONDS, SEED, beat_locked
 from training import Trainer
 from transformers import Qwen3Config, Qwen3Model
 from vae_nets import VAE
@@ -99,6 +99,13 @@ class Run:
         train, test = (Dataset(n, SEED, split, SECONDS) for n, split in ((clips, "train"), (tests, "held-out")))
         self.latents, self.labels = self._encoded(self.vae, "songs", train, workers)
         self.unseen, self.unseen_labels = self._encoded(self.vae, "unseen", test, workers)
+        style = "boom bap"
+        chosen = [
+            i for i, known in enumerate(self.labels) if (known["style"], known["time_signature"]) == (style, "4")
+        ][:64]
+        if len(chosen) > 8:
+            share = beat_locked(self.latents[chosen], [self.labels[i]["bpm"] for i in chosen])
+            print(f"{share:.2f} of the latents of {style} is foretold by their place in the bar", flush=True)
         words = self.folder / "tokenizer.json"
         if not words.is_file():
             rng = np.random.default_rng(0)
