@@ -19,6 +19,7 @@ import torch
 from acefast.files import check_writable, write_together
 from acefast.request import RequestError
 from acefast.tags import TAGS, clean, read_riff_info, write_id3, write_riff_info
+from acefast.values import dense
 from acefast.waveform import (
     SAMPLE_RATE,
     SAMPLES_PER_FRAME,
@@ -287,6 +288,8 @@ def _read_file(path: str | os.PathLike, name: str) -> tuple[np.ndarray, int]:
 
 def _from_array(array: Any, name: str) -> np.ndarray:
     """[C, N] with C at most 2, float32."""
+    if isinstance(array, (torch.Tensor, np.ndarray)):
+        dense(f"{name}:", array)
     if isinstance(array, torch.Tensor):
         array = array.detach().cpu()
         array = (array.float() if array.is_floating_point() else array).numpy()

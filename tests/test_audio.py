@@ -132,7 +132,9 @@ BAD_SOURCES = {
     "batch": (lambda d: np.zeros((1, 2, 4000)), r"got \[1, 2, 4000\]"),
     "latents": (lambda d: torch.zeros(15000, 64), r"is no audio of up to 32 channels"),
     "int64": (lambda d: np.zeros((2, 4000), np.int64), r"int64 have no agreed full scale"),
-    "complex": (lambda d: np.zeros((2, 4000), np.complex64), r"complex64 have no agreed full scale"),
+    "complex": (lambda d: np.zeros((2, 4000), np.complex64), r"dense array of real numbers, got one of complex64"),
+    "sparse": (lambda d: torch.zeros(2, 4000).to_sparse(), r"dense array of real numbers, got one of sparse"),
+    "meta": (lambda d: torch.zeros(2, 4000, device="meta"), r"dense array of real numbers, got one of meta"),
     "int16 as float": (lambda d: noise(4000) * 32768, r"within \+-1, got a peak of 3\d+"),
 }
 
