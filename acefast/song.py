@@ -37,6 +37,7 @@ class Song:
         timings: seconds per stage.
         request: the Request (or any mapping of its fields) as it was run, with this song's own prompt and seed.
         model: the checkpoint's name.
+        warnings: what of prompt and lyrics was too long and was cut, a sentence each.
     """
 
     audio: np.ndarray
@@ -47,6 +48,7 @@ class Song:
     timings: dict[str, float] = field(default_factory=dict)
     request: Any = None
     model: str | None = None
+    warnings: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         audio, rate = self.audio, self.sample_rate
@@ -81,6 +83,7 @@ class Song:
             "seed": self.seed,
             "duration": round(self.duration, 6),
             "options": {n: v for n, v in told.items() if n != "seed" and (v is not None or n in none_means)},
+            **({"warnings": self.warnings} if self.warnings else {}),
         }
 
     @memory_told("saving", ROOM)
