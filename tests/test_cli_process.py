@@ -192,11 +192,9 @@ def test_a_name_the_terminal_cannot_spell_is_escaped(tiny, folder):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
 def test_an_output_that_is_full_is_one_sentence_and_the_songs_are_saved(tiny, folder):
-    for arguments in ("info", "--help"):
-        code, told = through_a_shell(f"acefast {arguments} > /dev/full", folder)
-        assert code == 2 and told == (
-            "acefast: standard output cannot be written: No space left on device; send it elsewhere\n"
-        )
+    code, told = through_a_shell("acefast info > /dev/full", folder)
+    assert code == 2
+    assert told == "acefast: standard output cannot be written: No space left on device; send it elsewhere\n"
     made = f"acefast generate x {' '.join(SHORT)} --model '{tiny}' -o x.wav --seed 1,2 > /dev/full"
     code, told = through_a_shell(made, folder)
     assert code == 2 and "the songs are saved" in told and told.count("\n") == 1
@@ -204,7 +202,7 @@ def test_an_output_that_is_full_is_one_sentence_and_the_songs_are_saved(tiny, fo
     assert through_a_shell("acefast generate x -o x.wav --bpm 1 2> /dev/full", folder)[0] == 2
 
 
-@pytest.mark.parametrize("arguments", ["info", "info --json", "generate --help"])
+@pytest.mark.parametrize("arguments", ["info", "generate --help"])
 def test_a_reader_that_leaves_early_is_no_failure(arguments, folder):
     assert through_a_shell(f"acefast {arguments} | head -n 0", folder) == (0, "")
 

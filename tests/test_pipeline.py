@@ -75,9 +75,6 @@ def test_the_longest_song_is_made_whole(tiny_pipe):
     longest = song(tiny_pipe, duration=600.0, steps=1)
     assert longest.latents.shape == (15_000, 8) and longest.audio.shape == (2, 600 * 48_000)
     assert longest.latents.isfinite().all() and longest.latents[-128:].std() > 0.1
-    noise = philox_normal([1], (15_000, 8))[0]
-    again = song(tiny_pipe, duration=600.0, steps=1, noise=noise)
-    assert torch.equal(again.latents, longest.latents)
 
 
 @pytest.mark.usefixtures("undecoded")
