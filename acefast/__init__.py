@@ -1,11 +1,15 @@
 """acefast: fast, proven inference for the ACE-Step music diffusion models."""
 
-from acefast.backends import BackendUnavailable, use_backend
-from acefast.checkpoint import CheckpointError
-from acefast.pipeline import Pipeline, generate, load
-from acefast.request import Request, RequestError
-from acefast.sampling import Cancelled, StepInfo
-from acefast.song import Song
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from acefast.backends import BackendUnavailable, use_backend
+    from acefast.checkpoint import CheckpointError
+    from acefast.pipeline import Pipeline, generate, load
+    from acefast.request import Request, RequestError
+    from acefast.sampling import Cancelled, StepInfo
+    from acefast.song import Song
 
 __all__ = [
     "BackendUnavailable",
@@ -20,3 +24,29 @@ __all__ = [
     "load",
     "use_backend",
 ]
+
+# Each name is imported when it is first asked for, so that the command line is at work before torch is.
+_MODULES = {
+    "BackendUnavailable": "acefast.backends",
+    "Cancelled": "acefast.sampling",
+    "CheckpointError": "acefast.checkpoint",
+    "Pipeline": "acefast.pipeline",
+    "Request": "acefast.request",
+    "RequestError": "acefast.request",
+    "Song": "acefast.song",
+    "StepInfo": "acefast.sampling",
+    "generate": "acefast.pipeline",
+    "load": "acefast.pipeline",
+    "use_backend": "acefast.backends",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'acefast' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
-import shutil
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from acefast.files import check_writable, write_together
 from acefast.request import RequestError
 from acefast.tags import TAGS, clean, read_riff_info, write_id3, write_riff_info
+from acefast.values import dense
 from acefast.waveform import (
     SAMPLE_RATE,
     SAMPLES_PER_FRAME,
@@ -37,15 +36,14 @@ __all__ = [
     "FORMATS",
     "SAMPLES_PER_FRAME",
     "SAMPLE_RATE",
+    "audio_writer",
     "check_output",
-    "check_writable",
     "fade",
     "is_silent",
     "load_audio",
     "normalise",
     "read_tags",
     "reference_segments",
-    "replacing",
     "splice",
     "write_audio",
 ]
@@ -140,44 +138,6 @@ def check_output(path: str | os.PathLike, subtype: str | None = None) -> Path:
     return path
 
 
-def check_writable(path: Path) -> None:
-    """Raise RequestError unless a file can be made at ``path``, an existing file replaced; leaves nothing behind."""
-    try:
-        if path.exists() and not path.is_file():
-            raise RequestError(f"output: {str(path)!r} is not a regular file and cannot be replaced; name a file")
-        if not path.parent.is_dir():
-            raise RequestError(f"output: the folder {str(path.parent)!r} does not exist; make it or name another")
-        probe = _beside(path)
-        probe.touch(exist_ok=False)
-        probe.unlink()
-    except (OSError, ValueError) as error:
-        if isinstance(error, RequestError):
-            raise
-        reason = getattr(error, "strerror", None) or error
-        raise RequestError(f"output: cannot write {str(path)!r}: {reason}; name another folder or file") from error
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path`` and move it there once the block has ended well.
-
-    Whatever else ends the block, Ctrl-C included, removes the temporary file and leaves ``path`` as it was. Failures
-    of the disk are told as RequestError.
-    """
-    temporary = _beside(path)
-    try:
-        yield temporary
-        os.replace(temporary, os.path.realpath(path))
-    except (OSError, RuntimeError) as error:  # libsndfile's errors are RuntimeErrors
-        free = shutil.disk_usage(path.parent).free / 1e6 if path.parent.is_dir() else 0
-        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
-        raise RequestError(
-            f"output: writing {str(path)!r} failed ({reason}) and left nothing behind; its disk has {free:.1f} MB free"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_audio(
     path: str | os.PathLike,
     audio: np.ndarray,
@@ -200,9 +160,26 @@ def write_audio(
     Raises:
         RequestError: as ``check_output``; NaN or infinity in ``audio``; the disk is full or failed meanwhile.
     """
+    path = check_output(path, subtype)
+    write_together({path: audio_writer(path, audio, sample_rate, subtype=subtype, tags=tags)})
+    return path
+
+
+def audio_writer(
+    path: Path,
+    audio: np.ndarray,
+    sample_rate: int = SAMPLE_RATE,
+    *,
+    subtype: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> Callable[[Path], None]:
+    """What ``write_together`` needs to write ``audio`` as ``write_audio`` does; it has been checked by then.
+
+    Args:
+        path: as ``check_output`` returned it; tells the format.
+    """
     import soundfile
 
-    path = check_output(path, subtype)
     form = FORMATS[path.suffix.lower()]
     subtype = subtype or next(iter(form.subtypes))
     audio = np.asarray(audio)
@@ -214,7 +191,7 @@ def write_audio(
         warnings.warn(
             f"{path.name}: {over} samples above full scale (peak {peak(audio):.4g}) were clipped; normalise the "
             "song, or write .wav with subtype='float32'",
-            stacklevel=2,
+            stacklevel=3,
         )
     if unknown := set(tags or {}) - set(TAGS):
         raise RequestError(f"output: unknown tags {', '.join(sorted(unknown))}; known are {', '.join(TAGS)}")
@@ -222,7 +199,8 @@ def write_audio(
     kind = form.subtypes[subtype]
     # libsndfile ends an Opus file with a click unless the last 20 ms packet is about half full: up to 20 ms of silence
     padding = (480 - audio.shape[1]) % 960 if kind == "OPUS" else 0
-    with replacing(path) as temporary:
+
+    def write(temporary: Path) -> None:
         options = dict(format=form.container, subtype=kind, compression_level=form.compression)
         with soundfile.SoundFile(temporary, "w", int(sample_rate), audio.shape[0], **options) as file:
             if form.container in ("FLAC", "OGG"):
@@ -235,7 +213,8 @@ def write_audio(
             write_riff_info(temporary, tags)
         elif tags and form.container == "MP3":
             write_id3(temporary, tags)
-    return path
+
+    return write
 
 
 def read_tags(path: str | os.PathLike) -> dict[str, str]:
@@ -244,16 +223,11 @@ def read_tags(path: str | os.PathLike) -> dict[str, str]:
     Raises RequestError where ``load_audio`` would.
     """
     with _open(path, "tags") as file:
-        tags = read_riff_info(Path(file.name)) if file.format in ("WAV", "WAVEX") else file.copy_metadata()
+        tags = read_riff_info(Path(path).expanduser()) if file.format in ("WAV", "WAVEX") else file.copy_metadata()
     tags = {name: value for name, value in tags.items() if name in TAGS and value}
     if "software" in tags:
         tags["software"] = re.sub(r" \(libsndfile-[^)]*\)$", "", tags["software"])
     return tags
-
-
-def _beside(path: Path) -> Path:
-    """A fresh name in the same folder (a move within one is atomic), short, and hidden."""
-    return Path(os.path.realpath(path)).with_name(f".acefast-{os.getpid()}-{secrets.token_hex(4)}.part")
 
 
 def _quantise(samples: np.ndarray, subtype: str | None) -> np.ndarray:
@@ -275,7 +249,7 @@ def _open(path: str | os.PathLike, name: str):
         if os.path.isdir(path):
             raise RequestError(f"{name}: {path!r} is a folder; name an audio file in it")
         with open(path, "rb") as file:
-            empty = not file.read(1)
+            head = file.read(CHUNK)
     except FileNotFoundError as error:
         raise RequestError(f"{name}: there is no file {path!r}; check the path") from error
     except (OSError, ValueError) as error:
@@ -283,10 +257,12 @@ def _open(path: str | os.PathLike, name: str):
             raise
         reason = getattr(error, "strerror", None) or error
         raise RequestError(f"{name}: cannot open {path!r}: {reason}; check the path and its permissions") from error
-    if empty:
+    if not head:
         raise RequestError(f"{name}: {path!r} is empty (0 bytes); give an audio file")
+    # By its name libsndfile takes any .mp3 file for one, and its decoder prints where it is none: go by what it holds.
+    by_content = os.fsdecode(path).lower().endswith(".mp3") and not head.lstrip(b"\0").startswith(b"\xff")
     try:
-        return soundfile.SoundFile(path)
+        return soundfile.SoundFile(os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)) if by_content else path)
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: .raw files name no format
         raise RequestError(
             f"{name}: {path!r} is not audio that libsndfile reads; give wav, flac, ogg, opus, mp3 or aiff, "
@@ -312,6 +288,8 @@ def _read_file(path: str | os.PathLike, name: str) -> tuple[np.ndarray, int]:
 
 def _from_array(array: Any, name: str) -> np.ndarray:
     """[C, N] with C at most 2, float32."""
+    if isinstance(array, (torch.Tensor, np.ndarray)):
+        dense(f"{name}:", array)
     if isinstance(array, torch.Tensor):
         array = array.detach().cpu()
         array = (array.float() if array.is_floating_point() else array).numpy()

@@ -21,7 +21,7 @@ from acefast import layouts, locate, sizes
 from acefast.locate import find
 from acefast.models.v15 import names
 from acefast.models.v15.config import Config, VAEConfig
-from acefast.weights import CheckpointError, Index, Source, Stored, listing, load, open_file, read_tensor
+from acefast.weights import CheckpointError, Index, Source, Stored, access_told, listing, load, open_file, read_tensor
 
 if TYPE_CHECKING:
     from acefast.request import CheckpointTraits
@@ -162,6 +162,8 @@ class Checkpoint:
                 f"{self.name}: silence_latent must hold [1, frames, {D}], got {got}; download it again"
             )
         latent = latent[0].float()
+        if not latent.isfinite().all():
+            raise CheckpointError(f"{self.name}: silence_latent has NaN or infinite values; download it again")
         return latent.repeat(-(-frames // held), 1)[:frames].contiguous()
 
     def tokenizer(self) -> Any:
@@ -214,6 +216,7 @@ def _part(name: str, stored: list[Stored]) -> Part:
     return Part(name, by_dtype.total(), params, by_dtype.most_common(1)[0][0], files)
 
 
+@access_told()
 def open_checkpoint(model: str | os.PathLike, *, offline: bool | None = None, paths: bool = True) -> Checkpoint:
     """Find ``model``, detect its layout and read its headers.
 

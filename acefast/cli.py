@@ -1,231 +1,57 @@
-"""The command ``acefast``: ``generate`` makes songs, ``info`` tells what is here.
+"""The command ``acefast``, as it begins and ends; what it does is in acefast/commands.py.
 
 Exit codes: 0 done, 2 a request that cannot work, 3 no usable checkpoint, 130 interrupted.
+
+Nothing above ``main`` takes time to import: torch takes a second, in which Ctrl-C must already be heard.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import importlib.util
-import json
 import os
+import signal
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from acefast.audio import check_output, check_writable
-from acefast.backends import BackendUnavailable
-from acefast.options import OTHER_NAMES, Option
-from acefast.request import RequestError, options
-from acefast.values import nearest
-from acefast.weights import CheckpointError
+from acefast.console import tell
 
-OK, BAD_REQUEST, NO_CHECKPOINT, INTERRUPTED = 0, 2, 3, 130
-STAGES = {"text": "reading", "diffusion": "composing", "decode": "rendering", "finish": "finishing"}
+INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. What goes wrong is one line on standard error."""
     try:
-        known, unknown = _parser().parse_known_args(arguments)
-        if unknown:
-            raise RequestError(_unknown(unknown[0], known))
-        return known.run(known)
-    except (RequestError, BackendUnavailable) as error:
-        print(f"acefast: {error}", file=sys.stderr)
-        return BAD_REQUEST
-    except CheckpointError as error:
-        print(f"acefast: {error}", file=sys.stderr)
-        return NO_CHECKPOINT
+        with _leaving_at_once():
+            from acefast.commands import run
+        return run(arguments)
     except KeyboardInterrupt:
-        print("acefast: interrupted; no unfinished file is left", file=sys.stderr)
+        _tell_interrupted()
         return INTERRUPTED
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise RequestError(f"{message}; '{self.prog} --help' tells more")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="acefast", description=__doc__.splitlines()[0], allow_abbrev=False)
-    commands = parser.add_subparsers(required=True, metavar="generate|info")
-    make = commands.add_parser("generate", help="make a song", allow_abbrev=False)
-    make.set_defaults(run=_generate)
-    make.add_argument("prompt", nargs="?", default="", help="what the music is like")
-    make.add_argument("-o", "--output", metavar="FILE", help="wav, flac, mp3, ogg or opus; several songs add -SEED")
-    make.add_argument("--model", help="name, folder, file or hub repo (default: $ACEFAST_MODEL or ace-step-1.5-turbo)")
-    make.add_argument("--device", help="cuda, cuda:1, cpu, mps (default: cuda where there is one)")
-    make.add_argument("--dtype", help="bfloat16, float16 or float32 (default: bfloat16; float32 on mps)")
-    make.add_argument("--backend", help="auto, reference, triton, cuda or cpu")
-    make.add_argument("--subtype", choices=("int16", "int24", "float32"), help="sample format (default: int16)")
-    make.add_argument("--json", action="store_true", help="write seed, options and timings beside the song, as .json")
-    make.add_argument("--plot", metavar="PNG", help="draw waveform and spectrogram")
-    make.add_argument("--quiet", action="store_true", help="no progress bar, no closing line")
-    for name, about in _typed_options().items():
-        if about.kind == "flag":
-            make.add_argument(_flag(name), dest=f"option_{name}", action="store_const", const="true", help=about.help)
-            continue
-        more = {"lyrics": "; a text file, or - for standard input", "seed": "; 1,2,3 makes three songs"}.get(name, "")
-        default = "" if about.default in (None, "", ()) else f" (default: {about.default})"
-        text = f"{about.help}{more} [{about.needs}]{default}".replace("%", "%%")
-        make.add_argument(_flag(name), dest=f"option_{name}", metavar="V", help=text)
-    info = commands.add_parser("info", help="models, devices and backends found here", allow_abbrev=False)
-    info.set_defaults(run=_info)
-    info.add_argument("model", nargs="?", help="one model in detail")
-    info.add_argument("--json", action="store_true", help="as JSON")
-    return parser
-
-
-def _typed_options() -> dict[str, Option]:
-    """The options that have a flag: what can be written as text, and audio files."""
-    return {n: about for n, about in options().items() if n != "prompt" and (about.stored or about.kind == "audio")}
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _unknown(word: str, known: argparse.Namespace) -> str:
-    """What to say of the first word that no option takes."""
-    if not word.startswith("-"):
-        return f"unexpected argument {word!r}; put a prompt of several words in quotes"
-    word = word.split("=")[0]
-    flags = [_flag(n.removeprefix("option_")) for n in vars(known) if n not in ("run", "prompt")]
-    if known.run is _info:
-        flags = ["--json"]
-    elsewhere = OTHER_NAMES.get(word.lstrip("-").replace("-", "_"), "")  # what other runtimes call it
-    near = _flag(elsewhere) if _flag(elsewhere) in flags else nearest(word, flags)
-    way_out = f"the nearest known one is {near}" if near else "'acefast generate --help' lists all"
-    return f"unknown option {word}; {way_out}"
-
-
-# -- generate ----------------------------------------------------------------------------------------------------------
-
-
-def _generate(args: argparse.Namespace) -> int:
-    if args.output is None:
-        raise RequestError("the song has no place to go; give -o FILE, ending in .wav, .flac, .mp3, .ogg or .opus")
-    request = _request(args)
-    places = _places(args, request.get("seed"))
-
-    from acefast.pipeline import check, default_model, load
-
-    model = args.model or default_model()
-    with _warnings_told():
-        with _progress(args.quiet) as progress:
-            progress("loading", 0, 1)
-            check(args.prompt, model=model, **request)
-            pipe = load(model, device=args.device, dtype=args.dtype, backend=args.backend)
-            songs = pipe.generate(args.prompt, progress=progress, **request)
-        for song, (path, plot) in zip(songs if isinstance(songs, list) else [songs], places):
-            song.save(path, args.subtype, json=args.json)
-            if plot:
-                song.plot(plot)
-            if not args.quiet:
-                print(f"{path}: {song.duration:.2f} s, seed {song.seed}, made in {sum(song.timings.values()):.2f} s")
-    return OK
-
-
-def _request(args: argparse.Namespace) -> dict[str, Any]:
-    """The options given, read: what ``Pipeline.generate`` takes."""
-    given = {n.removeprefix("option_"): v for n, v in vars(args).items() if n.startswith("option_") and v is not None}
-    lyrics, seeds = _lyrics(given.pop("lyrics", "")), given.pop("seed", None)
-    request: dict[str, Any] = {name: options()[name].parse(name, text) for name, text in given.items()}
-    if seeds is not None:
-        found = [options()["seed"].parse("seed", word) for word in seeds.split(",")]
-        if twice := [seed for seed in found if found.count(seed) > 1]:
-            raise RequestError(f"seed {twice[0]} is given twice and makes the same song; name each one once")
-        request["seed"] = found if len(found) > 1 else found[0]
-    return {**request, "lyrics": lyrics}
-
-
-def _places(args: argparse.Namespace, seeds: int | list[int] | None) -> list[tuple[Path, Path | None]]:
-    """The song's file and its picture's, of each song; raises RequestError where one cannot be written."""
-    output, plot = check_output(args.output, args.subtype), None
-    if args.plot:
-        plot = Path(os.path.expanduser(args.plot))
-        if plot.suffix.lower() != ".png":
-            raise RequestError(f"plot: draws a PNG, got {str(plot)!r}; end the name in .png")
-        if importlib.util.find_spec("matplotlib") is None:
-            raise RequestError("plot: needs matplotlib, which is not installed; run pip install acefast[plot]")
-    endings = [f"-{seed}" for seed in seeds] if isinstance(seeds, list) else [""]
-    places = [(output.with_stem(output.stem + e), plot and plot.with_stem(plot.stem + e)) for e in endings]
-    for path, picture in places:
-        for file in (path, picture, path.with_suffix(".json") if args.json else None):
-            if file:
-                check_writable(file)
-    return places
-
-
-def _lyrics(text: str) -> str:
-    """Lyrics as given: "-" reads standard input, the name of a file reads it, anything else is the words themselves."""
-    try:
-        if text == "-":
-            return sys.stdin.read()
-        named = "\n" not in text and Path(text).suffix.lower() in (".txt", ".md", ".lrc")
-        return Path(text).read_text("utf-8-sig") if named or os.path.isfile(text) else text
-    except (OSError, ValueError) as error:  # a UnicodeDecodeError is a ValueError
-        what = "standard input" if text == "-" else f"file {text!r}"
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise RequestError(f"lyrics: {what} cannot be read: {reason}; give a text file or the words") from error
-
-
 @contextlib.contextmanager
-def _warnings_told() -> Iterator[None]:
-    """Tell the block's warnings, one line each, once it has ended: in between they would tear the progress bar."""
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always", UserWarning)
-        try:
-            yield
-        finally:
-            for message in dict.fromkeys(str(w.message) for w in told if w.category is UserWarning):
-                print(f"acefast: {message}", file=sys.stderr)
-
-
-@contextlib.contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on standard error with stage, step, elapsed and remaining time; nothing where that is no terminal."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda stage, done, total: None
+def _leaving_at_once() -> Iterator[None]:
+    """Let Ctrl-C end the process in the block: an exception there may pass through C++ that aborts on it."""
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
         return
-    from rich import progress as rich
-    from rich.console import Console
-
-    columns = (
-        rich.TextColumn("{task.description:>10}"),
-        rich.BarColumn(),
-        rich.MofNCompleteColumn(),
-        rich.TimeElapsedColumn(),
-        rich.TimeRemainingColumn(),
-    )
-    with rich.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        tasks: dict[str, Any] = {}
-
-        def report(stage: str, done: int, total: int) -> None:
-            if "loading" in tasks and stage != "loading":
-                bar.update(tasks["loading"], completed=1)
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(STAGES.get(stage, stage), total=total)
-            elif done == 0:  # the next song of a deterministic batch
-                bar.reset(tasks[stage], total=total)
-            bar.update(tasks[stage], completed=done, total=total)
-
-        yield report
+    signal.signal(signal.SIGINT, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# -- info --------------------------------------------------------------------------------------------------------------
+def _leave(*_: Any) -> None:
+    _tell_interrupted()
+    os._exit(INTERRUPTED)
 
 
-def _info(args: argparse.Namespace) -> int:
-    from acefast import report
-
-    facts = report.model(args.model) if args.model else report.machine()
-    print(json.dumps(facts, indent=1) if args.json else report.as_text(facts))
-    return OK
+def _tell_interrupted() -> None:
+    tell("interrupted; no unfinished file is left")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from acefast.ops.apg import apg, widest_dtype
 
-__all__ = ["VARIANTS", "Guidance", "adg", "apg", "cfg", "guided"]
+__all__ = ["VARIANTS", "Guidance", "adg", "apg", "blended", "cfg", "guided"]
 
 VARIANTS = ("apg", "cfg", "adg", "adg_w_norm", "adg_wo_clip")
 
@@ -181,3 +181,14 @@ def guided(
         return guided_velocity
 
     return velocity
+
+
+def blended(
+    velocity: Callable[..., Tensor], other: Callable[[Tensor, float], Tensor], strength: float
+) -> Callable[..., Tensor]:
+    """Diffusers' cover strength: every step a blend of two conditions' velocities, the other one unguided."""
+
+    def blend(x: Tensor, t: float, step: int, corrector: bool) -> Tensor:
+        return strength * velocity(x, t, step, corrector) + (1 - strength) * other(x, t)
+
+    return blend

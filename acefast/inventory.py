@@ -7,7 +7,7 @@ from pathlib import Path
 
 from acefast import layouts, locate
 from acefast.checkpoint import Checkpoint, open_checkpoint
-from acefast.weights import CheckpointError
+from acefast.weights import CheckpointError, access_told
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Listing:
     problem: str = ""
 
 
+@access_told()
 def list_models() -> list[Listing]:
     """The models in ``$ACEFAST_MODELS``, in the hub's cache and in the package, each under a name that loads it."""
     found: dict[Path, str] = {}
@@ -40,15 +41,17 @@ def list_models() -> list[Listing]:
 
 def _is_model(path: Path) -> bool:
     """Whether ``path`` is a model, or by its name was meant to be one and its problem is worth telling."""
-    if path.is_dir():
-        if (path / "model_index.json").is_file() or path.name.startswith("acestep"):
-            return True
-    elif path.suffix != ".safetensors":
-        return False
     try:
+        if path.is_dir():
+            if (path / "model_index.json").is_file() or path.name.startswith("acestep"):
+                return True
+        elif path.suffix != ".safetensors":
+            return False
         return layouts.BUNDLE_KEY in layouts.read_bundle(layouts.find_bundle(path)).index
     except CheckpointError:
         return False
+    except OSError:  # without access
+        return True
 
 
 def _listing(name: str, path: Path) -> Listing:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from acefast.layouts import SHARD, models_in
 from acefast.models.v15.names import DIFFUSERS_PARTS
-from acefast.weights import CheckpointError
+from acefast.weights import CheckpointError, access_told
 
 PREFIX = "ace-step-1.5-"
 VARIANTS = ("turbo", "turbo-shift1", "turbo-shift3", "turbo-continuous", "sft", "base", "xl-turbo", "xl-sft", "xl-base")
@@ -28,6 +28,7 @@ def variant_of(name: str) -> str | None:
     return short if short in VARIANTS else None
 
 
+@access_told()
 def find(model: str | os.PathLike, *, offline: bool | None = None, paths: bool = True) -> Path:
     """The folder or file of ``model``.
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +18,7 @@ from acefast.backends import use_backend
 from acefast.checkpoint import open_checkpoint
 from acefast.conditions import Conditions
 from acefast.devices import as_device, as_dtype
-from acefast.guidance import Guidance, guided
+from acefast.guidance import Guidance, blended, guided
 from acefast.ops.philox import philox_normal
 from acefast.options import COVER
 from acefast.request import Request, RequestError, expand, options
@@ -156,6 +158,9 @@ class Pipeline:
         with stage("text", timings, progress):
             task = model.task(requests, recording)
             noise = self._noise(requests, task)
+            cuts = [model.cuts(r, task.seconds) for r in requests]
+            for sentence in dict.fromkeys(itertools.chain(*cuts)):
+                warnings.warn(sentence, stacklevel=4)
             fading = request.strength is not None and request.strength < 1 and request.acts_as in COVER
             conditions, switched = model.conditions(requests, task, reference, timesteps, and_text2music=fading)
         with stage("diffusion", timings, progress, len(timesteps)) as report:
@@ -164,17 +169,20 @@ class Pipeline:
         with stage("decode", timings, progress) as report:
             waves = model.decode(latents, report).numpy()
         with stage("finish", timings, progress):
+            with torch.inference_mode(False):  # a song's tensor is an ordinary one, and its own
+                kept = [row.detach().float().cpu().clone() for row in latents]
             songs = []
             for i, (r, wave) in enumerate(zip(requests, waves)):
                 songs.append(
                     Song(
                         audio=finish(wave, r, task),
-                        latents=latents[i].float().cpu(),
+                        latents=kept[i],
                         sample_rate=model.sample_rate,
                         seed=r.seed,
                         codes=None if task.codes is None else task.codes[min(i, len(task.codes) - 1)],
                         request=r,
                         model=self.name,
+                        warnings=cuts[i],
                     )
                 )
         for song in songs:
@@ -244,7 +252,7 @@ class Pipeline:
             ),
         )
         if switched is not None and not official:
-            velocity = _blended(velocity, model, switched, request.strength)
+            velocity = blended(velocity, lambda x, t: model.velocity(x, t, switched), request.strength)
 
         def correct(x: Tensor, denoised: Tensor, t: float, t_next: float) -> Tensor:
             return sampling.wavelet_correction(x, denoised, t, mode=request.dcw)
@@ -259,7 +267,11 @@ class Pipeline:
 
         def on_step(info: sampling.StepInfo) -> Any:
             report(info.step + 1, info.steps)
-            answer = None if request.on_step is None else request.on_step(info)
+            if request.on_step is None:
+                return None
+            with torch.inference_mode(False):  # a hook may write into its tensor, or take gradients
+                info.latents = info.latents.clone()
+                answer = request.on_step(info)
             replaces = torch.is_tensor(answer) and answer.shape == info.latents.shape
             if not (answer is None or answer is False or replaces):
                 needs = f"None, False or latents {list(info.latents.shape)}"
@@ -284,7 +296,7 @@ class Pipeline:
             ways += ["another on_step"] if request.on_step is not None else []
             raise RequestError(
                 f"latents became NaN or infinite{narrow} within {steps} step{'s' * (steps != 1)}; "
-                f"try {' or '.join([*ways, 'another seed'])}"
+                f"try {' or '.join([*ways, 'another seed'])}; if every song does, download the checkpoint again"
             )
         if plan is None:
             return latents
@@ -325,16 +337,6 @@ def _timesteps(request: Request, model: Any) -> list[float]:
         request.steps, request.sigma_shift, dtype=model.dtype if rough else torch.float64
     )
     return torch.tensor(times, dtype=model.dtype).double().tolist() if upstream else list(times)
-
-
-def _blended(velocity: Any, model: Any, other: Conditions, strength: float) -> Any:
-    """Diffusers' cover strength: every step a blend of both conditions' velocities, the other one unguided."""
-
-    def blend(x: Tensor, t: float, step: int, corrector: bool) -> Tensor:
-        mine = velocity(x, t, step, corrector)
-        return strength * mine + (1 - strength) * model.velocity(x, t, other)
-
-    return blend
 
 
 def _signed(seed: int) -> int:

@@ -93,6 +93,13 @@ def _stem_caption(request: Request, line: str) -> str:
     return f"{whole_song}Local: {request.prompt}\nMask Control: {str(explicit).lower()}"
 
 
+def lost_hints(request: Request, lost: str) -> list[str]:
+    """The options given whose line at the end of a text prompt is in ``lost``, what was cut off it."""
+    lines = lost.strip().count("\n") + bool(lost.strip())
+    hints = ("bpm", "time_signature", "key", "duration")[-lines:] if lines else ()
+    return [name for name in hints if name == "duration" or getattr(request, name) is not None]
+
+
 def lyric_prompt(request: Request) -> str:
     """The lyric prompt: language and words. Instrumental songs have ``[Instrumental]`` for words; empty lyrics without
     that option stay empty. No language is "unknown", in diffusers' semantics "en".

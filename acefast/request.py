@@ -75,7 +75,8 @@ class Request:
     lyrics: str = option("", "text", "the words, with section tags such as [verse]; taken as written")
     instrumental: bool = option(False, "flag", "no singing: the lyrics become [Instrumental]")
     duration: float | None = option(
-        None, "number", "length of the song; 60 if not given, or that of the codes; in extend the length at the end",
+        None, "number", "length of the song; 60 if not given, or that of the codes; in extend the length at the end. "
+        "Official semantics round it to 0.1 and make at least 5.12",
         unit="seconds", low=5, high=600, tasks=("text2music", "cover", "extend"),
     )  # fmt: skip
     task: str = option("text2music", "choice", "what to do", choices=TASKS)
@@ -162,7 +163,10 @@ class Request:
         choices=("explicit", "ones", "twos"),
     )  # fmt: skip
     posterior: str = option("mean", "choice", "what encoding audio takes", choices=("mean", "sample"))
-    lyrics_overflow: str = option("cut", "choice", "what to do with lyrics over 2047 tokens", choices=("cut", "refuse"))
+    lyrics_overflow: str = option(
+        "cut", "choice", "what to do with lyrics over 2047 tokens, or a prompt that with its hints is over 255",
+        choices=("cut", "refuse"),
+    )  # fmt: skip
     normalize: float | None = option(
         -1.0, "level", "peak of the finished song; None (off) leaves the level", unit="dBFS", low=-60, high=0
     )

@@ -36,7 +36,7 @@ class Cancelled(Exception):
 
 @dataclass
 class StepInfo:
-    """What ``on_step`` is told after a step. The tensors are the sampler's own: return a new one, write into none."""
+    """What ``on_step`` is told after a step. ``sample`` gives its own tensors: return a new one, write into none."""
 
     step: int  # from 0
     steps: int

@@ -16,7 +16,10 @@ Progress = Callable[[str, int, int], None]  # stage, done, of how many
 LOWER = "lower duration or the number of songs in the batch, or take dtype='bfloat16'"
 _WANTED = re.compile(r"(?:tried|unable) to allocate ([\d.]+) ?(\w+)", re.IGNORECASE)
 _FREE = re.compile(r"total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free")
-_SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")  # of plain RuntimeErrors
+_SIGNS = (  # of plain RuntimeErrors
+    *("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED", "bad_alloc"),
+    "could not create a primitive",  # all that oneDNN says
+)
 
 
 @contextlib.contextmanager

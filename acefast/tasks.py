@@ -14,6 +14,7 @@ from torch import Tensor
 
 from acefast.audio import SAMPLE_RATE, load_audio
 from acefast.request import Request
+from acefast.stages import memory_told
 from acefast.waveform import is_silent
 
 
@@ -67,6 +68,7 @@ class Task:
     codes: list[list[int]] | None = None  # audio codes of each row of ``source``, given or taken from the source
 
 
+@memory_told("reading audio", "give a shorter recording")
 def read_audio(request: Request) -> tuple[Recording | None, np.ndarray | None]:
     """The request's source with its window, and its reference audio, [2, N]; None for one that it has not.
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 END = "<|endoftext|>"  # closes every prompt: a user's own would end it early
@@ -229,6 +230,19 @@ def _codes(name: str, value: Any, option: Any) -> tuple[int, ...]:
     return tuple(whole(f"{name}[{i}]", item, 0, CODES - 1, needs) for i, item in enumerate(value))
 
 
+def dense(name: str, value: np.ndarray | Tensor) -> np.ndarray | Tensor:
+    """``value``; RequestError unless it is real numbers that are all there."""
+    if isinstance(value, Tensor):
+        kind = str(value.dtype).removeprefix("torch.")
+        kind = "meta" if value.is_meta else "sparse" if value.layout != torch.strided else kind
+        good = kind not in ("meta", "sparse") and not value.is_complex() and not value.is_quantized
+    else:
+        kind, good = str(value.dtype), value.dtype.kind in "biuf"
+    if not good:
+        raise RequestError(f"{name} must be a dense array of real numbers, got one of {kind}; convert it to float32")
+    return value
+
+
 def _audio(name: str, value: Any, option: Any) -> Any:
     if isinstance(value, (str, os.PathLike)):
         path = os.fspath(value)
@@ -241,7 +255,7 @@ def _audio(name: str, value: Any, option: Any) -> Any:
             return _audio(name, samples, option), rate
     elif isinstance(value, (np.ndarray, Tensor)):
         if value.ndim in (1, 2) and 0 not in value.shape:
-            return value
+            return dense(name, value)
     elif hasattr(value, "audio") and hasattr(value, "sample_rate"):
         return value
     raise refusal(name, option.needs, value)
@@ -251,8 +265,8 @@ def _noise(name: str, value: Any, option: Any) -> Any:
     if isinstance(value, (np.ndarray, Tensor)):
         if value.ndim == 3 and value.shape[0] == 1:
             value = value[0]
-        real_ = value.dtype.kind in "fiu" if isinstance(value, np.ndarray) else not value.is_complex()
-        if value.ndim == 2 and 0 not in value.shape and real_:
+        if value.ndim == 2 and 0 not in value.shape:
+            dense(name, value)
             if not np.isfinite(np.asarray(value.detach().cpu().float() if isinstance(value, Tensor) else value)).all():
                 raise RequestError(f"{name} has NaN or infinite values; leave {name} out to have it drawn")
             return value
@@ -282,6 +296,6 @@ NEEDS = {
     "interval": "two numbers in 0 to 1, the lower first",
     "codes": f"whole numbers 0 to {CODES - 1}, five a second, or text such as <|audio_code_12|>",
     "audio": "a path, an array [samples] or [2, samples], (array, rate) or a Song",
-    "noise": "a tensor of finite numbers [T, 64], 25 frames a second",
+    "noise": "a tensor of finite numbers [T, D], 25 frames a second; D is 64 in all published models",
     "callback": "a function",
 }

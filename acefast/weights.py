@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from acefast.values import shown
+
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 CHUNK_BYTES = 8 << 20  # of the file: what is mapped at once while a large tensor is cast
 SHOWN = 20  # names of tensors in one message
@@ -62,6 +64,16 @@ def listing(names: list[str]) -> str:
     """Names for a message: the first few and how many more there are."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
+
+
+@contextlib.contextmanager
+def access_told() -> Iterator[None]:
+    """Turn what the system refuses, a folder without access or a name too long, into a CheckpointError."""
+    try:
+        yield
+    except OSError as error:
+        what = shown(str(error.filename or "a file of the model"), 200)
+        raise CheckpointError(f"{what} cannot be read: {error.strerror}; check its name and permissions") from error
 
 
 @contextlib.contextmanager

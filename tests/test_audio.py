@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 
-from acefast import audio as audio_module
+from acefast import files
 from acefast.audio import (
     FORMATS,
     check_output,
@@ -132,7 +132,9 @@ BAD_SOURCES = {
     "batch": (lambda d: np.zeros((1, 2, 4000)), r"got \[1, 2, 4000\]"),
     "latents": (lambda d: torch.zeros(15000, 64), r"is no audio of up to 32 channels"),
     "int64": (lambda d: np.zeros((2, 4000), np.int64), r"int64 have no agreed full scale"),
-    "complex": (lambda d: np.zeros((2, 4000), np.complex64), r"complex64 have no agreed full scale"),
+    "complex": (lambda d: np.zeros((2, 4000), np.complex64), r"dense array of real numbers, got one of complex64"),
+    "sparse": (lambda d: torch.zeros(2, 4000).to_sparse(), r"dense array of real numbers, got one of sparse"),
+    "meta": (lambda d: torch.zeros(2, 4000, device="meta"), r"dense array of real numbers, got one of meta"),
     "int16 as float": (lambda d: noise(4000) * 32768, r"within \+-1, got a peak of 3\d+"),
 }
 
@@ -233,7 +235,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(tmp_path, monke
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(audio_module.Path, "touch", refuse)  # the tests may run as root, whom no mode stops
+    monkeypatch.setattr(files.Path, "touch", refuse)  # the tests may run as root, whom no mode stops
     with pytest.raises(RequestError, match=r"cannot write '.*a.wav': Permission denied; name another folder or file"):
         check_output(tmp_path / "a.wav")
 
@@ -285,6 +287,46 @@ def test_a_disk_that_fills_up_is_one_sentence_and_no_file(extension, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_finished_file_is_moved_into_place(tmp_path):
+    """A reader that has the old file open keeps the whole of it: its bytes are never written over."""
+    old = _file(tmp_path, "a.wav", b"an older song")
+    (tmp_path / "kept").hardlink_to(old)
+    write_audio(old, noise(10_000))
+    assert (tmp_path / "kept").read_bytes() == b"an older song" and soundfile.info(old).frames == 10_000
+
+
+def test_the_free_space_is_told_as_it_is_once_the_rest_is_gone(tmp_path, monkeypatch):
+    def free(folder):
+        return SimpleNamespace(free=0 if list(folder.iterdir()) else 5_000_000)
+
+    def fail(self, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.shutil, "disk_usage", free)
+    monkeypatch.setattr(soundfile.SoundFile, "write", fail)
+    with pytest.raises(RequestError, match=r"5\.0 MB free"):
+        write_audio(tmp_path / "a.wav", noise(1000))
+
+
+@pytest.mark.parametrize(("name", "rate"), [("a.opus", 44_100), ("a.mp3", 96_000)])
+def test_a_rate_the_codec_has_not_is_told_by_the_files_own_name(name, rate, tmp_path):
+    with pytest.raises(RequestError, match="only supports sample rates of 8000") as caught:
+        write_audio(tmp_path / name, noise(1000), rate)
+    assert name in str(caught.value) and ".part" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_an_mp3_that_is_none_is_refused_without_a_word_of_its_decoder(tmp_path, capfd):
+    junk = _file(tmp_path, "junk.mp3", b"\1" + np.random.default_rng(0).bytes(100_000))
+    with pytest.raises(RequestError, match="not audio that libsndfile reads"):
+        load_audio(junk)
+    assert capfd.readouterr().err == ""
+    song = write_audio(tmp_path / "song.mp3", noise(48_000), tags={"title": "t"})
+    plain = write_audio(tmp_path / "plain.mp3", noise(48_000))
+    padded = _file(tmp_path, "padded.mp3", bytes(1000) + plain.read_bytes())
+    renamed = _file(tmp_path, "wav.mp3", write_audio(tmp_path / "a.wav", noise(48_000)).read_bytes())
+    assert all(load_audio(file).shape == (2, 48_000) for file in (song, plain, padded, renamed))
 
 
 def test_a_link_is_written_through_not_replaced(tmp_path):

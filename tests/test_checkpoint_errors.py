@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from acefast.checkpoint import open_checkpoint
+from acefast.inventory import list_models
 from acefast.sizes import METADATA_KEY
 from acefast.testing import write_checkpoint
 from acefast.weights import SHOWN
@@ -181,3 +182,30 @@ def test_a_shard_index_without_its_map_is_told(tmp_path):
     for weight_map in ([1], {"a": 1}, None):
         index.write_text(json.dumps({"weight_map": weight_map}))
         assert "must hold a weight_map" in refusal(open_checkpoint, path)
+
+
+def test_what_the_system_does_not_let_us_look_at_is_one_sentence(copy, monkeypatch):
+    path = copy()
+    monkeypatch.setenv("ACEFAST_MODELS", str(path.parent))
+    assert "File name too long; check its name" in refusal(open_checkpoint, "a" * 5000)
+    assert len(refusal(open_checkpoint, "./" + "a" * 5000)) < 400
+    real = Path.is_dir
+
+    def shut(self, **options):  # tests may run as root, whom no mode stops
+        if path in self.parents:
+            raise PermissionError(13, "Permission denied", str(self))
+        return real(self, **options)
+
+    monkeypatch.setattr(Path, "is_dir", shut)
+    assert "cannot be read: Permission denied; check" in refusal(open_checkpoint, path)
+    assert [found.problem.count("Permission denied") for found in list_models()] == [1]
+
+
+@pytest.mark.parametrize("layout", ["official", "diffusers"])
+def test_a_silence_latent_with_nan_is_refused(copy, layout):
+    path = copy(layout)
+    for file in path.rglob("silence_latent.pt"):
+        torch.save(torch.load(file).index_fill(-1, torch.tensor([3]), torch.nan), file)
+    for file in path.rglob("condition_encoder/*.safetensors"):
+        edit(file, lambda values: values["silence_latent"].fill_(torch.nan))
+    assert "silence_latent has NaN" in refusal(open_checkpoint(path).silence_latent)

@@ -118,6 +118,30 @@ def test_ctrl_c_stops_a_process_and_leaves_nothing(tiny, folder):
     assert list(folder.iterdir()) == [] and terminal.process.stdout.read() == b""
 
 
+EARLY = """
+import signal, sys
+
+class Finder:
+    def find_spec(name, *_):
+        if name == "torch.nn":
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Finder)
+from acefast.cli import main
+assert "torch" not in sys.modules
+sys.exit(main())
+"""
+
+
+def test_ctrl_c_is_heard_while_torch_is_still_being_imported(tiny, folder):
+    arguments = shell("generate", "boom bap", *SHORT, "-o", "x.wav", "--model", tiny, folder=folder)
+    arguments["args"][1:3] = ["-c", EARLY]
+    made = subprocess.run(**arguments, capture_output=True, text=True)
+    assert (made.returncode, made.stdout) == (130, "")
+    assert made.stderr == "acefast: interrupted; no unfinished file is left\n"
+    assert list(folder.iterdir()) == []
+
+
 def test_ctrl_c_is_heard_within_the_step(command, folder, tiny_pipe, monkeypatch, capsys):
     real, steps = tiny_pipe.model.velocity, []
 
@@ -143,3 +167,49 @@ def test_ctrl_c_while_saving_leaves_what_was_there(command, folder, monkeypatch,
     monkeypatch.setattr(soundfile.SoundFile, "write", interrupted)
     assert command("boom bap", *SHORT, "-o", "x.wav", "--json") == 130
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == ({"x.wav": old} if old else {})
+
+
+# -- streams that do not take or give everything -----------------------------------------------------------------------
+
+
+def through_a_shell(command: str, folder: Path, **environment: str) -> tuple[int, str]:
+    """The exit code and standard error of ``command``, in which acefast stands for the command itself."""
+    needs = shell(folder=folder)
+    command = command.replace("acefast", f"'{sys.executable}' -m acefast.cli")
+    needs |= dict(args=["bash", "-o", "pipefail", "-c", command], env={**needs["env"], **environment})
+    made = subprocess.run(**needs, capture_output=True, text=True)
+    assert "Traceback" not in made.stderr and "Exception ignored" not in made.stderr, made.stderr
+    return made.returncode, made.stderr
+
+
+def test_a_name_the_terminal_cannot_spell_is_escaped(tiny, folder):
+    made = f"acefast generate x {' '.join(SHORT)} --model '{tiny}' -o ü.wav"
+    assert through_a_shell(made, folder, PYTHONIOENCODING="ascii") == (0, "")
+    assert [path.name for path in folder.iterdir()] == ["ü.wav"]
+    code, told = through_a_shell("acefast generate x --model ./ü -o x.wav", folder, PYTHONIOENCODING="ascii")
+    assert code == 3 and "\\xfc" in told and told.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_an_output_that_is_full_is_one_sentence_and_the_songs_are_saved(tiny, folder):
+    code, told = through_a_shell("acefast info > /dev/full", folder)
+    assert code == 2
+    assert told == "acefast: standard output cannot be written: No space left on device; send it elsewhere\n"
+    made = f"acefast generate x {' '.join(SHORT)} --model '{tiny}' -o x.wav --seed 1,2 > /dev/full"
+    code, told = through_a_shell(made, folder)
+    assert code == 2 and "the songs are saved" in told and told.count("\n") == 1
+    assert {path.name for path in folder.iterdir()} == {"x-1.wav", "x-2.wav"}
+    assert through_a_shell("acefast generate x -o x.wav --bpm 1 2> /dev/full", folder)[0] == 2
+
+
+@pytest.mark.parametrize("arguments", ["info", "generate --help"])
+def test_a_reader_that_leaves_early_is_no_failure(arguments, folder):
+    assert through_a_shell(f"acefast {arguments} | head -n 0", folder) == (0, "")
+
+
+def test_closed_streams_are_lived_with(tiny, folder):
+    made = f"acefast generate x {' '.join(SHORT)} --model '{tiny}'"
+    code, told = through_a_shell(f"{made} -o x.wav --lyrics - <&-", folder)
+    assert code == 2 and told.startswith("acefast: lyrics: standard input cannot be read") and told.count("\n") == 1
+    assert through_a_shell(f"{made} -o x.wav >&- 2>&-", folder) == (0, "")
+    assert [path.name for path in folder.iterdir()] == ["x.wav"]

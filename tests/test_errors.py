@@ -8,6 +8,7 @@ what goes wrong later in test_errors_midway.py.
 from __future__ import annotations
 
 import pickle
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,7 @@ def test_lyrics_too_long_are_cut_and_told_or_refused(tiny, folder, capsys):
     cut = r"lyrics is too long: its last \d+ tokens were cut, from .*very end"
     with pytest.warns(UserWarning, match=cut) as told:
         song = acefast.generate("boom bap", duration=5, steps=1, seed=1, **options)
-    sentence(str(told[0].message))
+    assert song.warnings == [sentence(str(told[0].message))] == song.metadata()["warnings"]
     assert np.isfinite(song.audio).all()
     words = ("lyrics", "would be lost", "shorten")
     refused = from_python(folder, acefast.RequestError, *words, lyrics_overflow="refuse", **options)
@@ -165,6 +166,29 @@ def test_lyrics_too_long_are_cut_and_told_or_refused(tiny, folder, capsys):
     assert from_shell(folder, capsys, 2, ["-o", "x.wav", *flags]) == refused
     assert main(["generate", "boom bap", "--steps", "1", "-o", "x.wav", *flags[:-2]]) == 0
     assert "lyrics is too long" in sentence(capsys.readouterr().err[len("acefast: ") : -1])
+
+
+@pytest.mark.usefixtures("undecoded")
+def test_a_prompt_too_long_loses_its_hints_first_and_is_told_or_refused(tiny, tiny_pipe, folder, capsys, recwarn):
+    """255 tokens fit, and the tiny tokeniser has one for a letter; the hints stand behind the prompt."""
+
+    def cut(prompt: str, **options) -> list[str]:
+        return tiny_pipe.generate(prompt, duration=5, steps=1, seed=1, bpm=90, **options).warnings
+
+    (told,) = cut("x" * 300)
+    fits = 300 - int(re.search(r"last (\d+) tokens", told)[1])
+    assert cut("x" * fits) == []
+    (told,) = cut("x" * (fits + 10))
+    assert told.endswith("on, and with them duration") and "last 10 tokens" in told
+    (told,) = cut("x" * 300, key="Am")
+    sentence(told, "prompt is too long", "and with them bpm, key and duration")
+    assert all(str(w.message).startswith("prompt is too long") for w in recwarn)
+    options = {"model": tiny, "dtype": "float32", "lyrics_overflow": "refuse", "prompt": "x" * 300}
+    refused = from_python(folder, acefast.RequestError, "prompt must fit 255 tokens", "shorten", **options)
+    assert tiny_pipe.generate("x" * fits, duration=5, steps=1, bpm=90, lyrics_overflow="refuse").warnings == []
+    flags = ["--model", str(tiny), "--duration", "5", "--lyrics-overflow", "refuse", "-o", "x.wav"]
+    assert main(["generate", "x" * 300, *flags]) == 2 and list(folder.iterdir()) == []
+    assert capsys.readouterr().err == f"acefast: {refused}\n"
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

@@ -74,10 +74,12 @@ NO_MEMORY = [
     (RuntimeError("MPS backend out of memory (MPS allocated: 8 GB). Tried to allocate 256.00 MB"), ("256.00 MB",)),
     (MemoryError(NUMPY), ("7.45 GiB",)),
     (MemoryError(), ()),
+    (RuntimeError("could not create a primitive"), ("primitive",)),
+    (RuntimeError("std::bad_alloc"), ("bad_alloc",)),
 ]
 
 
-@pytest.mark.parametrize(("error", "words"), NO_MEMORY, ids=["cuda", "cpu", "mps", "numpy", "python"])
+@pytest.mark.parametrize(("error", "words"), NO_MEMORY, ids=["cuda", "cpu", "mps", "numpy", "python", "onednn", "c++"])
 def test_out_of_memory_tells_stage_amount_and_what_to_lower(tiny_pipe, monkeypatch, error, words):
     def fail(*args, **kwargs):
         raise error
@@ -96,6 +98,26 @@ def test_out_of_memory_while_loading_says_so(tiny, folder, capsys, monkeypatch):
     words = ("loading ran out of memory", "2.00 GiB", "bfloat16")
     from_python(folder, acefast.RequestError, *words, model=tiny)
     from_shell(folder, capsys, 2, ["-o", "x.wav", "--duration", "5", "--model", str(tiny)], *words)
+
+
+def test_out_of_memory_while_audio_is_read_says_so(tiny, tiny_pipe, folder, capsys, tune, monkeypatch):
+    def fail(*args, **kwargs):
+        raise MemoryError(NUMPY)
+
+    monkeypatch.setattr("acefast.tasks.load_audio", fail)
+    words = ("reading audio ran out of memory", "7.45 GiB", "shorter recording")
+    refused_by(tiny_pipe, *words, reference=tune)
+    refused_by(tiny_pipe, *words, task="cover", source=tune, duration=None)
+    arguments = ["-o", "x.wav", "--task", "cover", "--source", "tune.wav", "--model", str(tiny)]
+    from_shell(folder, capsys, 2, arguments, *words)
+
+
+def test_out_of_memory_anywhere_else_is_one_sentence_of_the_shell(tiny, folder, capsys, monkeypatch):
+    def fail(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr("acefast.pipeline.open_checkpoint", fail)
+    from_shell(folder, capsys, 2, ["-o", "x.wav", "--model", str(tiny)], "ran out of memory", "lower duration")
 
 
 def test_another_runtime_error_is_not_taken_for_lack_of_memory(tiny_pipe, monkeypatch):

@@ -45,6 +45,16 @@ def test_import_brings_in_no_heavy_package():
     assert len([name for name in new if not name.startswith("acefast")]) < 60  # torch and numpy are there already
 
 
+def test_the_package_offers_its_names_and_imports_torch_with_the_first():
+    code = (
+        "import sys, acefast, acefast.cli; assert 'torch' not in sys.modules; "
+        "assert {*acefast.__all__} <= {*dir(acefast)} and not hasattr(acefast, 'nothing'); "
+        "from acefast import *; assert issubclass(RequestError, ValueError) and callable(acefast.generate); "
+        "assert all(name in globals() for name in acefast.__all__) and acefast.load is load"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_wheel_installs_one_top_level_package(tmp_path):
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT],

@@ -114,7 +114,11 @@ BAD = [
     *[("guidance_interval", (0.6, 0.5)), ("guidance_interval", (0, 1.1)), ("guidance_interval", 0.5)],
     *[("noise", torch.zeros(64)), ("noise", [[0.0]]), ("noise", torch.full((2, 64), math.nan)), ("on_step", 5)],
     *[("noise", np.array([["a"] * 64])), ("noise", np.array([[None] * 64])), ("noise", np.zeros((2, 64), complex))],
-    *[("noise", torch.zeros(2, 64, dtype=torch.complex64))],
+    *[("noise", torch.zeros(2, 64, dtype=torch.complex64)), ("reference", torch.zeros(2, 9, dtype=torch.complex64))],
+    *[("noise", torch.zeros(2, 64, device="meta")), ("reference", torch.zeros(2, 9, device="meta"))],
+    *[("noise", torch.zeros(2, 64).to_sparse()), ("reference", torch.zeros(2, 9).to_sparse())],
+    *[("reference", np.array([["a"] * 9])), ("reference", np.array([[None] * 9])), ("reference", np.zeros(9, complex))],
+    *[("reference", (torch.zeros(2, 9).to_sparse(), 48000)), ("reference", (np.array([None] * 9), 48000))],
     *[
         ("reference", 5),
         ("reference", ""),

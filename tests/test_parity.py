@@ -260,7 +260,7 @@ def test_xl_differs_from_diffusers_by_its_timbre_token(pipes):
     options = {"duration": 5.48, "noise": noise(137)[0], "steps": 3}
     official = ours.generate("boom bap", **options, language="en")
     diffusers = ours.generate("boom bap", **options, language="en", semantics="diffusers")
-    assert error(official.latents, diffusers.latents) > 1e-4
+    assert error(official.latents, diffusers.latents) > 10 * GATE  # 8e-3 with these weights
 
 
 def test_a_song_of_few_codes_is_as_long_as_they_are(pipes):

@@ -58,6 +58,50 @@ def test_a_batch_equals_its_songs_alone(request, kind, options):
 
 
 @pytest.mark.usefixtures("undecoded")
+def test_a_batch_of_eight_equals_its_songs_alone(tiny_base_pipe):
+    prompts = ["drill" + ", slow and warm" * i for i in range(8)]
+    lyrics = ["[verse]\nword after word " * (5 * i % 7) for i in range(8)]
+    options = {"duration": 7.0, "lyrics": lyrics, "seed": [*range(8)]}
+    together = song(tiny_base_pipe, prompts, **options)
+    exact = song(tiny_base_pipe, prompts, **options, deterministic=True)
+    for i in range(8):
+        alone = song(tiny_base_pipe, prompts[i], duration=7.0, lyrics=lyrics[i], seed=i)
+        torch.testing.assert_close(together[i].latents, alone.latents, rtol=0, atol=1e-5)
+        assert torch.equal(exact[i].latents, alone.latents)
+
+
+@pytest.mark.usefixtures("undecoded")
+def test_the_longest_song_is_made_whole(tiny_pipe):
+    longest = song(tiny_pipe, duration=600.0, steps=1)
+    assert longest.latents.shape == (15_000, 8) and longest.audio.shape == (2, 600 * 48_000)
+    assert longest.latents.isfinite().all() and longest.latents[-128:].std() > 0.1
+
+
+@pytest.mark.usefixtures("undecoded")
+def test_a_songs_latents_are_an_ordinary_tensor_and_its_own(tiny_pipe):
+    first, second = song(tiny_pipe, seed=[1, 2])
+    kept = second.latents.clone()
+    assert not first.latents.is_inference() and not first.latents.requires_grad
+    assert first.latents.untyped_storage().nbytes() == first.latents.nbytes
+    first.latents.add_(1).requires_grad_().sum().backward()
+    assert torch.equal(second.latents, kept)
+
+
+@pytest.mark.usefixtures("undecoded")
+def test_a_hook_may_write_into_its_latents_and_take_gradients(tiny_pipe):
+    def hook(info):
+        assert not info.latents.is_inference() and not info.denoised.is_inference()
+        info.latents.zero_()  # its own: nothing of the song
+        x = info.denoised.requires_grad_()
+        (gradient,) = torch.autograd.grad(x.square().sum(), x)
+        assert torch.equal(gradient, 2 * x)
+
+    assert same(song(tiny_pipe, on_step=hook), song(tiny_pipe))
+    made = song(tiny_pipe, on_step=lambda info: info.latents.requires_grad_())
+    assert same(made, song(tiny_pipe)) and not made.latents.requires_grad
+
+
+@pytest.mark.usefixtures("undecoded")
 def test_seeds_of_one_prompt_share_their_conditions(tiny_pipe, monkeypatch):
     alone = [song(tiny_pipe, seed=seed) for seed in (3, 4, 5)]
     calls = velocities(tiny_pipe, monkeypatch)

@@ -97,6 +97,65 @@ def test_a_bad_json_name_stops_the_saving_before_the_audio(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
+@pytest.mark.parametrize("failing", ["json", "png"])
+def test_what_is_saved_together_is_there_together_or_not_at_all(failing, tmp_path, monkeypatch):
+    import acefast.picture
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    files = {name: tmp_path / name for name in ("a.flac", "a.json", "a.png")}
+    for file in files.values():
+        file.write_bytes(b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr(*((type(tmp_path), "write_text") if failing == "json" else (acefast.picture, "draw")), full)
+        with pytest.raises(RequestError, match=rf"writing '.*a\.{failing}' failed .* left nothing behind"):
+            make(0.1).save(files["a.flac"], json=True, plot=files["a.png"])
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == dict.fromkeys(files, b"old")
+    make(0.1).save(files["a.flac"], json=True, plot=files["a.png"])
+    assert all(file.read_bytes() != b"old" for file in files.values()) and len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("could not create a primitive")], ids=repr)
+def test_too_little_memory_to_save_or_draw_is_one_sentence_and_no_file(error, tmp_path, monkeypatch):
+    import acefast.picture
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(acefast.picture, "mel_spectrogram", fail)
+    with pytest.raises(RequestError, match=r"^plot ran out of memory.*; make a shorter song"):
+        make(0.1).plot(tmp_path / "a.png")
+    with pytest.raises(RequestError, match=r"^saving ran out of memory.*; make a shorter song"):
+        make(0.1).save(tmp_path / "a.wav", plot=tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
+
+
+ODD = {
+    "one dimension": dict(audio=np.zeros(9, np.float32)),
+    "a list": dict(audio=[[0.0] * 9] * 2),
+    "a tensor": dict(audio=torch.zeros(2, 9)),
+    "whole numbers": dict(audio=np.zeros((2, 9), np.int16)),
+    "no rate": dict(audio=np.zeros((2, 9), np.float32), sample_rate=0),
+    "half a rate": dict(audio=np.zeros((2, 9), np.float32), sample_rate=0.5),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_what_is_no_song_is_refused_in_one_sentence(odd):
+    with pytest.raises(RequestError, match=r"^(audio|sample_rate) of a Song must be .*, got ") as caught:
+        Song(**ODD[odd])
+    assert str(caught.value).isprintable()
+
+
+def test_a_song_of_no_samples_is_neither_saved_nor_drawn(tmp_path):
+    song = Song(np.zeros((2, 0), np.float32))
+    for call, name in ((song.save, "a.wav"), (song.plot, "a.png")):
+        with pytest.raises(RequestError):
+            call(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
 def test_repr_is_one_short_line():
     text = repr(make(2.5, request=REQUEST | {"prompt": "a " * 500}))
     assert text.startswith("Song(2.50 s, 48000 Hz, seed=42, model='demo', 'a a") and len(text) < 120

@@ -17,6 +17,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 CONFIG = VAEConfig(encoder_hidden_size=8, decoder_channels=8, decoder_input_channels=4)
 FULL = VAEConfig()
 HOP, LATENT = CONFIG.hop, CONFIG.decoder_input_channels
+# The encoder's own fp32 error against fp64 is 1 to 2e-6 here: sums in another order may differ by as much again.
+REORDERED = 3e-6
 
 
 def relative(actual, expected):
@@ -205,7 +207,7 @@ def test_spans_leave_no_seam(decoder, encoder, monkeypatch, rows):
     audio, (mean, std) = decoder(z), encoder(x)
     monkeypatch.setattr(vae, "SPAN_ROWS", rows)
     assert relative(decoder(z), audio) <= 1e-6
-    assert relative(encoder(x)[0], mean) <= 5e-6 and relative(encoder(x)[1], std) <= 1e-6
+    assert relative(encoder(x)[0], mean) <= REORDERED and relative(encoder(x)[1], std) <= 1e-6
 
 
 # -- tiles -----------------------------------------------------------------------------------------------------------
@@ -234,7 +236,7 @@ def test_tiled_decoding_is_the_whole_song(decoder, T, tile_frames):
 def test_tiled_encoding_is_the_whole_song(encoder, N):
     x = sound(2, N)
     for tiled, whole in zip(vae.encode(encoder, x, 15), encoder(x)):
-        assert tiled.shape == whole.shape and relative(tiled, whole) <= 5e-6
+        assert tiled.shape == whole.shape and relative(tiled, whole) <= 1e-6
 
 
 def test_streamed_and_whole_have_the_same_bits(decoder):
@@ -251,7 +253,7 @@ def test_streamed_and_whole_have_the_same_bits(decoder):
 def test_songs_of_a_batch_do_not_meet(decoder, encoder):
     z, x = latents(3, 21), sound(3, 5 * HOP)
     assert relative(decoder(z)[1:2], decoder(z[1:2])) <= 1e-6
-    assert relative(encoder(x)[0][1:2], encoder(x[1:2])[0]) <= 5e-6
+    assert relative(encoder(x)[0][1:2], encoder(x[1:2])[0]) <= REORDERED
     z[[0, 2]], x[[0, 2]] = torch.nan, torch.nan
     assert decoder(z)[1].isfinite().all() and encoder(x)[0][1].isfinite().all()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from functools import cached_property
 
@@ -17,7 +16,8 @@ from acefast.models.v15.codes import AudioDetokenizer, AudioTokenizer
 from acefast.models.v15.conditions import ConditionEncoder
 from acefast.models.v15.dit import DiT
 from acefast.models.v15.tasks import REFERENCE_STREAM, build_task, posterior
-from acefast.prompts import LYRIC_TOKENS, TEXT_TOKENS, lyric_prompt, text_prompt, tokenize
+from acefast.options import listed
+from acefast.prompts import LYRIC_TOKENS, TEXT_TOKENS, Tokens, lost_hints, lyric_prompt, text_prompt, tokenize
 from acefast.request import Request
 from acefast.tasks import Recording, Task, read_audio
 from acefast.values import shown
@@ -65,10 +65,11 @@ class Model:
 
     def check(self, requests: list[Request]) -> tuple[Recording | None, np.ndarray | None]:
         """Read the source and reference audio of a batch; raises RequestError before anything is computed."""
+        recording, reference = read_audio(requests[0])
         for request in requests:
             if request.lyrics_overflow == "refuse":
-                tokenize(self.tokenizer, lyric_prompt(request), LYRIC_TOKENS, overflow="refuse")
-        return read_audio(requests[0])
+                self._tokens(request, request.duration if recording is None else recording.seconds)
+        return recording, reference
 
     # -- conditions --------------------------------------------------------------------------------------------------
 
@@ -108,7 +109,7 @@ class Model:
         self, requests: list[Request], task: Task, timbre: Tensor, timesteps: list[float], *, as_text2music: bool
     ) -> Conditions:
         request = requests[0]
-        ids = [self._ids(r, task.seconds, as_text2music) for r in requests]
+        ids = [tuple(tuple(t.ids) for t in self._tokens(r, task.seconds, as_text2music)) for r in requests]
         shared = len(set(ids)) == len(timbre) == len(task.source) == 1  # variations of one song: one row serves all
         rows = ids[:1] if shared else ids
         source = task.source
@@ -134,22 +135,28 @@ class Model:
         source = source.to(self.device, self.dtype)
         return torch.cat([source, mask.to(source)[None, :, None].expand_as(source)], -1)
 
-    def _ids(self, request: Request, seconds: float, as_text2music: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Token ids of a song's text and lyric prompt; warns of what was cut."""
+    def cuts(self, request: Request, seconds: float) -> list[str]:
+        """What of a song's prompt and lyrics is over the model's limits and is cut, a sentence each."""
+        told = []
+        for name, tokens in zip(("prompt", "lyrics"), self._tokens(request, seconds)):
+            if tokens.cut:
+                hints = lost_hints(request, tokens.lost) if name == "prompt" else []
+                told.append(
+                    f"{name} is too long: its last {tokens.cut} tokens were cut, from {shown(tokens.lost[:60])} on"
+                    + (f", and with them {listed(hints)}" if hints else "")
+                )
+        return told
+
+    def _tokens(self, request: Request, seconds: float, as_text2music: bool = False) -> tuple[Tokens, Tokens]:
+        """A song's text and lyric prompt in tokens."""
         # Only the official code does it, and leaves out a cover's second prompt.
         lego_sft = self.config.is_lego_sft and request.semantics == "official" and not as_text2music
         text = text_prompt(request, seconds, task="text2music" if as_text2music else None, lego_sft=lego_sft)
-        pair = []
-        for name, prompt, limit in (("prompt", text, TEXT_TOKENS), ("lyrics", lyric_prompt(request), LYRIC_TOKENS)):
-            overflow = request.lyrics_overflow if name == "lyrics" else "cut"
-            tokens = tokenize(self.tokenizer, prompt, limit, overflow=overflow, name=name)
-            if tokens.cut and not as_text2music:  # told of the song's own prompt already
-                warnings.warn(
-                    f"{name} is too long: its last {tokens.cut} tokens were cut, from {shown(tokens.lost[:60])} on",
-                    stacklevel=2,
-                )
-            pair.append(tuple(tokens.ids))
-        return tuple(pair)
+        overflow = request.lyrics_overflow
+        return (
+            tokenize(self.tokenizer, text, TEXT_TOKENS, overflow=overflow, name="prompt"),
+            tokenize(self.tokenizer, lyric_prompt(request), LYRIC_TOKENS, overflow=overflow, name="lyrics"),
+        )
 
     def _encode_each(self, ids: list, timbre: Tensor, request: Request) -> tuple[Tensor, Tensor]:
         """Every distinct prompt on its own, so that no song depends on the padding of another; then one batch."""
