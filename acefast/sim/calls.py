@@ -107,6 +107,8 @@ def decomposed(mode: TorchDispatchMode, func: Any, args: tuple, kwargs: dict) ->
 
 def written(func: Any, args: tuple, kwargs: dict) -> list[Tensor]:
     """The tensors among a call's arguments that it writes to."""
+    if not func._schema.is_mutable:
+        return []
     bound = arguments(func, args, kwargs)
     targets = [bound.get(a.name) for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
     return [t for t in tree_leaves(targets) if isinstance(t, Tensor)]

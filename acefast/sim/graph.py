@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from acefast.sim.calls import (
     PythonCalls,
@@ -199,7 +199,8 @@ class _Trace(TorchDispatchMode):
         out = decomposed(self, func, args, kwargs)
         if out is not NotImplemented:
             return out
-        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        leaves = tree_leaves((args, kwargs))
+        inputs = [t for t in leaves if isinstance(t, Tensor)]
         if base_name(func) == "lift_fresh":  # the tensor made of Python values, not yet seen
             self._add(inputs[0], self.born)
         problem = hazard(func, args, kwargs, self.device, self.scalars)
@@ -213,9 +214,9 @@ class _Trace(TorchDispatchMode):
         out = func(*args, **kwargs)
         if not self.muted:
             self.pending = None
-        known = {storage_id(t) for t in inputs} | self.static
+        known = {storage_id(t) for t in inputs}
         outputs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
-        new = [t for t in outputs if storage_id(t) not in known]
+        new = [t for t in outputs if storage_id(t) not in known and storage_id(t) not in self.static]
         for t in new:
             self._add(t, self.born)
         if base_name(func) in ("lift_fresh", "scalar_tensor"):
@@ -226,7 +227,7 @@ class _Trace(TorchDispatchMode):
             if size:
                 self.found("allocation", str(func), "memory is made inside the step", call.where, size)
         call.shapes += [_shape(t) for t in outputs]
-        call.values = repr(tree_map(lambda a: None if isinstance(a, Tensor) else a, (args, kwargs)))
+        call.values = repr([a for a in leaves if not isinstance(a, Tensor)])
         if works(func) and any(self._here(t) and t.numel() for t in [*new, *writes]):
             self.report.launches[str(func)] += 1
         return out
@@ -241,11 +242,11 @@ class _Trace(TorchDispatchMode):
         """Add what differs in a later run."""
         for a, b in zip(self.calls, later.calls):
             if a.op != b.op:
-                self.found("dynamic", b.op, f"the run before called {a.op} here", b.where)
+                self.found("dynamic", b.op, f"the first run called {a.op} here", b.where)
                 return
             for i, address in b.inputs.items():
                 if a.inputs.get(i, address) != address:
-                    self.found("moving", b.op, f"tensor {i} of its inputs lies elsewhere in the next run", b.where)
+                    self.found("moving", b.op, f"tensor {i} of its inputs lies elsewhere in a later run", b.where)
             if a.shapes != b.shapes:
                 self.found("dynamic", b.op, f"shapes differ from run to run: {a.shapes}, then {b.shapes}", b.where)
             elif a.values != b.values:
