@@ -186,7 +186,7 @@ RANDOM = {
         lambda s: s.out.normal_(generator=torch.Generator().manual_seed(1)),
         lambda s: s.out.zero_(),
     ),
-    "dropout": (lambda s: F.dropout(s.x), lambda s: F.dropout(s.x, training=False)),
+    "dropout": (lambda s: F.dropout(s.x), lambda s: torch.native_dropout(s.x, 0.5, False)),
     "attention": (
         lambda s: F.scaled_dot_product_attention(*[s.x[None, None]] * 3, dropout_p=0.5),
         lambda s: F.scaled_dot_product_attention(*[s.x[None, None]] * 3),
@@ -211,7 +211,8 @@ def test_launches_are_counted_and_views_are_free(device):
         F.scaled_dot_product_attention(q, q, q)
         s.out.copy_(s.x).mul_(2)
         s.out[0] = 3.0
-        torch.empty_like(s.x)
+        torch.empty_like(s.x).unsqueeze_(0)
+        s.out[:0].mul_(2)
         note_launch("my_kernel", s.x, s.out)
 
     launches = check(step, s).launches
@@ -254,6 +255,8 @@ def test_fake_tensors_stand_for_cuda_ones():
     with FakeTensorMode() as mode:
         x, out = (FakeTensor(mode, torch.empty(4, 4, device="meta"), torch.device("cuda:0")) for _ in range(2))
         check_step(lambda: torch.mm(x, x, out=out), static=(x, out)).require()
+        report = check_step(lambda: torch.tensor([1.0], device="cuda"), static=(x, out))
+        assert (report.count("copy"), report.count("sync")) == (1, 0)
         assert [f.kind for f in check_step(lambda: x.cpu(), static=(x, out)).findings] == ["sync"]
         report = check_step(lambda: x.sum().item(), static=(x, out))
         assert report.of("sync") and "DataDependentOutput" in report.stopped
