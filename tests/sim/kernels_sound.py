@@ -58,3 +58,10 @@ def total(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
     """Programs meet at one address, through an atomic."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.atomic_add(out_ptr, tl.sum(tl.load(x_ptr + i, mask=i < n, other=0.0), 0))
+
+
+@triton.jit
+def alternate(x_ptr, y_ptr, out_ptr, BLOCK: tl.constexpr):
+    """Even lanes read one tensor, odd lanes the other."""
+    i = tl.arange(0, BLOCK)
+    tl.store(out_ptr + i, tl.load(tl.where(i % 2 == 0, x_ptr + i, y_ptr + i)))

@@ -68,6 +68,7 @@ def test_a_pipelined_dot_shows_tensor_cores_and_async_copies_and_others_do_not(r
     assert pipelined.ldmatrix > 0 and pipelined.barriers > 0
     assert plain.tensor_core > 0 and plain.cp_async == 0
     assert (add.tensor_core, add.cp_async, add.ldmatrix, add.barriers) == (0, 0, 0, 0)
+    assert (add.count("LDG"), add.count("STG")) == (2, 1)  # masked, so each has a predicate before its name
     assert (pipelined.name, pipelined.sm, add.name) == ("matmul", 80, "add")
 
 
@@ -138,7 +139,7 @@ def test_missing_tools_are_one_sentence(monkeypatch):
 
 
 def test_an_ordinary_multiply_add_is_no_tensor_core_instruction():
-    mix = {"HFMA2.MMA": 3, "HMMA.16816.F32.BF16": 2, "IMMA.16832.S8.S8": 1, "LDL.64": 4, "STL": 5}
+    mix = {"HFMA2.MMA": 3, "HMMA.16816.F32.BF16": 2, "IMMA.16832.S8.S8": 1, "UTCHMMA": 1, "LDL.64": 4, "STL": 5}
     found = Resources("k", 80, 32, 0, 16, 8, mix)
-    assert (found.tensor_core, found.local, found.count("HFMA2")) == (3, 9, 3)
+    assert (found.tensor_core, found.local, found.count("HMMA"), found.count("HFMA2")) == (4, 9, 2, 3)
     assert json.loads(json.dumps(found.as_dict()))["shared_bytes"] == 24
