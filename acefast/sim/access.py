@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from acefast.sim.bits import DTYPE
 from acefast.sim.memory import GLOBAL, LOCAL, SHARED, GlobalMemory, align, initial_value, layout
-from acefast.sim.ptx import Instr, type_size
+from acefast.sim.ptx import Instr
 from acefast.sim.shadow import NOBODY, Shadow
 
 SPACES = ("global", "shared", "local", "const", "param")
@@ -17,7 +18,7 @@ def access_size(instr: Instr) -> int:
         return 16
     if instr.op == "cp":
         return int(instr.operands[2].text, 0) if len(instr.operands) > 2 else 16
-    return type_size(instr.type) * {"v2": 2, "v4": 4, "v8": 8}.get(instr.first(("v2", "v4", "v8")), 1)
+    return DTYPE[instr.type].itemsize * {"v2": 2, "v4": 4, "v8": 8}.get(instr.first(("v2", "v4", "v8")), 1)
 
 
 def _granule(code: list[Instr], space: str) -> int:
@@ -57,14 +58,8 @@ class Space:
         }
         warps = machine.warps_per_block
         granule = {s: _granule(program.code, s) for s in ("global", "shared")}
-        self.shadow = {
-            "shared": Shadow(
-                machine.wave * self.shared_size // granule["shared"] + 1, granule["shared"], warps, "shared memory"
-            )
-        }
-        self.shadow["global"] = Shadow(
-            len(memory.bytes) // granule["global"], granule["global"], warps, "global memory"
-        )
+        sizes = {"shared": machine.wave * self.shared_size, "global": len(memory.bytes)}
+        self.shadow = {s: Shadow(n // granule[s] + 1, granule[s], warps, f"{s} memory") for s, n in sizes.items()}
         self.options = options
 
     def start_wave(self) -> None:

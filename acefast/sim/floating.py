@@ -43,18 +43,20 @@ FUNCTIONS = {
 }  # fmt: skip
 
 
-def perturbed(m, instr, y):
-    """An approximate result moved within its documented error, as the launch asks."""
-    if m.options.approx == "value" or not (instr.has("approx", "full")) or instr.op not in APPROXIMATION:
-        return y
-    table = HALF_APPROXIMATION if instr.type not in ("f32", "f64") and instr.op in HALF_APPROXIMATION else APPROXIMATION
-    kind, bound = table[instr.op]
+def perturbation(m, instr):
+    """What moves an exact fp64 result within the documented error, as the launch asks; None where nothing does."""
+    if m.options.approx == "value" or not instr.has("approx", "full") or instr.op not in APPROXIMATION:
+        return None
+    half = instr.type not in ("f32", "f64") and instr.op in HALF_APPROXIMATION
+    kind, bound = (HALF_APPROXIMATION if half else APPROXIMATION)[instr.op]
     side = {"low": -1.0, "high": 1.0}.get(m.options.approx)
-    if side is None:
-        side = m.random.uniform(-1, 1, y.shape)
-    wide = y.astype(np.float64)
-    moved = wide + side * bound * (np.abs(wide) if kind == "relative" else 1.0)
-    return np.where(np.isfinite(y), moved, y).astype(y.dtype)
+
+    def move(y: np.ndarray) -> np.ndarray:
+        by = m.random.uniform(-1, 1, y.shape) if side is None else side
+        moved = y + by * bound * (np.abs(y) if kind == "relative" else 1.0)
+        return np.where(np.isfinite(y), moved, y)
+
+    return move
 
 
 def arithmetic(m, index, instr):
@@ -63,19 +65,23 @@ def arithmetic(m, index, instr):
     values = [m.value(o, t) for o in instr.operands[1:]]
     function, dtype = FUNCTIONS[instr.op], DTYPE[t]
     rounding, ftz = instr.first(ROUNDINGS), instr.has("ftz") and t == "f32"
+    move = perturbation(m, instr)
     exact = t == "f32" and rounding and instr.op not in ("min", "max")
 
     def run(active) -> None:
         xs = [widen(v(), t) for v in values]
         if ftz:
             xs = [flush(x) for x in xs]
-        if exact:
+        if move:
+            y = move(np.asarray(function(*(x.astype(np.float64) for x in xs)))).astype(
+                dtype if t == "f32" else np.float64
+            )
+        elif exact:
             y = round_directed(function(*(x.astype(np.float64) for x in xs)), dtype, rounding)
         else:
             y = np.asarray(function(*xs))
         if t in ("f32", "f64"):
             y = y.astype(dtype)
-        y = perturbed(m, instr, y)
         if ftz:
             y = flush(y)
         if instr.has("NaN"):

@@ -216,7 +216,8 @@ def _multiply(m, i, instr):
 
 def _multiply24(m, i, instr):
     out, values = m.target(instr.operands[0]), [m.value(o, instr.type) for o in instr.operands[1:]]
-    low = lambda x: (x.astype(np.int64) << 40) >> 40 if x.dtype.kind == "i" else x.astype(np.int64) & 0xFFFFFF  # noqa: E731
+    signed = DTYPE[instr.type].kind == "i"
+    low = lambda x: (x.astype(np.int64) << 40) >> 40 if signed else x.astype(np.int64) & 0xFFFFFF  # noqa: E731
 
     def run(active) -> None:
         x, y, *c = (v() for v in values)

@@ -217,12 +217,12 @@ class Machine(Operands):
 
     def _gather(self, i: int, mask: np.ndarray, active: Active) -> np.ndarray:
         """At a barrier or collective: takes in who waits here, parks who must wait, returns who goes on."""
-        waiting = self.parked & (self.pc == i)
-        if active.mask is None:
+        instr = self.program.code[i]
+        if active.mask is None and instr.pred is None:
             return mask
+        waiting = self.parked & (self.pc == i)
         joined = mask | waiting
         self.parked &= ~waiting
-        instr = self.program.code[i]
         taking_part = joined & self.value(instr.pred, "pred")() if instr.pred else joined
         late = taking_part & ~self.sync[i](taking_part)
         self.pc[late] = i

@@ -6,6 +6,7 @@ import bisect
 import re
 from dataclasses import dataclass, field
 
+from acefast.sim.bits import DTYPE
 from acefast.sim.errors import Unsupported
 
 
@@ -54,7 +55,8 @@ class Instr:
 
     @property
     def type(self) -> str:
-        return self.mods[-1] if self.mods else ""
+        """The last modifier that is a type."""
+        return next((m for m in reversed(self.mods) if m in DTYPE), "")
 
     def has(self, *mods: str) -> bool:
         return any(m in self.mods for m in mods)
@@ -112,11 +114,6 @@ VARIABLE = re.compile(
     re.S,
 )
 INSTRUCTION = re.compile(r"(?:@\s*(!?)\s*([%\w$]+)\s+)?([a-z][a-z0-9_]*)((?:\.[\w:]+)*)\s*(.*)$", re.S)
-SIZES = {"8": 1, "16": 2, "32": 4, "64": 8, "128": 16}
-
-
-def type_size(type_: str) -> int:
-    return SIZES[re.sub(r"^\D+", "", type_)]
 
 
 def parse(text: str) -> Module:
@@ -218,7 +215,7 @@ class _Parser:
         count = int(array.strip("[] ") or 0) if array else 1
         values = [v.strip() for v in init.strip().strip("{}").split(",")] if init else []
         count = len(values) if array and not count and values else count
-        return Variable(space, name, type_, int(align1 or align2 or type_size(type_)), count, values)
+        return Variable(space, name, type_, int(align1 or align2 or DTYPE[type_].itemsize), count, values)
 
     def _simple(self, text: str, line: int) -> None:
         if text.startswith((".pragma", ".maxn", ".reqn", ".minn", ".alias", ".attribute")):

@@ -46,7 +46,7 @@ def test_ragged_add_writes_n_elements_and_no_more(kernels):
     report = run(kernels["add_ragged"], [x, y, out, 1000], 2)
     np.testing.assert_array_equal(out[:1000], x + y)
     np.testing.assert_array_equal(report.untouched(out), np.arange(1000, 1010))
-    # A thread has 4 neighbouring elements; with n of unknown divisibility Triton loads them one by one, 16 bytes apart
+    # A thread has 4 neighbouring elements. With n of unknown divisibility Triton loads them one by one, 16 bytes apart
     # from lane to lane, so each sector is asked for 4 times.
     assert report.counters.totals()["sectors"] == 4 * 3 * 125
 
