@@ -42,6 +42,7 @@ from acefast.sim.calls import (
     works,
     written,
 )
+from acefast.sim.errors import SimError
 
 KINDS = ("sync", "copy", "allocation", "moving", "host", "dynamic", "baked", "random")
 
@@ -96,7 +97,7 @@ class Report:
         return "\n".join([*lines, f"stopped: {self.stopped}"] if self.stopped else lines)
 
 
-class GraphUnsafe(AssertionError):
+class GraphUnsafe(SimError):
     """A step that must be capturable is not."""
 
 

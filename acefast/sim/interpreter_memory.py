@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from acefast.sim.errors import SimError
+
 _SHIFT = np.uint64(48)
 _ADDRESS = np.uint64((1 << 48) - 1)
 _NOBODY, _SEVERAL = -1, -2
 
 
-class KernelFault(RuntimeError):
+class KernelFault(SimError):
     """A kernel touched memory that it must not, or left some unwritten."""
 
 

@@ -21,9 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from acefast.sim.calls import PythonCalls, caller, decomposed, hazard, works, written
+from acefast.sim.errors import SimError
 
 
-class CaptureError(RuntimeError):
+class CaptureError(SimError):
     """The step did what a graph cannot hold."""
 
 
