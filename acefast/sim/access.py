@@ -59,8 +59,12 @@ class Space:
         warps = machine.warps_per_block
         granule = {s: _granule(program.code, s) for s in ("global", "shared")}
         sizes = {"shared": machine.wave * self.shared_size, "global": len(memory.bytes)}
-        self.shadow = {s: Shadow(n // granule[s] + 1, granule[s], warps, f"{s} memory") for s, n in sizes.items()}
-        self.options = options
+        self.shadow = {
+            s: Shadow(
+                n // granule[s] + 1, granule[s], warps, f"{s} memory", options.races, options.races_between_blocks
+            )
+            for s, n in sizes.items()
+        }
 
     def start_wave(self) -> None:
         self.bytes["shared"][:] = 0xFF
@@ -132,10 +136,6 @@ class Space:
             found = shadow.write(granules, warp, now, pending=mode == "pending")
         if found:
             kind, detail, i = found
-            if kind == "race" and not self.options.races:
-                return
-            if kind == "race-between-blocks" and not self.options.races_between_blocks:
-                return
             m.fail(kind, detail, m.program.code[index], int(lanes[i * len(lanes) // len(granules)]))
 
     def untouched(self, start: int, end: int) -> np.ndarray:

@@ -218,6 +218,25 @@ def test_an_endless_loop_is_no_hang():
     finds("no-progress", "$again: add.u32 %r3, %r0, 1; bra $again;", max_blocks=100)
 
 
+def test_races_that_are_not_wanted_are_left_out_but_the_rest_is_still_seen():
+    body = LOAD + WRITE + READ_OTHER + STORE  # a race, but in lockstep every warp has written before one reads
+    y = sim.poisoned(64)
+    report = run(body, [words(), y], shared=256, races=False)
+    np.testing.assert_array_equal(y, words(64)[::-1])
+    assert not len(report.untouched(y))
+    finds("uninitialised-shared", LOAD + "mov.u32 %r5, buffer;" + READ_OTHER, shared=256, races=False)
+
+
+def test_cache_hints_change_nothing():
+    body = "createpolicy.fractional.L2::evict_last.b64 %d9, 1.0; mad.wide.u32 %d5, %r0, 4, %d0;"
+    body += "ld.global.L1::evict_last.L2::cache_hint.f32 %f2, [%d5], %d9;" + STORE
+    y = sim.poisoned(64)
+    run(body, [words(), y])
+    np.testing.assert_array_equal(y, words(64))
+    hinted = ASYNC.replace("shared.global", "shared.global.L2::cache_hint").replace("], 16;", "], 16, %d9;")
+    run("mov.u64 %d9, 0;" + hinted + "cp.async.wait_all;" + ASYNC_READ, [words(), sim.poisoned(256)], shared=1024)
+
+
 def test_trap_is_reached_only_by_who_takes_it():
     finding = finds("trap", "setp.eq.u32 %p1, %r0, 37; @%p1 trap;")
     assert (finding.place.warp, finding.place.lane) == (1, 5)
@@ -225,7 +244,14 @@ def test_trap_is_reached_only_by_who_takes_it():
 
 
 @pytest.mark.parametrize(
-    "body", ["mov.u32 %r3, %clock;", "mov.u64 %d3, %globaltimer;", "wgmma.fence.sync.aligned;", "mov.u32 %r3, %smid;"]
+    "body",
+    [
+        "mov.u32 %r3, %clock;",
+        "mov.u64 %d3, %globaltimer;",
+        "wgmma.fence.sync.aligned;",
+        "ld.shared::cluster.b32 %r3, [%r4];",
+        "mov.u32 %r3, %smid;",
+    ],
 )
 def test_what_has_no_meaning_here_is_refused_before_anything_runs(body):
     with pytest.raises(sim.Unsupported, match=r"PTX line \d+"):
