@@ -118,8 +118,11 @@ class Space:
             return address + m.block_in_wave[lanes] * self.shared_size
         return address + lanes * self.local_size if name == "local" else address
 
-    def touch(self, name: str, offset, lanes, size: int, index: int, mode: str) -> None:
-        """Records a "read", "write", "pending" or "atomic" access, reports what it races with, and counts its cost."""
+    def touch(self, name: str, offset, lanes, size: int, index: int, mode: str, same=None) -> None:
+        """Records a "read", "write", "pending" or "atomic" access, reports what it races with, and counts its cost.
+
+        ``same()`` is for a "write": per lane, whether memory already holds what it writes.
+        """
         if name not in self.shadow:
             return
         m = self.machine
@@ -133,7 +136,8 @@ class Space:
         elif mode == "atomic":
             found = shadow.update(granules, warp, now)
         else:
-            found = shadow.write(granules, warp, now, pending=mode == "pending")
+            spread = same and (lambda: np.repeat(same(), len(granules) // len(lanes)))
+            found = shadow.write(granules, warp, now, spread)
         if found:
             kind, detail, i = found
             m.fail(kind, detail, m.program.code[index], int(lanes[i * len(lanes) // len(granules)]))

@@ -92,14 +92,19 @@ class Shadow:
             new = np.where(clash, np.where(apart | (now_there == BLOCKS) | (new == BLOCKS), BLOCKS, several), new)
             owners[granules[clash]] = new[clash]
 
-    def write(self, granules, warp, now, pending: bool = False):
-        """Records writes; ``pending`` for the destination of a cp.async."""
+    def write(self, granules, warp, now, same=None):
+        """Records writes. ``same()`` tells where they leave the bytes as they are: warps of a block may repeat a value.
+
+        Without ``same`` they are the destination of a cp.async.
+        """
         owner, at = self.writer[granules], self.written_at[granules]
         if (at == PENDING).any():
             bad = (at == PENDING) & (owner != NOBODY)
             if bad.any():
                 return "async-not-waited", "write over a cp.async that is still in flight", int(np.flatnonzero(bad)[0])
         bad = self._conflict(owner, at, warp, now)
+        if same is not None and bad.any():
+            bad &= ~same() | (owner == BLOCKS) | (self._block(owner) != warp // self.warps_per_block)
         if bad.any():
             return self._report(bad, owner, warp, "write over what {who} wrote")
         reader = self.reader[granules]
@@ -107,11 +112,16 @@ class Shadow:
         if bad.any():
             return self._report(bad, reader, warp, "write over what {who} read")
         self.writer[granules] = warp
-        self.written_at[granules] = PENDING if pending else now
+        self.written_at[granules] = now if same is not None else PENDING
         self.atomic[granules] = False
-        bad = self._conflict(self.writer[granules], now, warp, now)
+        last = self.writer[granules]
+        bad = self._conflict(last, now, warp, now)
+        if same is not None and bad.any():  # the store compares values; here only blocks count
+            several = last // self.warps_per_block == warp // self.warps_per_block
+            self.writer[granules[bad & several]] = -3 - warp[bad & several] // self.warps_per_block
+            bad &= ~several
         if bad.any():
-            return self._report(bad, self.writer[granules], warp, "write over what {who} writes at the same time")
+            return self._report(bad, last, warp, "write over what {who} writes at the same time")
         return None
 
     def arrive(self, granules, warp, now) -> None:

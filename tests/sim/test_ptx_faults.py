@@ -52,6 +52,17 @@ def test_missing_barrier_between_two_warps_writes():
     run(body, [words(), sim.poisoned(64)], block=32, shared=256)
 
 
+def test_warps_of_a_block_may_write_the_same_value():
+    """Triton does, where warps hold copies of a tensor; two writes that differ in time or value are still a race."""
+    body = "mov.u32 %r5, buffer; and.b32 %r6, %r0, 31; mad.lo.u32 %r6, %r6, 4, %r5; {} st.shared.b32 [%r6], %r7;"
+    run(body.format("mov.u32 %r7, %r2;"), [words(), sim.poisoned(1)], shared=256)
+    finds("race", body.format("mov.u32 %r7, %r0;"), shared=256)
+    later = "setp.lt.u32 %p1, %r0, 32; @%p1 st.shared.b32 [%r6], %r7; {} @!%p1 st.shared.b32 [%r6], %r7;"
+    start = body.format("mov.u32 %r7, %r2;").split("st.shared")[0]
+    run(start + later.format(""), [words(), sim.poisoned(1)], shared=256)
+    finds("race", start + later.format("add.u32 %r7, %r7, 1;"), shared=256)
+
+
 def test_race_through_global_memory_within_a_block():
     body = LOAD + "add.f32 %f2, %f1, %f1;" + STORE + "{} sub.u32 %r7, 63, %r0; mad.wide.u32 %d7, %r7, 4, %d1;"
     body += "ld.global.f32 %f3, [%d7];"
