@@ -176,6 +176,33 @@ def test_uninitialised_shared_memory():
     assert (finding.place.warp, finding.place.lane) == (1, 31)
 
 
+def test_a_reader_among_many_does_not_hide_the_others():
+    """All warps, then all blocks, read one word in one instruction; the last of them overwrites it."""
+    first = "mov.u32 %r5, buffer; setp.eq.u32 %p1, %r0, 63; st.shared.b32 [%r5], %r5; bar.sync 0;"
+    first += "ld.shared.b32 %r6, [%r5];"
+    last = "{} @%p1 st.shared.b32 [%r5], %r0;"
+    run(first + last.format(BARRIER), [words(), sim.poisoned(1)], shared=256)
+    finds("race", first + last.format(""), shared=256)
+    blocks = "ld.global.b32 %r6, [%d0]; setp.eq.u32 %p1, %r1, 3; setp.eq.and.u32 %p2, %r0, 31, %p1;"
+    run(blocks, [words(), sim.poisoned(1)], grid=4, block=32)
+    finds("race-between-blocks", blocks + "@%p2 st.global.b32 [%d0], %r0;", grid=4, block=32)
+
+
+def test_atomics_race_with_plain_writes_only():
+    plain = "setp.lt.u32 %p1, %r0, 32; mov.u32 %r7, 5; red.global.add.u32 [%d1], %r7; bar.sync 0;"
+    plain += "@%p1 st.global.b32 [%d1], %r7; {} @!%p1 red.global.add.u32 [%d1], %r7;"
+    run(plain.format(BARRIER), [words(), np.zeros(1, np.uint32)])
+    finds("race", plain.format(""), [words(), np.zeros(1, np.uint32)])
+
+
+def test_shared_memory_of_one_wave_does_not_serve_the_next():
+    body = "setp.lt.u32 %p1, %r1, 6; mov.u32 %r5, buffer; mad.lo.u32 %r6, %r0, 4, %r5; @%p1 st.shared.b32 [%r6], %r0;"
+    read = "@%p1 ld.shared.f32 %f2, [%r6];"
+    run(body + read, [words(), sim.poisoned(1)], grid=12, block=1024, shared=4096)
+    finding = finds("uninitialised-shared", body + read.replace("@%p1 ", ""), grid=12, block=1024, shared=4096)
+    assert finding.place.block == (6, 0, 0)
+
+
 def test_shared_memory_of_one_block_does_not_serve_the_next():
     body = "setp.eq.u32 %p1, %r1, 0; mov.u32 %r5, buffer; mad.lo.u32 %r6, %r0, 4, %r5; @%p1 st.shared.b32 [%r6], %r0;"
     finding = finds("uninitialised-shared", body + "ld.shared.f32 %f2, [%r6];", grid=2, shared=256)
