@@ -59,8 +59,12 @@ class Space:
         warps = machine.warps_per_block
         granule = {s: _granule(program.code, s) for s in ("global", "shared")}
         sizes = {"shared": machine.wave * self.shared_size, "global": len(memory.bytes)}
-        self.shadow = {s: Shadow(n // granule[s] + 1, granule[s], warps, f"{s} memory") for s, n in sizes.items()}
-        self.options = options
+        self.shadow = {
+            s: Shadow(
+                n // granule[s] + 1, granule[s], warps, f"{s} memory", options.races, options.races_between_blocks
+            )
+            for s, n in sizes.items()
+        }
 
     def start_wave(self) -> None:
         self.bytes["shared"][:] = 0xFF
@@ -114,8 +118,11 @@ class Space:
             return address + m.block_in_wave[lanes] * self.shared_size
         return address + lanes * self.local_size if name == "local" else address
 
-    def touch(self, name: str, offset, lanes, size: int, index: int, mode: str) -> None:
-        """Records a "read", "write", "pending" or "atomic" access, reports what it races with, and counts its cost."""
+    def touch(self, name: str, offset, lanes, size: int, index: int, mode: str, same=None) -> None:
+        """Records a "read", "write", "pending" or "atomic" access, reports what it races with, and counts its cost.
+
+        ``same()`` is for a "write": per lane, whether memory already holds what it writes.
+        """
         if name not in self.shadow:
             return
         m = self.machine
@@ -129,13 +136,10 @@ class Space:
         elif mode == "atomic":
             found = shadow.update(granules, warp, now)
         else:
-            found = shadow.write(granules, warp, now, pending=mode == "pending")
+            spread = same and (lambda: np.repeat(same(), len(granules) // len(lanes)))
+            found = shadow.write(granules, warp, now, spread)
         if found:
             kind, detail, i = found
-            if kind == "race" and not self.options.races:
-                return
-            if kind == "race-between-blocks" and not self.options.races_between_blocks:
-                return
             m.fail(kind, detail, m.program.code[index], int(lanes[i * len(lanes) // len(granules)]))
 
     def untouched(self, start: int, end: int) -> np.ndarray:

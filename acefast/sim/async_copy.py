@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from acefast.sim.ptx import Address
-
 
 @dataclass
 class Copy:
@@ -31,7 +29,8 @@ def _copy(m, index, instr):
     if instr.has("bulk", "mbarrier") or not instr.has("shared"):
         raise KeyError("only cp.async.ca and .cg to shared memory")
     to, source, size_operand, *rest = instr.operands
-    rest = [o for o in rest if not isinstance(o, Address)]
+    if instr.has("L2::cache_hint"):
+        rest = rest[:-1]
     size = int(size_operand.text, 0)
     where, origin = m.address(to), m.address(source)
     filled = m.value(rest[0], "u32") if rest else None
@@ -67,7 +66,7 @@ def _fetch(m, index, instr, address, lanes, n: int, size: int, data, rows) -> No
         i = int(np.argmax(outside))
         near = m.space.memory.describe(int(start[i]))
         m.fail("out-of-bounds", f"global cp.async read of {n} bytes at {near}", instr, int(lanes[i]))
-    m.space.touch("global", start, lanes, size if n == size else 4 if n >= 4 else n, index, "read")
+    m.space.touch("global", start, lanes, n, index, "read")
     data[rows[:, None], np.arange(n)] = m.space.bytes["global"][start[:, None] + np.arange(n)]
 
 

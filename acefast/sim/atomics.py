@@ -7,7 +7,6 @@ import numpy as np
 from acefast.sim.access import SPACES
 from acefast.sim.bits import DTYPE, FLOATS, narrow, unsigned, widen
 from acefast.sim.floating import larger, smaller
-from acefast.sim.ptx import Name, Operand
 
 OPERATIONS = ("add", "min", "max", "and", "or", "xor", "exch", "cas", "inc", "dec")
 
@@ -48,7 +47,7 @@ def _atomic(m, index, instr):
     operation, t = instr.first(OPERATIONS), instr.type
     where, space = m.address(operands[0]), instr.first(SPACES)
     dtype = DTYPE[t]
-    values = [_operand(m, o, t) for o in operands[1:]]
+    values = [m.value(o, t) for o in operands[1 : 3 if operation == "cas" else 2]]  # what follows is a cache hint
 
     def run(active) -> None:
         lanes, address = active.lanes, where()[active.lanes]
@@ -71,12 +70,6 @@ def _atomic(m, index, instr):
                 out.scatter(here, before)
 
     return run
-
-
-def _operand(m, operand: Operand, type_: str):
-    if not isinstance(operand, Name) and type_ not in ("f32", "f64") and not hasattr(operand, "text"):
-        raise KeyError(f"operand {operand}")
-    return m.value(operand, type_)
 
 
 DECODERS = {"atom": _atomic, "red": _atomic}

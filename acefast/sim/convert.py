@@ -154,4 +154,10 @@ def _cvta(m, index, instr):
     return lambda active: out.put(value() - tag if instr.has("to") else value() + tag, active)
 
 
-DECODERS = {"cvt": _cvt, "mov": _mov, "cvta": _cvta}
+def _createpolicy(m, index, instr):
+    """A cache hint: any number will do, nothing here looks at it."""
+    out = m.target(instr.operands[0])
+    return lambda active: out.put(np.uint64(0), active)
+
+
+DECODERS = {"createpolicy": _createpolicy, "cvt": _cvt, "mov": _mov, "cvta": _cvta}

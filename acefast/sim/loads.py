@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from acefast.sim.access import SPACES
@@ -45,18 +47,35 @@ def _store(m, index, instr):
         for name, part, at in m.space.resolve(space, address, instr):
             here = lanes if part is None else lanes[part]
             offset = m.space.locate(name, at, here, size, instr, "write")
-            m.space.touch(name, offset, here, size, index, mode)
-            memory = m.space.bytes[name].view(dtype)
-            first = offset // dtype.itemsize
-            for k, value in enumerate(values):
-                new = np.broadcast_to(value(), (m.total,))[here]
-                memory[first + k] = new
-                lost = memory[first + k] != new
-                if lost.any():
-                    lane = int(here[np.argmax(lost)])
-                    m.fail("race-within-warp", f"lanes write different values to one {name} address", instr, lane)
+            memory, first = m.space.bytes[name].view(dtype), offset // dtype.itemsize
+            new = [np.broadcast_to(value(), (m.total,))[here] for value in values]
+            same = functools.partial(_holds, memory, first, new)
+            m.space.touch(name, offset, here, size, index, mode, same)
+            for k, value in enumerate(new):
+                memory[first + k] = value
+            kept = same()
+            if not kept.all():
+                _clash(m, instr, name, offset, here, ~kept)
 
     return run
+
+
+def _holds(memory, first, new) -> np.ndarray:
+    """Per lane, whether memory holds its values."""
+    return np.logical_and.reduce([memory[first + k] == value for k, value in enumerate(new)])
+
+
+def _clash(m, instr, name: str, offset, lanes, lost) -> None:
+    """Some lanes do not find what they just wrote: others of the same instruction wrote there too."""
+    i = int(np.argmax(lost))
+    others = lanes[(offset == offset[i]) & ~lost]
+    warp = m.warp_in_wave[lanes[i]]
+    within = (m.warp_in_wave[others] == warp).any() or not len(others)
+    if within:
+        m.fail("race-within-warp", f"lanes write different values to one {name} address", instr, int(lanes[i]))
+    if m.options.races and (m.block_in_wave[others] == m.block_in_wave[lanes[i]]).any():
+        detail = f"warps write different values to one {name} address, and no barrier between"
+        m.fail("race", detail, instr, int(lanes[i]))
 
 
 def _bits(value, dtype):

@@ -125,7 +125,7 @@ class Machine(Operands):
         if instr.op in ("trap", "brkpt", "call"):
             what = "device assert failed" if instr.op == "call" else "trap reached"
             step = lambda active: self.fail("trap", what, instr, int(active.lanes[0]))  # noqa: E731
-        elif instr.op not in DECODERS:
+        elif instr.op not in DECODERS or any("cluster" in m for m in instr.mods):
             raise self.unsupported(instr)
         else:
             try:

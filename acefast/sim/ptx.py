@@ -252,7 +252,10 @@ class _Parser:
         return next((scope[name] for scope in reversed(self.scopes) if name in scope), name)
 
     def _instruction(self, text: str, line: int) -> None:
-        negated, pred, op, mods, operands = INSTRUCTION.match(text).groups()
+        match = INSTRUCTION.match(text)
+        if not match or not self.scopes:
+            raise Unsupported(f"sim: PTX line {line}: cannot read {text!r}")
+        negated, pred, op, mods, operands = match.groups()
         self.function.code.append(
             Instr(
                 op,

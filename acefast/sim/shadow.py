@@ -16,8 +16,9 @@ PENDING = np.iinfo(np.int32).max  # written by a cp.async that has not been wait
 class Shadow:
     """Owners are warps of the whole grid (>= 0), NOBODY, BLOCKS, or -3 - b for several warps of block b."""
 
-    def __init__(self, granules: int, granule: int, warps_per_block: int, what: str):
+    def __init__(self, granules: int, granule: int, warps_per_block: int, what: str, within=True, between=True):
         self.granule, self.warps_per_block, self.what = granule, warps_per_block, what
+        self.within, self.between = within, between  # races within a block, and between blocks, are faults
         self.writer, self.reader = (np.full(granules, NOBODY, np.int32) for _ in range(2))
         self.written_at, self.read_at = (np.zeros(granules, np.int32) for _ in range(2))
         self.atomic = np.zeros(granules, np.bool_)
@@ -27,7 +28,7 @@ class Shadow:
 
     def spread(self, offsets: np.ndarray, size: int, *per_lane: np.ndarray) -> tuple[np.ndarray, ...]:
         """Byte offsets of accesses of ``size`` bytes -> granules, with per-lane values repeated to match."""
-        n = max(1, size // self.granule)
+        n = -(-size // self.granule)
         first = offsets // self.granule
         if n == 1:
             return (first, *per_lane)
@@ -41,7 +42,8 @@ class Shadow:
         other = (owner != warp) & (owner != NOBODY)
         if not other.any():
             return other
-        return other & ((owner == BLOCKS) | (self._block(owner) != warp // self.warps_per_block) | (at == now))
+        apart = (owner == BLOCKS) | (self._block(owner) != warp // self.warps_per_block)
+        return other & np.where(apart, self.between, self.within & (at == now))
 
     def _report(self, bad, owner, warp, text: str):
         i = int(np.flatnonzero(bad)[0])
@@ -58,7 +60,7 @@ class Shadow:
         """Records reads; returns (kind, detail, index into granules) of the first fault, or None."""
         owner, at = self.writer[granules], self.written_at[granules]
         if uninitialised and (owner == NOBODY).any():
-            return "uninitialised-shared", f"{self.what} read before anything wrote it", int(np.argmin(owner))
+            return "uninitialised-shared", f"{self.what} read before anything wrote it", int(np.argmax(owner == NOBODY))
         if (at == PENDING).any():
             bad = (at == PENDING) & (owner != NOBODY)
             if bad.any():
@@ -90,14 +92,19 @@ class Shadow:
             new = np.where(clash, np.where(apart | (now_there == BLOCKS) | (new == BLOCKS), BLOCKS, several), new)
             owners[granules[clash]] = new[clash]
 
-    def write(self, granules, warp, now, pending: bool = False):
-        """Records writes; ``pending`` for the destination of a cp.async."""
+    def write(self, granules, warp, now, same=None):
+        """Records writes. ``same()`` tells where they leave the bytes as they are: warps of a block may repeat a value.
+
+        Without ``same`` they are the destination of a cp.async.
+        """
         owner, at = self.writer[granules], self.written_at[granules]
         if (at == PENDING).any():
             bad = (at == PENDING) & (owner != NOBODY)
             if bad.any():
                 return "async-not-waited", "write over a cp.async that is still in flight", int(np.flatnonzero(bad)[0])
         bad = self._conflict(owner, at, warp, now)
+        if same is not None and bad.any():
+            bad &= ~same() | (owner == BLOCKS) | (self._block(owner) != warp // self.warps_per_block)
         if bad.any():
             return self._report(bad, owner, warp, "write over what {who} wrote")
         reader = self.reader[granules]
@@ -105,11 +112,16 @@ class Shadow:
         if bad.any():
             return self._report(bad, reader, warp, "write over what {who} read")
         self.writer[granules] = warp
-        self.written_at[granules] = PENDING if pending else now
+        self.written_at[granules] = now if same is not None else PENDING
         self.atomic[granules] = False
-        bad = self.writer[granules] != warp
+        last = self.writer[granules]
+        bad = self._conflict(last, now, warp, now)
+        if same is not None and bad.any():  # the store compares values; here only blocks count
+            several = last // self.warps_per_block == warp // self.warps_per_block
+            self.writer[granules[bad & several]] = -3 - warp[bad & several] // self.warps_per_block
+            bad &= ~several
         if bad.any():
-            return self._report(bad, self.writer[granules], warp, "write over what {who} writes at the same time")
+            return self._report(bad, last, warp, "write over what {who} writes at the same time")
         return None
 
     def arrive(self, granules, warp, now) -> None:

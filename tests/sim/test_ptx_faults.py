@@ -52,6 +52,17 @@ def test_missing_barrier_between_two_warps_writes():
     run(body, [words(), sim.poisoned(64)], block=32, shared=256)
 
 
+def test_warps_of_a_block_may_write_the_same_value():
+    """Triton does, where warps hold copies of a tensor; two writes that differ in time or value are still a race."""
+    body = "mov.u32 %r5, buffer; and.b32 %r6, %r0, 31; mad.lo.u32 %r6, %r6, 4, %r5; {} st.shared.b32 [%r6], %r7;"
+    run(body.format("mov.u32 %r7, %r2;"), [words(), sim.poisoned(1)], shared=256)
+    finds("race", body.format("mov.u32 %r7, %r0;"), shared=256)
+    later = "setp.lt.u32 %p1, %r0, 32; @%p1 st.shared.b32 [%r6], %r7; {} @!%p1 st.shared.b32 [%r6], %r7;"
+    start = body.format("mov.u32 %r7, %r2;").split("st.shared")[0]
+    run(start + later.format(""), [words(), sim.poisoned(1)], shared=256)
+    finds("race", start + later.format("add.u32 %r7, %r7, 1;"), shared=256)
+
+
 def test_race_through_global_memory_within_a_block():
     body = LOAD + "add.f32 %f2, %f1, %f1;" + STORE + "{} sub.u32 %r7, 63, %r0; mad.wide.u32 %d7, %r7, 4, %d1;"
     body += "ld.global.f32 %f3, [%d7];"
@@ -165,6 +176,33 @@ def test_uninitialised_shared_memory():
     assert (finding.place.warp, finding.place.lane) == (1, 31)
 
 
+def test_a_reader_among_many_does_not_hide_the_others():
+    """All warps, then all blocks, read one word in one instruction; the last of them overwrites it."""
+    first = "mov.u32 %r5, buffer; setp.eq.u32 %p1, %r0, 63; st.shared.b32 [%r5], %r5; bar.sync 0;"
+    first += "ld.shared.b32 %r6, [%r5];"
+    last = "{} @%p1 st.shared.b32 [%r5], %r0;"
+    run(first + last.format(BARRIER), [words(), sim.poisoned(1)], shared=256)
+    finds("race", first + last.format(""), shared=256)
+    blocks = "ld.global.b32 %r6, [%d0]; setp.eq.u32 %p1, %r1, 3; setp.eq.and.u32 %p2, %r0, 31, %p1;"
+    run(blocks, [words(), sim.poisoned(1)], grid=4, block=32)
+    finds("race-between-blocks", blocks + "@%p2 st.global.b32 [%d0], %r0;", grid=4, block=32)
+
+
+def test_atomics_race_with_plain_writes_only():
+    plain = "setp.lt.u32 %p1, %r0, 32; mov.u32 %r7, 5; red.global.add.u32 [%d1], %r7; bar.sync 0;"
+    plain += "@%p1 st.global.b32 [%d1], %r7; {} @!%p1 red.global.add.u32 [%d1], %r7;"
+    run(plain.format(BARRIER), [words(), np.zeros(1, np.uint32)])
+    finds("race", plain.format(""), [words(), np.zeros(1, np.uint32)])
+
+
+def test_shared_memory_of_one_wave_does_not_serve_the_next():
+    body = "setp.lt.u32 %p1, %r1, 6; mov.u32 %r5, buffer; mad.lo.u32 %r6, %r0, 4, %r5; @%p1 st.shared.b32 [%r6], %r0;"
+    read = "@%p1 ld.shared.f32 %f2, [%r6];"
+    run(body + read, [words(), sim.poisoned(1)], grid=12, block=1024, shared=4096)
+    finding = finds("uninitialised-shared", body + read.replace("@%p1 ", ""), grid=12, block=1024, shared=4096)
+    assert finding.place.block == (6, 0, 0)
+
+
 def test_shared_memory_of_one_block_does_not_serve_the_next():
     body = "setp.eq.u32 %p1, %r1, 0; mov.u32 %r5, buffer; mad.lo.u32 %r6, %r0, 4, %r5; @%p1 st.shared.b32 [%r6], %r0;"
     finding = finds("uninitialised-shared", body + "ld.shared.f32 %f2, [%r6];", grid=2, shared=256)
@@ -218,6 +256,25 @@ def test_an_endless_loop_is_no_hang():
     finds("no-progress", "$again: add.u32 %r3, %r0, 1; bra $again;", max_blocks=100)
 
 
+def test_races_that_are_not_wanted_are_left_out_but_the_rest_is_still_seen():
+    body = LOAD + WRITE + READ_OTHER + STORE  # a race, but in lockstep every warp has written before one reads
+    y = sim.poisoned(64)
+    report = run(body, [words(), y], shared=256, races=False)
+    np.testing.assert_array_equal(y, words(64)[::-1])
+    assert not len(report.untouched(y))
+    finds("uninitialised-shared", LOAD + "mov.u32 %r5, buffer;" + READ_OTHER, shared=256, races=False)
+
+
+def test_cache_hints_change_nothing():
+    body = "createpolicy.fractional.L2::evict_last.b64 %d9, 1.0; mad.wide.u32 %d5, %r0, 4, %d0;"
+    body += "ld.global.L1::evict_last.L2::cache_hint.f32 %f2, [%d5], %d9;" + STORE
+    y = sim.poisoned(64)
+    run(body, [words(), y])
+    np.testing.assert_array_equal(y, words(64))
+    hinted = ASYNC.replace("shared.global", "shared.global.L2::cache_hint").replace("], 16;", "], 16, %d9;")
+    run("mov.u64 %d9, 0;" + hinted + "cp.async.wait_all;" + ASYNC_READ, [words(), sim.poisoned(256)], shared=1024)
+
+
 def test_trap_is_reached_only_by_who_takes_it():
     finding = finds("trap", "setp.eq.u32 %p1, %r0, 37; @%p1 trap;")
     assert (finding.place.warp, finding.place.lane) == (1, 5)
@@ -225,7 +282,14 @@ def test_trap_is_reached_only_by_who_takes_it():
 
 
 @pytest.mark.parametrize(
-    "body", ["mov.u32 %r3, %clock;", "mov.u64 %d3, %globaltimer;", "wgmma.fence.sync.aligned;", "mov.u32 %r3, %smid;"]
+    "body",
+    [
+        "mov.u32 %r3, %clock;",
+        "mov.u64 %d3, %globaltimer;",
+        "wgmma.fence.sync.aligned;",
+        "ld.shared::cluster.b32 %r3, [%r4];",
+        "mov.u32 %r3, %smid;",
+    ],
 )
 def test_what_has_no_meaning_here_is_refused_before_anything_runs(body):
     with pytest.raises(sim.Unsupported, match=r"PTX line \d+"):

@@ -176,9 +176,9 @@ def test_conversions_between_floats():
     finite = np.isfinite(x)
     same(cut[finite], (x.view(np.uint32) >> 16)[finite])
     normal = np.isfinite(x) & (np.abs(x) > 1e-30) & (np.abs(x) < 1e38)
-    assert (np.abs(tf32 - x)[normal] <= np.abs(x[normal]) * 2.0**-11).all() and not (tf32.view(np.uint32) & 0x1FFF)[
-        normal
-    ].any()
+    assert (np.abs(tf32[normal] - x[normal]) <= np.abs(x[normal]) * 2.0**-11).all() and not (
+        tf32.view(np.uint32) & 0x1FFF
+    )[normal].any()
     same(clamped, np.where(np.isnan(x), 0, np.clip(x, 0, 1)))
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,8 +117,8 @@ $done: mad.wide.u32 %d5, %r0, 4, %d0; st.global.b32 [%d5], %r5;"""
 
 
 def test_blocks_are_ordered_so_that_joins_come_after_both_sides():
-    body = """setp.lt.u32 %p1, %r2, 3; @%p1 bra $cold; $join: add.u32 %r3, %r0, 1; ret;"
-    body += "$cold: clz.b32 %r4, %r0; bra.uni $join;"""
+    body = """setp.lt.u32 %p1, %r2, 3; @%p1 bra $cold; $join: add.u32 %r3, %r0, 1; ret;
+    $cold: clz.b32 %r4, %r0; bra.uni $join;"""
     program = build(parse(kernel(body)), "snippet")
     ops = [i.text for i in program.code]
     assert ops.index("clz.b32 %r4, %r0") < ops.index("add.u32 %r3, %r0, 1")
@@ -163,3 +165,20 @@ def test_generic_addresses_reach_every_space():
 def test_the_package_brings_in_neither_triton_nor_a_toolkit():
     code = "import sys; from acefast import sim; sys.exit('triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    text = (Path(sim.__file__).parent / "README.md").read_text()
+    example = re.search(r"```python\n(.*?)```", text, re.S).group(1)
+    body = """mov.u32 %r3, %ntid.x; mad.lo.u32 %r4, %r1, %r3, %r0; ld.param.u32 %r5, [n]; setp.ge.u32 %p1, %r4, %r5;
+@%p1 exit; mad.wide.u32 %d5, %r4, 4, %d0; mad.wide.u32 %d6, %r4, 4, %d1; ld.global.f32 %f1, [%d5];
+add.f32 %f1, %f1, 0f3F800000; st.global.f32 [%d6], %f1;"""
+    ptx = kernel(body).replace("snippet(", "add_one(").replace(".param .u64 y)", ".param .u64 y, .param .u32 n)")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "add.ptx").write_text(ptx)
+    exec(example, {})
+    printed = capsys.readouterr().out
+    assert "1009]" in printed and "'sectors': 250" in printed
+    (tmp_path / "add.ptx").write_text(ptx.replace("setp.ge.u32 %p1, %r4, %r5", "setp.gt.u32 %p1, %r4, %r5"))
+    exec(example, {})
+    assert "out-of-bounds: global read of 4 bytes at byte 4000 of x, which has 4000" in capsys.readouterr().out
