@@ -157,7 +157,7 @@ def test_text_encoder_equals_transformers_own_loading(written):
     ids = torch.tensor([checkpoint.tokenizer()("the singing").input_ids])
     assert ids[0].tolist() == AutoTokenizer.from_pretrained(path)("the singing").input_ids
     ours = ck.load_text_encoder(checkpoint, "cpu", torch.float32)
-    theirs = Qwen3Model.from_pretrained(path, dtype=torch.float32).eval()
+    theirs = Qwen3Model.from_pretrained(path).float().eval()
     with torch.no_grad():
         assert torch.equal(ours(input_ids=ids).last_hidden_state, theirs(input_ids=ids).last_hidden_state)
     assert not any(p.requires_grad for p in ours.parameters())
