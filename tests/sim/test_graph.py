@@ -251,6 +251,7 @@ def test_error_of_the_step_itself_is_not_swallowed():
         check(lambda s: s.x @ torch.zeros(3, 3), buffers())
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.6"), reason="torch 2.6 makes no fake tensor within the fake mode")
 def test_fake_tensors_stand_for_cuda_ones():
     with FakeTensorMode() as mode:
         x, out = (FakeTensor(mode, torch.empty(4, 4, device="meta"), torch.device("cuda:0")) for _ in range(2))
