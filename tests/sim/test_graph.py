@@ -1,4 +1,4 @@
-"""The graph checker and the recorder: each fault planted and found, each sound twin passed; then the real step."""
+"""The graph checker: each fault planted and found, each sound twin passed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from acefast.conditions import Conditions
-from acefast.models.v15.config import Config
-from acefast.models.v15.dit import DiT, LayerCondition
-from acefast.models.v15.layers import linear
 from acefast.sim.graph import GraphUnsafe, check_step, note_launch
 from acefast.sim.replay import CaptureError, Recording
-from acefast.testing import TINY_BASE
 
 
 def buffers(device="cpu"):
@@ -263,97 +258,6 @@ def test_fake_tensors_stand_for_cuda_ones():
         assert report.of("sync") and "DataDependentOutput" in report.stopped
 
 
-# Record and replay
-
-
-class Block(torch.nn.Module):
-    """A pre-norm transformer layer whose step counter lives on the device."""
-
-    def __init__(self):
-        super().__init__()
-        g = torch.Generator().manual_seed(0)
-        self.qkv, self.o, self.up, self.down = (
-            torch.nn.Parameter(torch.randn(o, i, generator=g) / i**0.5, requires_grad=False)
-            for o, i in ((96, 32), (32, 32), (64, 32), (32, 64))
-        )
-        self.times, self.step = torch.linspace(1, 0, 9), torch.zeros(1, dtype=torch.int64)
-
-    def forward(self, x):
-        h = F.rms_norm(x, x.shape[-1:]) * self.times.index_select(0, self.step)
-        q, k, v = F.linear(h, self.qkv).unflatten(-1, (3, 4, 8)).permute(2, 0, 3, 1, 4)
-        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
-        x = x + F.linear(h, self.o)
-        x = x + F.linear(F.silu(F.linear(F.rms_norm(x, x.shape[-1:]), self.up)), self.down)
-        self.step += 1
-        return x, {"mean": x.mean(1)}
-
-
-@pytest.fixture
-def recorded(rng):
-    block, x = Block(), torch.randn(2, 5, 32, generator=rng)
-    return block, x, Recording(lambda: block(x))
-
-
-def test_replay_equals_eager(recorded, rng):
-    block, x, recording = recorded
-    eager = Block()
-    for _ in range(4):  # the counter goes on, and so do the inputs
-        got, want = recording.replay(), eager(x)
-        assert torch.equal(got[0], want[0]) and torch.equal(got[1]["mean"], want[1]["mean"])
-        x.copy_(torch.randn(x.shape, generator=rng))
-    assert block.step.item() == 4
-
-
-def test_recording_runs_nothing(recorded):
-    block, _, recording = recorded
-    assert block.step.item() == 0
-    assert recording.outputs[0].isnan().all()
-
-
-def test_view_of_an_output_changes_under_the_next_replay_and_a_clone_does_not(recorded):
-    _, x, recording = recorded
-    view = recording.replay()[0][:, 0]
-    clone, before = view.clone(), view.tolist()
-    x.mul_(-1)
-    recording.replay()
-    assert view.tolist() != before
-    assert clone.tolist() == before
-
-
-def test_replay_keeps_what_was_bound_when_it_was_recorded():
-    holder = SimpleNamespace(x=torch.ones(3), factor=2.0)
-    old = holder.x
-    recording = Recording(lambda: holder.x * holder.factor)
-    holder.x, holder.factor = torch.full((3,), 5.0), 3.0
-    assert recording.replay().tolist() == [2.0] * 3
-    old.fill_(4)
-    assert recording.replay().tolist() == [8.0] * 3
-
-
-def test_recording_takes_shape_changes_in_place_and_writes_to_views():
-    x, out = torch.arange(6.0), torch.zeros(2, 3)
-
-    def step():
-        y = x * 2
-        y.unsqueeze_(0)
-        out[1:] = y[:, :3]
-        out[out > 8] = -1
-        return torch.cat((y, y))
-
-    recording = Recording(step)
-    assert out.tolist() == [[0] * 3] * 2
-    x.add_(2)
-    got = recording.replay()
-    assert out.tolist() == [[0, 0, 0], [4, 6, 8]] and got.shape == (2, 6) and got[1].tolist() == (x * 2).tolist()
-
-
-def test_table_cached_while_recording_is_garbage_until_replay():
-    x, cache = torch.ones(3), {}
-    recording = Recording(lambda: cache.setdefault("table", x * 2) + x)
-    assert cache["table"].isnan().all()
-    assert recording.replay().tolist() == [3.0] * 3
-
-
 @pytest.mark.parametrize("name", SYNCS)
 def test_recording_refuses_host_syncs_and_leaves_memory_alone(name):
     fault, sound = SYNCS[name]
@@ -362,80 +266,3 @@ def test_recording_refuses_host_syncs_and_leaves_memory_alone(name):
         Recording(lambda: (s.out.zero_(), fault(s)))
     assert torch.equal(s.out, s.x)
     Recording(lambda: sound(s)).replay()
-
-
-# The transformer of ACE-Step 1.5 as it is today
-
-
-def build(config, device="cpu"):
-    with torch.device(device):
-        model = DiT(config)
-    g = torch.Generator().manual_seed(0)
-    for p in model.parameters() if device == "cpu" else ():
-        p.copy_(torch.randn(p.shape, generator=g) * 0.05)
-    return model
-
-
-@pytest.mark.parametrize(
-    "lengths, unconditional, launches, allocations",
-    # Budgets: what the reference ops need on a CPU today. The fused step is to bring the allocations to zero.
-    [(None, False, 274, 153), (None, True, 279, 158), ([20, 13], False, 337, 204), ([20, 13], True, 342, 209)],
-)
-def test_prepared_velocity_step_allocates_and_nothing_worse(rng, lengths, unconditional, launches, allocations):
-    c, model = TINY_BASE, build(TINY_BASE)
-    B, T, C = 2, 131, c.audio_acoustic_hidden_dim
-    context, latents = (torch.randn(B, T, n, generator=rng) for n in (2 * C, C))
-    states, null = (torch.randn(*s, c.encoder_hidden_size, generator=rng) for s in ((B, 20), (1,)))
-    frames = torch.tensor([131, 90]) if lengths else None
-    lengths = torch.tensor(lengths) if lengths else None
-    conditions = model.prepare(states, lengths, context, [1.0, 0.5], null_condition=null, frames=frames)
-    report = check_step(
-        lambda: model(latents, 0.5, conditions, unconditional=unconditional), static=(model, latents, vars(conditions))
-    )
-    report.require(allow=("allocation",))
-    assert report.count("sync") == report.count("moving") == report.count("host") == 0
-    assert report.launches.total() <= launches and report.count("allocation") <= allocations
-    assert 0 < len(report.undeclared) <= 5  # the rotary table and the windows' masks, in caches of their ops
-
-
-def test_unprepared_timestep_costs_an_upload_and_a_new_timestep_other_memory(rng):
-    """Why a captured step must read its timestep from device memory."""
-    c, model = TINY_BASE, build(TINY_BASE)
-    context, latents = (torch.randn(1, 16, n, generator=rng) for n in (16, 8))
-    conditions = model.prepare(torch.randn(1, 4, c.encoder_hidden_size, generator=rng), None, context, [1.0, 0.5])
-    times = [1.0, 1.0, 0.5]
-    report = check_step(
-        lambda: model(latents, times[0], conditions),
-        static=(model, latents, vars(conditions)),
-        between=lambda _: times.pop(0),
-    )
-    assert report.of("moving")
-    assert check_step(lambda: model(latents, 0.25, conditions), static=(model, latents), warmup=0).of("copy")
-
-
-def test_full_size_step_on_meta_tensors():
-    """2B at one minute, batch 2: nothing is computed and no weight takes memory."""
-    c, model = Config(), build(Config(), "meta").to(torch.bfloat16)
-    B, T, E, D = 2, 1500, 300, Config().audio_acoustic_hidden_dim
-    with torch.device("meta"):
-        latents, context = torch.empty(B, T, D), torch.empty(B, T, 2 * D)
-        states = torch.empty(B, E, c.encoder_hidden_size, dtype=torch.bfloat16)
-        lengths = torch.empty(B, dtype=torch.int64)
-    # what prepare makes, without its look at the lengths
-    embedded = model.condition(states)
-    prepared = {
-        "context": linear(model._patches(context), model.patch.weight[:, : -2 * D], model.patch.bias),
-        "layers": [LayerCondition.of(layer.cross_attention, embedded, None) for layer in model.layers],
-        "lengths": lengths,
-        "frames": None,
-        "tokens": None,
-        "upstream_time": False,
-        "times": {0.5: model.modulations([0.5])[0]},
-    }
-    conditions = Conditions(states, lengths, context, prepared)
-    model(latents, 0.5, conditions)  # fills the tables
-    report = check_step(lambda: model(latents, 0.5, conditions), static=(model, latents, vars(conditions)), warmup=0)
-    report.require(allow=("allocation",))
-    # Budgets of the reference ops, which take windowed attention block by block. The plan's fused step: 292 and 0.
-    assert report.launches.total() <= 2551 and report.count("allocation") <= 1766
-    assert report.allocated_bytes <= 12.6e9  # all temporaries of a step, were none reused
