@@ -10,8 +10,9 @@ import numpy as np
 
 from acefast.sim.bits import DTYPE, TINY, flush, narrow, round_directed, widen
 
-# Error the PTX ISA documents for each approximation on fp32: ("relative" or "absolute", bound). The value computed here
-# is numpy's; approx="low", "high" or "random" moves it to the edge of, or anywhere within, the bound.
+# Error bound of each approximation on fp32, ("relative" or "absolute", bound), after the PTX ISA but not compared with
+# its present table. The value computed here is numpy's; approx="low", "high" or "random" moves it to the edge of, or
+# anywhere within, the bound.
 APPROXIMATION = {
     "ex2": ("relative", 2**-22.5), "lg2": ("absolute", 2**-22.6), "rcp": ("relative", 2**-23.0),
     "rsqrt": ("relative", 2**-22.4), "sqrt": ("relative", 2**-23.0), "div": ("relative", 2**-22.0),  # 2 ulp
@@ -44,7 +45,7 @@ FUNCTIONS = {
 
 
 def perturbation(m, instr):
-    """What moves an exact fp64 result within the documented error, as the launch asks; None where nothing does."""
+    """What moves an exact fp64 result within the error bound, as the launch asks; None where nothing does."""
     if m.options.approx == "value" or not instr.has("approx", "full") or instr.op not in APPROXIMATION:
         return None
     half = instr.type not in ("f32", "f64") and instr.op in HALF_APPROXIMATION

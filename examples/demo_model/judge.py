@@ -20,10 +20,8 @@ from acefast import metrics
 RATE = 48_000
 
 
-def judge(
-    folder: str, songs: int, seconds: float = 12.0, dtype: str = "float32", **request: object
-) -> dict[str, float]:
-    """Generate ``songs`` songs for held-out captions and measure them; prints each.
+def judge(folder: str, songs: int, seconds: float = 12.0, **request: object) -> dict[str, float]:
+    """Generate ``songs`` songs for held-out captions, in fp32, and measure them; prints each.
 
     Returns:
         tempo: share within 3 % of what was asked; octave: share at half or double; beat: mean beat strength; and the
