@@ -117,11 +117,10 @@ class Run:
         return stored(self.folder / "latents" / name, len(clips), Encode(vae, sounds, labels), workers=workers)
 
     def load_vae(self) -> None:
-        """Set ``vae`` and its latents of digital ``silence``, [SILENT_FRAMES, D]."""
+        """Set ``vae`` and ``silence``, the source of a song that has none, [SILENT_FRAMES, D]."""
         self.vae = VAE(self.vae_config).requires_grad_(False).eval()
         self.vae.load_state_dict(torch.load(self.folder / "vae-scaled.pt", weights_only=True))
-        silence = self.vae.encode(torch.zeros(1, 2, 128 * self.vae_config.hop))[0][0]
-        self.silence = torch.cat((silence[:64], silence[64:65].expand(SILENT_FRAMES - 64, -1)))
+        self.silence = ruler(SILENT_FRAMES, self.config.audio_acoustic_hidden_dim)
 
     def networks(self) -> nn.ModuleDict:
         """Fresh ones; also sets ``tokenizer`` and ``text_config``."""
@@ -131,6 +130,10 @@ class Run:
         torch.manual_seed(0)
         text = Qwen3Model(Qwen3Config(**self.text_config, attn_implementation="sdpa"))
         nn.init.normal_(text.embed_tokens.weight, std=0.5)
+        for word, index in self.tokenizer.get_vocab().items():
+            if word.isdecimal() and len(word) > 1:  # near numbers begin near each other: random Fourier features
+                waves = torch.randn(2, self.text_config["hidden_size"], generator=torch.Generator().manual_seed(1))
+                text.embed_tokens.weight.data[index] = 0.7 * (int(word) / 6 * waves[0] + 6.3 * waves[1]).cos()
         return nn.ModuleDict({"bundle": Bundle(self.config), "text": text})
 
     def export(self, folder: Path, dtype: torch.dtype) -> Path:
@@ -145,6 +148,21 @@ class Run:
             folder, self.config, self.vae_config, self.text_config, bundle=nets["bundle"], vae=self.vae,
             text_encoder=nets["text"], tokenizer=self.tokenizer, silence=self.silence, dtype=dtype,
         )  # fmt: skip
+
+
+def ruler(frames: int, D: int) -> Tensor:
+    """What stands where a song has no source: hands of D / 2 clocks, each turning a whole number of times in ``frames``.
+
+    A transformer with rotary positions knows distances, not places; the hands tell it where in a bar it is. They turn
+    9, 10, ... times in half a minute, which covers the bars of 70 to 160 bpm with D = 24; a tempo between two hands is a
+    mixture of them, as in any Fourier series.
+
+    Returns:
+        [frames, D] float32, cosines and then sines.
+    """
+    turns = 9 + torch.arange(D // 2)
+    angle = 2 * torch.pi * torch.arange(frames)[:, None] * turns / frames
+    return torch.cat((angle.cos(), angle.sin()), -1)
 
 
 def prompts(label: dict[str, Any], task: str, seconds: float, rng: np.random.Generator) -> tuple[str, str]:
@@ -164,7 +182,8 @@ def loss(run: Run, nets: nn.ModuleDict, batch: int, rng: np.random.Generator) ->
     task = str(rng.choice(list(SHARES), p=list(SHARES.values())))
     frames = int(rng.integers(int(LENGTHS[0] * T), int(LENGTHS[1] * T) + 1)) // 10 * 10
     items = rng.integers(len(run.latents), size=batch)
-    start = 0 if task == "text2music" else int(rng.integers(T - frames + 1))  # songs begin on a bar line, as clips do
+    whole = task == "text2music" or rng.random() < 0.5
+    start = 0 if whole else int(rng.integers(T - frames + 1))  # songs begin on a bar line, as clips do
     data = torch.from_numpy(run.latents[items, start : start + frames].astype(np.float32))
     mask, source, codes = torch.ones(batch, frames, 1), run.silence[:frames].expand_as(data), 0
     if task == "cover":
