@@ -60,6 +60,8 @@ SHARES = {"text2music": 0.8, "repaint": 0.12, "cover": 0.08}
 LENGTHS = (0.5, 1.0)  # of a clip: shortest and longest stretch that a batch is cut to
 NOTHING = 0.05  # how often a batch's songs have no condition at all
 SHIFT = 3.0  # of the noise levels, turbo's own
+CLOCK = (1, 2, 4, 8, 16)  # per bar: what the layer TAP is taught to tell, see ``Clock``
+TAP = 3
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)  # the test's
 
 
@@ -134,7 +136,7 @@ class Run:
             if word.isdecimal() and len(word) > 1:  # near numbers begin near each other: random Fourier features
                 waves = torch.randn(2, self.text_config["hidden_size"], generator=torch.Generator().manual_seed(1))
                 text.embed_tokens.weight.data[index] = 0.7 * (int(word) / 6 * waves[0] + 6.3 * waves[1]).cos()
-        return nn.ModuleDict({"bundle": Bundle(self.config), "text": text})
+        return nn.ModuleDict({"bundle": Bundle(self.config), "text": text, "clock": Clock(self.config.hidden_size)})
 
     def export(self, folder: Path, dtype: torch.dtype) -> Path:
         """Write the averaged weights of the last checkpoint as one that acefast loads."""
@@ -151,10 +153,10 @@ class Run:
 
 
 def ruler(frames: int, D: int) -> Tensor:
-    """What stands where a song has no source: hands of D / 2 clocks, each turning a whole number of times in ``frames``.
+    """What stands where a song has no source: the hands of D / 2 clocks that turn 9, 10, ... times in ``frames``.
 
-    A transformer with rotary positions knows distances, not places; the hands tell it where in a bar it is. They turn
-    9, 10, ... times in half a minute, which covers the bars of 70 to 160 bpm with D = 24; a tempo between two hands is a
+    A transformer with rotary positions knows distances, not places; the hands tell it where in a bar it is. With half a
+    minute of frames and D = 24 they turn as fast as the bars of 70 to 160 bpm do; a tempo between two hands is a
     mixture of them, as in any Fourier series.
 
     Returns:
@@ -163,6 +165,25 @@ def ruler(frames: int, D: int) -> Tensor:
     turns = 9 + torch.arange(D // 2)
     angle = 2 * torch.pi * torch.arange(frames)[:, None] * turns / frames
     return torch.cat((angle.cos(), angle.sin()), -1)
+
+
+class Clock(nn.Module):
+    """A readout that only the training knows: where in the bar is each token.
+
+    The beat is a small share of what the velocity's error is made of, and the way to it is long: from the tempo's token
+    through cross-attention to a product with the ruler. Asked for directly, it is found within minutes.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.head = nn.Linear(width, 2 * len(CLOCK))
+
+    def loss(self, hidden: Tensor, labels: list[dict[str, Any]], start: int) -> Tensor:
+        """Mean squared error of the hands that ``hidden`` [B, S, H] shows, of songs cut at frame ``start``."""
+        seconds = (start + 2 * torch.arange(hidden.shape[1])) / 25
+        bars = torch.tensor([label["bpm"] / 60 / int(label["time_signature"]) for label in labels])
+        angle = 2 * torch.pi * (bars[:, None] * seconds)[..., None] * torch.tensor(CLOCK)
+        return F.mse_loss(self.head(hidden), torch.cat((angle.cos(), angle.sin()), -1))
 
 
 def prompts(label: dict[str, Any], task: str, seconds: float, rng: np.random.Generator) -> tuple[str, str]:
@@ -202,18 +223,20 @@ def loss(run: Run, nets: nn.ModuleDict, batch: int, rng: np.random.Generator) ->
         conditions, valid = condition(run, nets, texts)
         drop = torch.from_numpy(rng.random(batch) < NOTHING)[:, None, None]
         conditions = torch.where(drop, bundle.null_condition_emb, conditions)
-        return codes + matching(bundle, data, source, mask, conditions, valid, t)
+        error, hidden = matching(bundle, data, source, mask, conditions, valid, t)
+        return codes + error + nets["clock"].loss(hidden, [run.labels[i] for i in items], start)
 
 
 def matching(
     bundle: Bundle, data: Tensor, source: Tensor, mask: Tensor, conditions: Tensor, valid: Tensor, t: Tensor,
     generator: torch.Generator | None = None,
-) -> Tensor:  # fmt: skip
-    """Mean squared error of the velocity at times ``t`` [B], data [B, T, D]."""
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Mean squared error of the velocity at times ``t`` [B], data [B, T, D], and hidden states for ``Clock``."""
     noise = torch.randn(data.shape, generator=generator)
     latents = torch.lerp(data, noise, t[:, None, None])
     context = torch.cat((source, mask.expand_as(data)), -1)
-    return F.mse_loss(bundle.decoder(latents, t, context, conditions, valid).float(), noise - data)
+    velocity, hidden = bundle.decoder(latents, t, context, conditions, valid, tap=TAP)
+    return F.mse_loss(velocity.float(), noise - data), hidden
 
 
 def condition(run: Run, nets: nn.ModuleDict, texts: list[tuple[str, str]]) -> tuple[Tensor, Tensor]:
@@ -241,8 +264,9 @@ def quality(run: Run, nets: nn.ModuleDict) -> dict[str, float]:
     generator, found = torch.Generator().manual_seed(0), {}
     for t in TIMES:
         times = torch.full((len(data),), t)
-        error = matching(nets["bundle"], data, source, mask, conditions, valid, times, generator)
+        error, hidden = matching(nets["bundle"], data, source, mask, conditions, valid, times, generator)
         found[f"mse@{t}"] = round(error.item(), 4)
+    found["clock"] = round(nets["clock"].loss(hidden, run.unseen_labels, 0).item(), 4)
     return found
 
 
