@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from acefast.backends import emulated
+
 BLOCK_SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}  # bytes a block may ask
 MULTIPROCESSORS = {80: 108, 86: 84, 89: 128, 90: 132, 100: 148, 120: 170}  # A100, A40, L40-class, H100, B200, RTX 5090
 GRID_LIMIT = (2**31 - 1, 65535, 65535)
@@ -90,7 +92,8 @@ def dry_run(sm: int = 80) -> Iterator[list[Launch]]:
     before, stub = driver._active, _stub_driver()(sm)
     driver._active = stub  # set_active, without which a machine that has no driver could not be put back
     try:
-        yield stub.launches
+        with emulated(sm):
+            yield stub.launches
     finally:
         driver._active = before
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
+from acefast.backends import emulated_sm
+from acefast.kernel_config import current_sm
 from acefast.sim.driver import BLOCK_SHARED_LIMIT, dry_run
 
 triton = pytest.importorskip("triton", "3.9", reason="triton 3.9 is not installed")
@@ -74,7 +76,9 @@ def test_every_kind_of_tensor_is_specialised_as_on_a_gpu(kind):
 def test_compiles_for_every_sm(sm):
     with dry_run(sm) as launches:
         launch_add(torch.empty(1024, device="meta"))
+        assert emulated_sm() == current_sm() == sm  # what a launch wrapper chooses its tiles by
     assert f".target sm_{sm}" in launches[0].ptx and launches[0].sm == sm
+    assert emulated_sm() is None
 
 
 def test_more_shared_memory_than_a_block_has_is_refused_as_on_that_gpu():
