@@ -15,11 +15,17 @@ from torch import Tensor
 
 from acefast.cases import Arguments, Case
 from acefast.sim.driver import BLOCK_SHARED_LIMIT, Argument, Launch, dry_run
+from acefast.sim.errors import SimError
 from acefast.sim.launch import launch
 from acefast.sim.resources import Resources, read_kernel
 from acefast.sim.roofline import floor_us, predicted_us
 from acefast.sim.tensors import Arrays, copy_of, share_memory, tensors_of
 
+FIGURES = (
+    *("launches", "registers", "spill_bytes", "local", "shared_bytes", "mma", "cp_async"),
+    *("sectors", "sectors_min", "wavefronts", "wavefronts_min", "simulated_mma", "simulated_cp_async"),
+    *("error", "torch_error"),
+)
 SIMULATED = (80, 86, 89)  # whose PTX the simulator runs
 WORSE_THAN_TORCH = 1.1  # times PyTorch's own error
 FP32_ERROR = 1e-6  # relative L2 that the order of an fp32 sum may cost, whatever PyTorch's own error is
@@ -70,27 +76,43 @@ class Simulated:
 
 
 def study(case: Case, sm: int = 80) -> dict[str, Any]:
-    """All that is found out about a case, as plain data; what the simulator cannot run for ``sm`` is None.
+    """All that is found out about a case, as plain data.
+
+    A figure is None where there is none: the simulator does not run what is compiled for ``sm``, or the kernel has a
+    fault that ends compiling or running it, which is then in "faults".
 
     Raises:
-        Finding: the simulated kernel does something it must not.
         RuntimeError: triton is not installed.
+        ValueError: the case itself cannot be compared.
     """
-    compiled = compile_case(case, sm)
-    simulated = simulate_case(case, sm) if sm in SIMULATED else None
+    from triton.errors import TritonError
+
     real = case.real(torch.device("meta"))
     counted = case.flops(real), case.bytes(real), sm
-    attention, launches = "attention" in case.kernel, len(compiled.launches)
-    nothing = dict.fromkeys(("sectors", "sectors_min", "wavefronts", "wavefronts_min", "error", "torch_error"))
+    figures = dict.fromkeys(FIGURES)
+    found: list[str] = []
+    try:
+        compiled = compile_case(case, sm)
+    except TritonError as error:
+        found.append(f"does not compile: {' '.join(str(error).split())}")
+    else:
+        figures |= compiled.row()
+        simulated = None
+        try:
+            simulated = simulate_case(case, sm) if sm in SIMULATED else None
+        except SimError as error:
+            found.append(str(error))
+        figures |= simulated.row() if simulated else {}
+        found += faults(case, compiled, simulated)
+    attention, launches = "attention" in case.kernel, figures["launches"] or 1
     return {
         "kernel": case.kernel,
         "config": case.config,
         "sm": sm,
-        **compiled.row(),
-        **(simulated.row() if simulated else nothing),
+        **figures,
         "floor_us": round(floor_us(*counted, dots=case.dots), 2),
         "predicted_us": round(predicted_us(*counted, dots=case.dots, attention=attention, launches=launches), 2),
-        "faults": faults(case, compiled, simulated),
+        "faults": found,
     }
 
 
@@ -153,10 +175,15 @@ def faults(case: Case, compiled: Compiled, simulated: Simulated | None = None) -
         if cost > most * least:
             found.append(f"{cost} {name}, {cost / least:.3f} times the fewest possible; at most {most}")
     for error, own, dtype in zip(simulated.errors, simulated.torch_errors, simulated.dtypes):
-        most = min(case.tolerance, max(WORSE_THAN_TORCH * own, FP32_ERROR if dtype == torch.float32 else 0.0))
+        most = largest_error(case, own, dtype)
         if not error <= most:
             found.append(f"relative L2 {error:.2e} against fp64, PyTorch's own is {own:.2e}; at most {most:.2e}")
     return found
+
+
+def largest_error(case: Case, own: float, dtype: torch.dtype) -> float:
+    """The relative L2 that an output of ``dtype`` may have, where PyTorch's own is ``own``."""
+    return min(case.tolerance, max(WORSE_THAN_TORCH * own, FP32_ERROR if dtype == torch.float32 else 0.0))
 
 
 def poison_outputs(case: Case, given: Arguments) -> None:
