@@ -6,10 +6,8 @@ import pytest
 import torch
 
 from acefast.backends import BACKENDS, why_unavailable
+from acefast.sim.roofline import floor_us, predicted_us
 
-A100 = {"bytes": 1555e9, "flops": 312e12}  # an A100 SXM 40 GB, a second: its memory, its tensor cores at 16 bits
-REACHED = {"bytes": 0.85, "flops": 0.8}  # what a good kernel reaches of them; a judgement
-LATENCY = 2e-6  # seconds of a launch inside a CUDA graph; another
 GATE = {torch.float32: 1e-4, torch.bfloat16: 8e-3, torch.float16: 2e-3}  # relative L2 against the reference
 
 
@@ -42,7 +40,11 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def op_benchmark(benchmark, device: torch.device):
-    """Time ``op(*args, backend=backend)`` and add GB/s and TFLOP/s of the counted bytes and flops to the record."""
+    """Time ``op(*args, backend=backend)``; the record gets what the counted bytes and tensor-core flops say.
+
+    That is GB/s and TFLOP/s as measured, and the microseconds an A100 would need: at its peaks (floor), and at what a
+    good kernel reaches of them (target).
+    """
 
     def run(op, *args, reference, backend: str, bytes: int = 0, flops: int = 0, **kwargs) -> None:
         def call():
@@ -65,19 +67,11 @@ def op_benchmark(benchmark, device: torch.device):
         if flops:
             benchmark.extra_info["TFLOP/s"] = round(flops / seconds / 1e12, 4)
         if bytes or flops:
-            benchmark.extra_info |= predicted(bytes=bytes, flops=flops)
+            counted = {"flops": flops, "bytes": bytes, "sm": 80, "dots": bool(flops)}
+            benchmark.extra_info["A100 floor, us (predicted)"] = round(floor_us(**counted), 1)
+            benchmark.extra_info["A100 target, us (predicted)"] = round(predicted_us(**counted), 1)
 
     return run
-
-
-def predicted(**counted: float) -> dict[str, float]:
-    """Microseconds on an A100 from counted bytes and tensor-core flops: the floor, and what a good kernel takes."""
-    floor = max(n / A100[kind] for kind, n in counted.items())
-    target = max(n / A100[kind] / REACHED[kind] for kind, n in counted.items()) + LATENCY
-    return {
-        "A100 floor, us (predicted)": round(floor * 1e6, 1),
-        "A100 target, us (predicted)": round(target * 1e6, 1),
-    }
 
 
 def _tensors(out) -> tuple[torch.Tensor, ...]:

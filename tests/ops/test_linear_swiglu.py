@@ -152,3 +152,5 @@ def test_wrong_arguments_are_refused_with_a_sentence():
         linear_swiglu(x, torch.zeros(32, 32).half())
     with pytest.raises(ValueError, match=r"linear_swiglu: out must be \[..., I\] = \[3, 16\], got \[3, 32\]"):
         linear_swiglu(x, torch.zeros(32, 32), out=torch.zeros(3, 32))
+    with pytest.raises(ValueError, match=r"linear_swiglu: out must be torch.float32, got torch.float16"):
+        linear_swiglu(x, torch.zeros(32, 32), out=torch.zeros(3, 16).half())
