@@ -23,15 +23,16 @@ class Config:
     tiles: Mapping[str, int]  # its constexpr sizes by name
     num_warps: int = 4
     num_stages: int = 1
-    compiler: Mapping[str, Any] = field(default_factory=dict)  # further options of Triton's, such as enable_fp_fusion
+    compiler: Mapping[str, Any] = field(default_factory=dict)  # further options of Triton's
 
     def __getitem__(self, tile: str) -> int:
         return self.tiles[tile]
 
     @property
     def options(self) -> dict[str, Any]:
-        """Keyword arguments of the launch."""
-        return {**self.tiles, "num_warps": self.num_warps, "num_stages": self.num_stages, **self.compiler}
+        """Keyword arguments of the launch; contraction to fma is on unless ``compiler`` says otherwise."""
+        fixed = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+        return {**self.tiles, **fixed, **self.compiler}
 
 
 def current_sm() -> int:

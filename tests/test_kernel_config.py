@@ -28,5 +28,8 @@ def test_a_shape_class_without_a_row_names_those_there_are():
 
 
 def test_options_are_the_keyword_arguments_of_a_launch():
-    config = Config({"ROWS": 4, "BLOCK": 2}, num_warps=8, num_stages=3, compiler={"enable_fp_fusion": False})
-    assert config.options == {"ROWS": 4, "BLOCK": 2, "num_warps": 8, "num_stages": 3, "enable_fp_fusion": False}
+    sizes = {"ROWS": 4, "BLOCK": 2, "num_warps": 8, "num_stages": 3}
+    config = Config({"ROWS": 4, "BLOCK": 2}, num_warps=8, num_stages=3)
+    assert config.options == {**sizes, "enable_fp_fusion": True}  # said outright: Triton's default changes
+    exact = Config(config.tiles, 8, 3, compiler={"enable_fp_fusion": False, "maxnreg": 64})
+    assert exact.options == {**sizes, "enable_fp_fusion": False, "maxnreg": 64}
