@@ -7,6 +7,9 @@ import torch
 
 from acefast.backends import BACKENDS, why_unavailable
 
+A100 = {"bytes": 1555e9, "flops": 312e12}  # an A100 SXM 40 GB, a second: its memory, its tensor cores at 16 bits
+REACHED = {"bytes": 0.85, "flops": 0.8}  # what a good kernel reaches of them; a judgement
+LATENCY = 2e-6  # seconds of a launch inside a CUDA graph; another
 GATE = {torch.float32: 1e-4, torch.bfloat16: 8e-3, torch.float16: 2e-3}  # relative L2 against the reference
 
 
@@ -61,8 +64,20 @@ def op_benchmark(benchmark, device: torch.device):
             benchmark.extra_info["GB/s"] = round(bytes / seconds / 1e9, 2)
         if flops:
             benchmark.extra_info["TFLOP/s"] = round(flops / seconds / 1e12, 4)
+        if bytes or flops:
+            benchmark.extra_info |= predicted(bytes=bytes, flops=flops)
 
     return run
+
+
+def predicted(**counted: float) -> dict[str, float]:
+    """Microseconds on an A100 from counted bytes and tensor-core flops: the floor, and what a good kernel takes."""
+    floor = max(n / A100[kind] for kind, n in counted.items())
+    target = max(n / A100[kind] / REACHED[kind] for kind, n in counted.items()) + LATENCY
+    return {
+        "A100 floor, us (predicted)": round(floor * 1e6, 1),
+        "A100 target, us (predicted)": round(target * 1e6, 1),
+    }
 
 
 def _tensors(out) -> tuple[torch.Tensor, ...]:
