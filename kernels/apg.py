@@ -12,23 +12,28 @@ Bound   memory beyond some 10 minutes of song, latency below
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from acefast.cases import Arguments, Case
 from acefast.kernel_config import Config, pick
 from acefast.kernels.sampler_step import (
+    FEW,
     advance,
     at,
+    case_arguments,
     columns_of,
     count_step,
     frames_of,
     read_step,
     step_arguments,
+    step_bytes,
     store_latents,
     strided,
 )
-from acefast.ops.apg import TINY
+from acefast.ops.apg import TINY, apg_reference, apg_step_reference, scratch_shape
 from acefast.ops.sampler_step import TILE, Repaint
 
 _EXACT = {"enable_fp_fusion": False}  # for the step's sake, see kernels/sampler_step.py
@@ -36,6 +41,7 @@ _TILES = {"ROWS": TILE[0], "COLUMNS": TILE[1]}
 CONFIGS = {
     ("partials", 80): Config(_TILES, num_warps=8, compiler=_EXACT),
     ("guide", 80): Config({**_TILES, "PARTIALS": 16}, num_warps=8, compiler=_EXACT),
+    ("guide-drawn", 80): Config({**_TILES, "PARTIALS": 16}, num_warps=16, compiler=_EXACT),  # eps drawn in the launch
 }
 _LEAST = tl.constexpr(TINY * TINY)
 
@@ -179,7 +185,7 @@ def apg_step(
     _guided_step_kernel[_grid(cond)](
         *strided(cond), running, scratch, scale, *strided(latents),
         *step_arguments(times, step, model_latents, noise, seeds, repaint, lengths, out), cond.shape[1],
-        norm_threshold, eta, cond.shape[2], **pick(CONFIGS, "guide").options,
+        norm_threshold, eta, cond.shape[2], **pick(CONFIGS, "guide" if seeds is None else "guide-drawn").options,
     )  # fmt: skip
 
 
@@ -193,3 +199,68 @@ def _launch_partials(cond, uncond, before, after, scratch, lengths, momentum) ->
 def _grid(tensor: Tensor) -> tuple[int, int, int]:
     B, T, D = tensor.shape
     return triton.cdiv(T, TILE[0]), triton.cdiv(D, TILE[1]), B
+
+
+def _velocity_reference(cond: Tensor, *, scratch: Tensor, out: tuple[Tensor, Tensor], **arguments):
+    return apg_reference(cond, **arguments, state_dtype=torch.promote_types(cond.dtype, torch.float32))
+
+
+def _step_reference(*, scratch: Tensor, **arguments) -> tuple[Tensor, ...]:
+    out = apg_step_reference(**arguments)
+    return out, arguments["model_latents"], arguments["running"], arguments["step"]
+
+
+def _arguments(B: int, T: int, *, eta: float = 0.0, **options) -> Arguments:
+    """A guided step in place; conditional and unconditional velocity are the halves of one buffer."""
+    arguments = case_arguments(B, T, **options)
+    where = {name: options[name] for name in ("device", "generator") if name in options}
+    make = torch.randn if "generator" in where else torch.empty
+    shape = arguments.pop("velocity").shape
+    cond, uncond = make(2, *shape, **where).bfloat16()
+    scale = torch.full((1,), 7.0, device=where.get("device"))
+    scratch = torch.empty(scratch_shape(shape), device=where.get("device"))
+    arguments |= {"cond": cond, "uncond": uncond, "running": make(shape, **where), "scale": scale, "scratch": scratch}
+    return arguments | {"momentum": -0.75, "norm_threshold": 2.5, "eta": eta}
+
+
+def _velocity_arguments(B: int, T: int, **where) -> Arguments:
+    arguments = _arguments(B, T, **where)
+    names = ("cond", "uncond", "running", "scale", "scratch", "momentum", "norm_threshold", "eta")
+    out = torch.empty_like(arguments["cond"]), torch.empty_like(arguments["running"])
+    return {**{name: arguments[name] for name in names}, "out": out}
+
+
+def _guide_bytes(a: Arguments) -> float:
+    return 2 * (a["cond"].nbytes + a["running"].nbytes) + a["uncond"].nbytes
+
+
+def _case(config: str, B: int, T: int, flops: int = 22, **options) -> Case:
+    return Case(
+        kernel="apg",
+        config=config,
+        launch=apg_step,
+        reference=_step_reference,
+        real=lambda device: _arguments(B, T, **options, device=device),
+        small=lambda generator: _arguments(B, FEW, **options, generator=generator),
+        outputs=("out", "model_latents", "running", "step"),
+        flops=lambda a: flops * a["latents"].numel(),
+        bytes=lambda a: _guide_bytes(a) + a["running"].nbytes + step_bytes({**a, "velocity": None}),
+    )
+
+
+CASES = (
+    Case(
+        kernel="apg",
+        config="velocity",
+        launch=apg,
+        reference=_velocity_reference,
+        real=lambda device: _velocity_arguments(1, 6144, device=device),
+        small=lambda generator: _velocity_arguments(1, FEW, generator=generator),
+        outputs=("out",),
+        flops=lambda a: 20 * a["cond"].numel(),
+        bytes=lambda a: _guide_bytes(a) + a["running"].nbytes + a["cond"].nbytes,
+    ),
+    _case("step", 1, 6144),  # 4 minutes
+    _case("step-batch", 3, 3072, eta=0.3, lengths=True),
+    _case("step-sde-repaint", 1, 6144, 265, seeds=True, repaint=True),
+)

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import math
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from acefast.cases import Arguments, Case
 from acefast.kernel_config import Config, pick
 from acefast.ops import philox as op
 
@@ -101,3 +103,28 @@ def philox(seeds: Tensor, stream: Tensor, *, out: Tensor) -> None:
     n = math.prod(out.shape[1:])
     config = pick(CONFIGS, "normal")
     _philox_kernel[(triton.cdiv(n, config["BLOCK"]), len(out))](seeds, stream, out, n, **config.options)
+
+
+def _reference(seeds: Tensor, stream: Tensor, *, out: Tensor) -> tuple[Tensor, ...]:
+    words = [word % 2**64 for word in (*seeds.tolist(), *stream.tolist())]
+    return (op.philox_normal_reference(words[:-1], out.shape[1:], stream=words[-1]),)
+
+
+def _arguments(B: int, T: int, device: torch.device | str = "cpu") -> Arguments:
+    seeds = torch.tensor([42, -1, 2**40 + 3][:B], device=device)
+    return {"seeds": seeds, "stream": torch.tensor([7], device=device), "out": torch.empty(B, T, 64, device=device)}
+
+
+CASES = (
+    Case(
+        kernel="philox",
+        config="normal",
+        launch=philox,
+        reference=_reference,
+        real=lambda device: _arguments(1, 15000, device),  # 10 minutes
+        small=lambda _: _arguments(2, 24),
+        outputs=("out",),
+        flops=lambda a: 240 * a["out"].numel(),  # in fp32's terms: an fp64 operation takes as long as four of an FMA's
+        bytes=lambda a: a["out"].nbytes,
+    ),
+)

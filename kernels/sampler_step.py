@@ -17,14 +17,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from acefast.cases import Arguments, Case
 from acefast.kernel_config import Config, pick
 from acefast.kernels.philox import normal
-from acefast.ops.sampler_step import SDE_STREAM, TILE, Repaint
+from acefast.ops.sampler_step import SDE_STREAM, TILE, Repaint, clock, sampler_step_reference, step_table
 
 _EXACT = {"enable_fp_fusion": False}
 CONFIGS = {
     ("plain", 80): Config({"ROWS": TILE[0], "COLUMNS": TILE[1]}, num_warps=8, compiler=_EXACT),
-    ("drawn", 80): Config({"ROWS": TILE[0], "COLUMNS": TILE[1]}, num_warps=8, compiler=_EXACT),
+    ("drawn", 80): Config({"ROWS": TILE[0], "COLUMNS": TILE[1]}, num_warps=16, compiler=_EXACT),
 }
 _SDE_STREAM = tl.constexpr(SDE_STREAM)
 
@@ -184,3 +185,71 @@ def step_arguments(
     mask = None if mask is None else mask.view(torch.uint8)
     copy = strided(model_latents)
     return *strided(out), *copy, times, number, counter, noise, seeds, mask, source, initial, held, lengths
+
+
+FEW = 304  # frames: a tile and a ragged one; a multiple of 16, as real sizes are, so that both are one compiled kernel
+
+
+def _reference(**arguments) -> tuple[Tensor, ...]:
+    out = sampler_step_reference(**arguments)
+    return out, arguments["model_latents"], arguments["step"]
+
+
+def case_arguments(
+    B: int, T: int, *, noise: bool = False, seeds: bool = False, repaint: bool = False, lengths: bool = False, **where
+) -> Arguments:
+    """A step in place of a model in bf16; T frames of a buffer, of which the songs fill all but a few."""
+    make = torch.randn if "generator" in where else torch.empty
+    device, shape = where.get("device", "cpu"), (B, T, 64)
+    x = make(shape, **where)
+    arguments = {
+        "latents": x,
+        "velocity": make(shape, **where).bfloat16(),
+        "times": step_table([1.0, 0.9, 0.75, 0.3], device=device),
+        "step": clock(shape, step=1, device=device),
+        "model_latents": torch.zeros(shape, dtype=torch.bfloat16, device=device),
+        "out": x,
+    }
+    if noise:
+        arguments["noise"] = make(shape, **where)
+    if seeds:
+        arguments["seeds"] = torch.arange(B, device=device) - 1
+    if repaint:
+        mask = (torch.arange(T, device=device) % 5 < 3).expand(B, T).contiguous()
+        held = torch.tensor([3], dtype=torch.int32, device=device)
+        arguments["repaint"] = Repaint(mask, make(shape, **where), make(shape, **where), held)
+    if lengths:
+        arguments["lengths"] = torch.arange(T, T - 5 * B, -5, device=device)
+    return arguments
+
+
+def step_bytes(arguments: Arguments) -> float:
+    """Bytes that a step has to move, those of its velocity included."""
+    x, repaint = arguments["latents"], arguments.get("repaint")
+    moved = [x, arguments["velocity"], arguments["model_latents"], arguments["out"], arguments.get("noise")]
+    return sum(t.nbytes for t in moved if t is not None) + (
+        0.8 * x.nbytes if repaint else 0
+    )  # outside: 2 tensors, 2 / 5
+
+
+def _case(config: str, B: int, T: int, flops: int = 2, **options: bool) -> Case:
+    return Case(
+        kernel="sampler_step",
+        config=config,
+        launch=sampler_step,
+        reference=_reference,
+        real=lambda device: case_arguments(B, T, **options, device=device),
+        small=lambda generator: case_arguments(B, FEW, **options, generator=generator),
+        outputs=("out", "model_latents", "step"),
+        flops=lambda a: flops * a["latents"].numel(),
+        bytes=step_bytes,
+    )
+
+
+CASES = (
+    _case("euler", 1, 6144),  # 4 minutes
+    _case("euler-batch", 3, 3072, lengths=True),
+    _case("sde-given", 1, 6144, 5, noise=True),
+    _case("sde-drawn", 1, 6144, 245, seeds=True),  # of which 240 as in kernels/philox.py
+    _case("repaint", 2, 6144, 5, repaint=True, lengths=True),
+)

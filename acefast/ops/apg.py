@@ -80,9 +80,8 @@ def apg_step_reference(
     **step_options: Tensor | Repaint | None,
 ) -> Tensor:
     """What ``apg_step`` means."""
-    options = dict(momentum=momentum, norm_threshold=norm_threshold, eta=eta, lengths=lengths)
-    wide = torch.promote_types(cond.dtype, torch.float32)
-    velocity, after = apg_reference(cond.to(wide), uncond, running, scale, **options)
+    options = dict(momentum=momentum, norm_threshold=norm_threshold, eta=eta, state_dtype=running.dtype)
+    velocity, after = apg_reference(cond.to(running.dtype), uncond, running, scale, lengths=lengths, **options)
     running.copy_(after)
     return sampler_step_reference(latents, velocity, times, step, lengths=lengths, **step_options)
 

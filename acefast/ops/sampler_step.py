@@ -125,7 +125,8 @@ def sampler_step(
     """Take one step.
 
     Args:
-        latents: at the step's t, [B, T, D]; its dtype is that of the state, fp32 unless in parity mode.
+        latents: at the step's t, [B, T, D]; its dtype is that of the state, fp32 unless in parity mode. Of any other
+            shape where ``step`` is a number and ``model_latents``, ``repaint`` and ``lengths`` are None.
         velocity: guided, [B, T, D], any float dtype; a view of a buffer with more rows will do.
         times: as above.
         step: a ``clock``, which is counted on; or the step's number, known to the host.
@@ -171,9 +172,10 @@ def check_step(
     out: Tensor | None,
 ) -> None:
     """Raise ValueError unless a step's arguments other than its velocity are as ``sampler_step`` has them."""
-    check_shape(op, "latents", latents, (None, None, None), "[B, T, D]")
-    B, T, D = latents.shape
     check_shape(op, "times", times, (None, 4), "[steps, 4]")
+    if not isinstance(step, int) or any(x is not None for x in (model_latents, repaint, lengths)):
+        check_shape(op, "latents", latents, (None, None, None), "[B, T, D]")
+    B, T, D = (*latents.shape, 1, 1)[:3]
     if not isinstance(step, int):
         check_shape(op, "step", step, clock(latents.shape, device="meta").shape, "clock(latents.shape)")
     elif not 0 <= step < len(times):
@@ -208,6 +210,8 @@ def step_fits(
     out: Tensor | None,
 ) -> bool:
     """Whether the Triton kernels take these arguments."""
+    if latents.ndim != 3:
+        return False
     state = [latents, out, noise, *(repaint[1:3] if repaint else ())]
     channels_last = all(x is None or x.stride(-1) == 1 for x in (*state, model_latents))
     packed = all(x is None or x.is_contiguous() for x in (times, *state[2:], *(repaint or ())))
