@@ -28,7 +28,7 @@ GRID_LIMIT = (2**31 - 1, 65535, 65535)
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument of a launch, as Triton specialised it; no tensor is kept alive."""
+    """One argument of a launch, as Triton specialised it; no tensor is kept alive, ``address`` may outlive its own."""
 
     type: str  # Triton's: "*bf16", "i32", "fp32"; "constexpr" also for a number that is 1 and for None
     value: Any = None  # of anything but a tensor
@@ -36,6 +36,7 @@ class Argument:
     strides: tuple[int, ...] | None = None
     dtype: Any = None
     divisible_by_16: bool = False  # the address of a tensor, the value of an int
+    address: int | None = None  # of a tensor's first element; on "meta" only what its offset makes of 0
 
 
 @dataclass(frozen=True)
@@ -185,4 +186,5 @@ class _Recorder:
         divisible = ["tt.divisibility", 16] in (self.src.attrs.get((index,)) or [])
         if not hasattr(value, "data_ptr"):
             return Argument(type, value, divisible_by_16=divisible)
-        return Argument(type, None, tuple(value.shape), tuple(value.stride()), value.dtype, divisible)
+        shape, strides = tuple(value.shape), tuple(value.stride())
+        return Argument(type, None, shape, strides, value.dtype, divisible, value.data_ptr())
