@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -25,3 +26,13 @@ def simulated(launch: Callable[..., Any], arguments: dict[str, Any], change: Cal
         sizes = {"grid": one.grid, "block": 32 * one.num_warps, "shared": one.shared_bytes}
         reports.append(sim.launch(change(one.ptx), None, values, **sizes, **options))
     return reports
+
+
+def exact(ptx: str) -> str:
+    """The PTX, of which every operation on floats rounds once, and none can be contracted with another by ptxas.
+
+    Contracting fp64 operations would change one fp32 result in a hundred million: no comparison of values finds it.
+    """
+    loose = re.findall(r"\b(?:fma|mad)\.[\w.]*f(?:32|64)|\b(?:mul|add|sub)\.f(?:32|64)|approx|\.full\.|\.ftz", ptx)
+    assert not loose, loose
+    return ptx
