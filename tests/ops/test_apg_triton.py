@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+pytest.importorskip("triton", "3.9", reason="triton 3.9 is not installed")
+
 from acefast.backends import BackendUnavailable
 from acefast.guidance import Guidance
+from acefast.kernels.apg import apg_step as kernel
 from acefast.ops.apg import apg, apg_step, scratch_shape
 from acefast.ops.sampler_step import Repaint, clock, sampler_step, step_table
 from acefast.sim.driver import dry_run
@@ -32,7 +35,7 @@ def relative(got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("B, T, D", [(1, 1, 64), (2, 255, 16), (1, 256, 24), (3, 257, 64)])  # 24: a ragged last part
+@pytest.mark.parametrize("B, T, D", [(1, 1, 64), (2, 255, 16), (1, 256, 24), (3, 257, 32)])  # 24: a ragged last part
 def test_interpreted_velocity_matches_the_reference_over_two_steps(B, T, D, dtype):
     lengths = torch.tensor([T, (T + 1) // 2, T - 3]) if B == 3 else None
     cond, uncond = velocities(B, T, D, dtype, rows=30)
@@ -126,8 +129,6 @@ def test_reference_step_is_guidance_and_then_a_step():
 
 @pytest.mark.parametrize("everything", [False, True])
 def test_ptx_of_a_step_matches_the_reference(everything):
-    from acefast.kernels.apg import apg_step as kernel
-
     given, twin = (step_arguments(2, 300, 64, everything=everything) for _ in range(2))
     given |= {"scratch": torch.full(scratch_shape((2, 300, 64)), torch.nan), "out": given["latents"]}
     given |= {"momentum": -0.75, "norm_threshold": 2.5, "eta": 0.0}

@@ -1,4 +1,4 @@
-"""Proof of acefast.ops.philox."""
+"""Proof of acefast.ops.philox; its Triton kernel is in test_philox_triton.py."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acefast.ops.philox import philox_bits, philox_normal, philox_normal_reference
-from acefast.sim.interpreter import interpreted
-from tests.ops.simulated import exact, simulated
 
 UINT64 = st.integers(0, 2**64 - 1)
 # Random123's known answers: counter words, key words, the first two output words.
@@ -110,30 +108,6 @@ def test_seed_outside_64_bits_is_refused(seed):
         philox_normal([seed], (1,))
     with pytest.raises(ValueError, match="philox: stream"):
         philox_normal([0], (1,), stream=seed)
-
-
-@pytest.mark.parametrize("elements", [1, 511, 512, 513, 1300])
-def test_interpreted_kernel_gives_the_references_bits(elements):
-    seeds, stream = [0, 2**63 + 12345, 2**64 - 1], 2**64 - 3
-    with interpreted():
-        got = philox_normal(seeds, (elements,), stream=stream, backend="triton")
-    assert torch.equal(got.view(torch.int32), philox_normal(seeds, (elements,), stream=stream).view(torch.int32))
-
-
-def test_ptx_gives_the_references_bits_and_rounds_each_fp64_operation():
-    from acefast.kernels.philox import philox
-
-    seeds, n = [42, 2**63 + 12345], 3 * 512 + 5
-    words = torch.tensor([42, 2**63 + 12345 - 2**64])
-    given = {"seeds": words, "stream": torch.tensor([7]), "out": torch.full((2, n), torch.nan)}
-    simulated(philox, given, exact, registers=True)
-    want = philox_normal(seeds, (n,), stream=7)
-    assert torch.equal(given["out"].view(torch.int32), want.view(torch.int32))
-
-
-def test_kernel_draws_nothing_for_an_empty_song():
-    with interpreted():
-        assert philox_normal([1, 2], (0, 64), backend="triton").shape == (2, 0, 64)
 
 
 @pytest.mark.gpu
