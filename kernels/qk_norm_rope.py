@@ -22,8 +22,9 @@ from acefast.kernel_config import Config, pick
 from acefast.ops.qk_norm_rope import qk_norm_rope_reference, rope_table
 
 CONFIGS = {
-    ("narrow", 80): Config({"ROWS": 16}, num_warps=1),  # head_dim below 64
-    ("wide", 80): Config({"ROWS": 8}, num_warps=4),
+    ("d128", 80): Config({"ROWS": 8}, num_warps=4),  # heads of 128 or more
+    ("d64", 80): Config({"ROWS": 16}, num_warps=4),
+    ("narrow", 80): Config({"ROWS": 16}, num_warps=1),  # tiny models
 }
 MOST_HEADS = 4  # of a program: more read cos and sin less often, and leave too few programs for a short song
 
@@ -53,7 +54,7 @@ def _qk_norm_rope(
     batch = tl.program_id(2).to(tl.int64)
     head = tl.program_id(1) * HEADS  # the first of this program's; keys follow queries
     rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[None, :, None].to(tl.int64)  # position within the song
-    columns = tl.max_contiguous(tl.arange(0, HALF), 4)[None, None, :]
+    columns = tl.max_contiguous(tl.arange(0, HALF), min(HALF, 4))[None, None, :]
     within = (head + tl.arange(0, HEADS))[:, None, None] * D + columns
     live = rows < S
 
@@ -92,7 +93,7 @@ def qk_norm_rope(
     D = k_weight.shape[0]
     group = math.gcd(heads, kv_heads)
     group = min(group & -group, MOST_HEADS)  # a power of two that divides both kinds of heads
-    config = pick(CONFIGS, "wide" if D >= 64 else "narrow")
+    config = pick(CONFIGS, "d128" if D >= 128 else "d64" if D == 64 else "narrow")
     _qk_norm_rope[(triton.cdiv(S, config["ROWS"]), (heads + kv_heads) // group, B)](
         qkv,
         q_weight,

@@ -108,11 +108,11 @@ def _residual_norm(
     if step_ptr is not None:
         step = tl.load(step_ptr).to(tl.int64)
 
-    columns = tl.max_contiguous(tl.arange(0, FIRST), 4)
+    columns = tl.max_contiguous(tl.arange(0, FIRST), min(FIRST, 4))
     first = _stream(x, y, gate_ptr, new, step, gate_stride, live, columns, H)
     squares = first * first
     if REST:
-        more = FIRST + tl.max_contiguous(tl.arange(0, REST), 4)
+        more = FIRST + tl.max_contiguous(tl.arange(0, REST), min(REST, 4))
         rest = _stream(x, y, gate_ptr, new, step, gate_stride, live, more, H)
         squares = tl.sum(squares.reshape(ROWS, FIRST // REST, REST), 1) + rest * rest
     rms = tl.rsqrt(tl.sum(squares, 1) / H + EPS)

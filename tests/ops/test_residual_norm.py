@@ -91,6 +91,13 @@ def test_statistics_are_those_of_the_rounded_stream(backend, rng):
     assert torch.equal(h, residual_norm(new, weight, backend=backend)[1])
 
 
+def test_silence_is_kept_finite_by_eps(backend, rng):
+    x, weight, *_ = inputs((1, 4, 64), torch.float32, rng)
+    h = residual_norm(x * 1e-3, weight, eps=1e-4, backend=backend)[1]
+    assert relative(h, expected(x * 1e-3, weight, eps=1e-4)[1]) <= 1e-6
+    assert not residual_norm(x * 0, weight, eps=1e-4, backend=backend)[1].any()
+
+
 def test_inputs_stay_as_they_were(backend, rng):
     args = inputs((1, 4, 64), torch.float32, rng)
     before = [a.clone() for a in args]
