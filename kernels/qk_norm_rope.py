@@ -61,10 +61,10 @@ def _qk_norm_rope(
     x = qkv_ptr + batch * qkv_batch + rows * qkv_row + within
     a = tl.load(x, mask=live, other=0.0).to(tl.float32)  # [HEADS, ROWS, HALF]
     b = tl.load(x + HALF, mask=live, other=0.0).to(tl.float32)
-    rms = tl.rsqrt(tl.sum(a * a + b * b, 2, keep_dims=True) / D + EPS)
+    inverse_rms = tl.rsqrt(tl.sum(a * a + b * b, 2, keep_dims=True) / D + EPS)
     weight_ptr = q_weight_ptr if head < heads else k_weight_ptr
-    a *= rms * tl.load(weight_ptr + columns).to(tl.float32)
-    b *= rms * tl.load(weight_ptr + HALF + columns).to(tl.float32)
+    a *= inverse_rms * tl.load(weight_ptr + columns).to(tl.float32)
+    b *= inverse_rms * tl.load(weight_ptr + HALF + columns).to(tl.float32)
     first, second = a, b
     if cos_ptr is not None:
         cos = tl.load(cos_ptr + rows * cos_row + columns, mask=live, other=0.0).to(tl.float32)  # [1, ROWS, HALF]

@@ -52,13 +52,24 @@ def _stream(x, y, gate_ptr, new, step, gate_stride, live, columns, H: tl.constex
 
 @triton.jit
 def _norm(
-    h, x, rms, weight_ptr, scale_ptr, shift_ptr, step, scale_stride, shift_stride, live, columns, H: tl.constexpr
+    h,
+    x,
+    inverse_rms,
+    weight_ptr,
+    scale_ptr,
+    shift_ptr,
+    step,
+    scale_stride,
+    shift_stride,
+    live,
+    columns,
+    H: tl.constexpr,
 ):
     """Store one piece of h."""
     factor = _vector(weight_ptr, None, 0, columns, H)
     if scale_ptr is not None:
         factor *= 1 + _vector(scale_ptr, step, scale_stride, columns, H)
-    out = x * rms[:, None] * factor
+    out = x * inverse_rms[:, None] * factor
     if shift_ptr is not None:
         out += _vector(shift_ptr, step, shift_stride, columns, H)
     tl.store(h + columns[None, :], out.to(h.dtype.element_ty), mask=live & (columns < H)[None, :])
@@ -115,10 +126,10 @@ def _residual_norm(
         more = FIRST + tl.max_contiguous(tl.arange(0, REST), min(REST, 4))
         rest = _stream(x, y, gate_ptr, new, step, gate_stride, live, more, H)
         squares = tl.sum(squares.reshape(ROWS, FIRST // REST, REST), 1) + rest * rest
-    rms = tl.rsqrt(tl.sum(squares, 1) / H + EPS)
-    _norm(h, first, rms, weight_ptr, scale_ptr, shift_ptr, step, scale_stride, shift_stride, live, columns, H)
+    inverse_rms = tl.rsqrt(tl.sum(squares, 1) / H + EPS)
+    _norm(h, first, inverse_rms, weight_ptr, scale_ptr, shift_ptr, step, scale_stride, shift_stride, live, columns, H)
     if REST:
-        _norm(h, rest, rms, weight_ptr, scale_ptr, shift_ptr, step, scale_stride, shift_stride, live, more, H)
+        _norm(h, rest, inverse_rms, weight_ptr, scale_ptr, shift_ptr, step, scale_stride, shift_stride, live, more, H)
 
 
 def residual_norm(
