@@ -125,12 +125,13 @@ def test_the_norm_may_be_wider_than_the_stream(backend, rng):
 @pytest.mark.parametrize("row", [0, 2])
 def test_the_step_on_the_device_chooses_the_row_of_the_tables(backend, row, rng):
     x, weight, y, *_ = inputs((2, 5, 96), torch.bfloat16, rng)
-    table = torch.randn(3, 6, 96, generator=rng)  # a row of each vector is 6 * 96 after the one before
+    # A row is 6 * 96 after the one before, or 2 * 96, or 96.
+    gate, scale, shift = (torch.randn(3, n, 96, generator=rng)[:, n // 2] for n in (6, 2, 1))
     step = torch.tensor([row], dtype=torch.int32)
-    found = residual_norm(x, weight, y, table[:, 2], table[:, 1], table[:, 0], step=step, backend=backend)
-    picked = residual_norm(x, weight, y, table[row, 2], table[row, 1], table[row, 0], backend=backend)
+    found = residual_norm(x, weight, y, gate, scale, shift, step=step, backend=backend)
+    picked = residual_norm(x, weight, y, gate[row], scale[row], shift[row], backend=backend)
     assert all(torch.equal(a, b) for a, b in zip(found, picked))
-    assert relative(found[1], expected(x, weight, y, table[row, 2], table[row, 1], table[row, 0])[1]) <= 2**-8
+    assert relative(found[1], expected(x, weight, y, gate[row], scale[row], shift[row])[1]) <= 2**-8
 
 
 def test_in_place_equals_out_of_place(backend, rng):
@@ -162,14 +163,15 @@ def test_rows_may_lie_apart_and_what_is_between_stays(backend, rng):
     x, weight, y, *rest = inputs(shape, torch.float32, rng)
     new, h = residual_norm(x, weight, y, *rest, backend=backend)
 
-    def apart(t, left):  # two rows more per song, and columns left and right of it
-        wide = torch.full((3, 7, H + 32), torch.nan)
+    def apart(t, left):  # two rows more per song, and columns left and right of it, each time others
+        wide = torch.full((3, 7, left + H + 5), torch.nan)
         wide[:, :5, left : left + H] = t
         return wide, wide[:, :5, left : left + H]
 
     (wide_x, x), (_, y), (wide_h, into) = apart(x, 16), apart(y, 3), apart(torch.zeros(shape), 32)
-    found = residual_norm(x, weight, y, *rest, out=(x, into), backend=backend)
-    assert torch.equal(found[0], new) and torch.equal(found[1], h)
+    for options in ({}, {"out": (x, into)}):
+        found = residual_norm(x, weight, y, *rest, backend=backend, **options)
+        assert torch.equal(found[0], new) and torch.equal(found[1], h)
     for wide, part in ((wide_x, x), (wide_h, into)):
         part.fill_(torch.nan)
         assert wide.isnan().all()
