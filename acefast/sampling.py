@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from acefast.ops.philox import philox_normal
+from acefast.ops.sampler_step import SDE_STREAM, sampler_step, step_table
 
 SOLVERS = ("euler", "heun", "sde")
-SDE_STREAM = 1  # Philox stream of the SDE noise of step 0; later steps count on, stream 0 is the initial noise
 
 Velocity = Callable[[Tensor, float, int, bool], Tensor]
 
@@ -161,22 +161,18 @@ def sample(
             raise ValueError(f"sample: {what} must be of shape {list(noise.shape)}, got {list(tensor.shape)}")
         return tensor.to(noise.device, state_dtype)
 
-    times = [*map(rounded, timesteps), 0.0]
+    times, table = [*map(rounded, timesteps), 0.0], step_table(timesteps, state_dtype=state_dtype, device=noise.device)
     x = noise.to(state_dtype)
     for step in range(start, steps):
         t, t_next = times[step], times[step + 1]
         before, v = x, checked("velocity", velocity(x, t, step, False))
-        if solver == "sde":
-            x = before - v * t
-            if t_next > 0:
-                x = checked("sde_noise", sde_noise(step)) * t_next + x * rounded(1.0 - t_next)
-        else:
-            dt = rounded(t - t_next)
-            x = before - v * dt
-            if solver == "heun":
-                x = before - (v + checked("velocity", velocity(x, t_next, step, True))) * (0.5 * dt)
-            if correct is not None:
-                x = checked("correct", correct(x, before - v * t, t, t_next))
+        eps = checked("sde_noise", sde_noise(step)) if solver == "sde" and t_next > 0 else None
+        x = sampler_step(before, v, table, step, noise=eps)
+        if solver == "heun":
+            v2 = checked("velocity", velocity(x, t_next, step, True))
+            x = sampler_step(before, (v + v2) * 0.5, table, step)
+        if correct is not None and solver != "sde":
+            x = checked("correct", correct(x, before - v * t, t, t_next))
         if after_step is not None:
             x = checked("after_step", after_step(x, step, t_next))
         if on_step is not None:

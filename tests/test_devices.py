@@ -12,11 +12,11 @@ import torch
 from acefast import sampling
 from acefast.conditions import Conditions
 from acefast.guidance import VARIANTS, Guidance, guided
+from acefast.matmul import linear
 from acefast.models.v15 import vae
 from acefast.models.v15.codes import AudioDetokenizer, AudioTokenizer
 from acefast.models.v15.conditions import ConditionEncoder
 from acefast.models.v15.dit import DiT, LayerCondition
-from acefast.models.v15.layers import linear
 from acefast.ops.philox import philox_normal
 from acefast.testing import TINY, TINY_BASE, TINY_VAE
 

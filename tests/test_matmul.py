@@ -1,20 +1,20 @@
-"""The linear layers' way round slow 16-bit products, and the stacks' numbers."""
+"""The linear layers' way round slow 16-bit products, and results in memory that is given."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from acefast.models.v15 import layers
-from acefast.models.v15.layers import linear
+from acefast import matmul
+from acefast.matmul import linear
 
 GATE = {torch.bfloat16: 2.5e-3, torch.float16: 4e-4}  # relative L2: one rounding
 
 
 @pytest.fixture(params=(True, False), ids=["through fp32", "as it is"])
 def slow(request, monkeypatch):
-    monkeypatch.setattr(layers, "cpu_multiplies", lambda dtype: not request.param)
-    monkeypatch.setattr(layers, "SCRATCH", 96 * 64)  # several slices of the weight, the last one ragged
+    monkeypatch.setattr(matmul, "cpu_multiplies", lambda dtype: not request.param)
+    monkeypatch.setattr(matmul, "SCRATCH", 96 * 64)  # several slices of the weight, the last one ragged
 
 
 @pytest.mark.parametrize("dtype", GATE, ids=str)
@@ -32,3 +32,16 @@ def test_linear_takes_a_slice_of_a_weight(slow, rng):
     x, weight = torch.randn(80, 32, generator=rng).bfloat16(), torch.randn(70, 96, generator=rng).bfloat16()
     want = x.double() @ weight[:, 64:].double().T
     assert float((linear(x, weight[:, 64:]).double() - want).norm() / want.norm()) <= GATE[torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", (*GATE, torch.float32), ids=str)
+@pytest.mark.parametrize("biased", (True, False))
+@pytest.mark.parametrize("rows", (3, 80))
+def test_linear_writes_where_it_is_told_what_it_would_return(slow, rows, biased, dtype, rng):
+    x, weight, bias = (torch.randn(s, generator=rng).to(dtype) for s in ((2, rows, 96), (200, 96), (200,)))
+    bias = bias if biased else None
+    memory = torch.full((3, rows, 200), torch.nan, dtype=dtype)
+    out = memory[1:]
+    assert linear(x, weight, bias, out=out) is out
+    torch.testing.assert_close(out, linear(x, weight, bias))
+    assert memory[0].isnan().all()
