@@ -97,6 +97,7 @@ CONFIGS = {
     ("fp32-128", 80): Config({"M": 32, "KEYS": 32, "STAGES": 1}, num_warps=8),
     ("fp32-128", 90): Config({"M": 16, "KEYS": 16, "STAGES": 1}, num_warps=4),
     ("fp32-128", 100): Config({"M": 16, "KEYS": 16, "STAGES": 1}, num_warps=4),
+    ("fp32-128", 120): Config({"M": 16, "KEYS": 16, "STAGES": 1}, num_warps=8),
     ("fp32-64", 80): Config({"M": 32, "KEYS": 32, "STAGES": 1}, num_warps=4),
     ("fp32-32", 80): Config({"M": 32, "KEYS": 32, "STAGES": 1}, num_warps=4),
     ("fp32-16", 80): Config({"M": 32, "KEYS": 32, "STAGES": 1}, num_warps=4),
