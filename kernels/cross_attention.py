@@ -54,7 +54,7 @@ def _cross_kernel(
         v = tl.load(v_ptrs + j * v_row, mask=live[:, None], other=0.0)
         high, total, acc = attend(q, k, v, high, total, acc, 1.0, live[None, :], PRECISION)
 
-    out = acc * tl.where(total > 0, 1.0 / total, 0.0)[:, None]  # no key at all: zero
+    out = acc * (1.0 / tl.where(total > 0, total, float("inf")))[:, None]  # no key at all: zero
     start += tl.minimum(length, 0)  # 0, which the compiler does not know: it computes rows anew, holds no registers
     i, column = start + r // GROUP, (head * GROUP + r % GROUP) * D
     out_ptrs = out_ptr + b * out_batch + (i * out_row + column)[:, None] + d[None, :]
@@ -70,7 +70,10 @@ CONFIGS = {
     ("half-64", 80): Config({"M": 128, "KEYS": 32, "STAGES": 2}, num_warps=4),
     ("half-32", 80): Config({"M": 64, "KEYS": 32, "STAGES": 2}, num_warps=4),
     ("half-16", 80): Config({"M": 64, "KEYS": 32, "STAGES": 2}, num_warps=4),
-    ("fp32-128", 80): Config({"M": 32, "KEYS": 32, "STAGES": 1}, num_warps=4),
+    ("fp32-128", 80): Config({"M": 32, "KEYS": 32, "STAGES": 1}, num_warps=8),
+    ("fp32-128", 90): Config({"M": 16, "KEYS": 16, "STAGES": 1}, num_warps=8),
+    ("fp32-128", 100): Config({"M": 16, "KEYS": 16, "STAGES": 1}, num_warps=4),
+    ("fp32-128", 120): Config({"M": 16, "KEYS": 16, "STAGES": 1}, num_warps=8),
     ("fp32-64", 80): Config({"M": 32, "KEYS": 32, "STAGES": 1}, num_warps=4),
     ("fp32-32", 80): Config({"M": 32, "KEYS": 32, "STAGES": 1}, num_warps=4),
     ("fp32-16", 80): Config({"M": 32, "KEYS": 32, "STAGES": 1}, num_warps=4),

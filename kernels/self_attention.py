@@ -2,8 +2,8 @@
 
 Math    softmax(q k^T / sqrt(D)) v over the keys with |i - j| <= WINDOW and j < length; rows from length on are zero
 Tiling  one program per M rows of one key head: M / GROUP positions with all GROUP query heads that share it, so that
-        each key is loaded once for the group. Blocks of KEYS keys: first those at the window's ends or the song's end,
-        with comparisons, then those inside of it for every row, without
+        each key is loaded once for the group. Blocks of KEYS keys: first those that every row sees whole, without
+        comparisons, then those at the window's ends or the song's end (before the others they would cost spills)
 Bytes   2 B S (heads + kv_heads) D itemsize: q, k, v in, out; keys and values come from L2 after the first time
 Bound   tensor cores. Counted per KEYS keys of an M = 128 tile, sm_80: 1024 cycles of mma, 768 of shared memory, 575
         issue slots; 8 warps on 64 keys need 2304 of shared memory where mma needs 2048
@@ -21,6 +21,7 @@ from acefast.kernel_config import Config, pick
 LOG2E = 1.4426950408889634
 HIDDEN = tl.constexpr(-1e30)  # score of a key that a row does not see
 LOWEST = tl.constexpr(-1e20)  # where a row's maximum starts: above any hidden score times the scale, so 2**(..) is 0
+HIGHEST = tl.constexpr(1e30)  # where it starts in a row of padding, for which no key counts then
 
 
 @triton.jit
@@ -51,12 +52,11 @@ def _window_kernel(
     if lengths_ptr is not None:
         length = tl.minimum(tl.load(lengths_ptr + b).to(tl.int32), S)
     r, d, n = tl.arange(0, M), tl.arange(0, D), tl.arange(0, KEYS)
-    i = start + r // GROUP
-    column = (head * GROUP + r % GROUP) * D
+    i, column = start + r // GROUP, (head * GROUP + r % GROUP) * D
     q_ptrs = q_ptr + b * q_batch + (i * q_row + column)[:, None] + d[None, :]
     q = tl.load(q_ptrs, mask=(i < length)[:, None], other=0.0)
-    k_ptrs = k_ptr + b * k_batch + head * D + (n * k_row)[:, None] + d[None, :]
-    v_ptrs = v_ptr + b * v_batch + head * D + (n * v_row)[:, None] + d[None, :]
+    k_head, v_head = k_ptr + b * k_batch + head * D, v_ptr + b * v_batch + head * D
+    k_ptrs, v_ptrs = k_head + (n * k_row)[:, None] + d[None, :], v_head + (n * v_row)[:, None] + d[None, :]
 
     # Blocks 0..blocks of keys from low on; those from inner to outer are seen whole by every row.
     low = tl.maximum(start - WINDOW, 0)
@@ -64,22 +64,23 @@ def _window_kernel(
     blocks = tl.cdiv(tl.maximum(stop - low, 0), KEYS)
     inner = tl.minimum(tl.cdiv(tl.maximum(start + ROWS - 1 - WINDOW - low, 0), KEYS), blocks)
     outer = tl.maximum(inner, tl.maximum(tl.minimum(stop, start + WINDOW + 1) - low, 0) // KEYS)
-    high, total = tl.full([M], LOWEST, tl.float32), tl.zeros([M], tl.float32)
+    high, total = tl.where(i < length, LOWEST, HIGHEST), tl.zeros([M], tl.float32)
     acc = tl.zeros([M, D], tl.float32)
+    for j in tl.range(low + inner * KEYS, low + outer * KEYS, KEYS, num_stages=STAGES):
+        k, v = tl.load(k_ptrs + j * k_row), tl.load(v_ptrs + j * v_row)
+        high, total, acc = attend(q, k, v, high, total, acc, scale, None, PRECISION)
     for edge in tl.range(0, inner + blocks - outer, num_stages=STAGES):
         j = low + tl.where(edge < inner, edge, edge - inner + outer) * KEYS
         live = n < length - j
-        k = tl.load(k_ptrs + j * k_row, mask=live[:, None], other=0.0)
-        v = tl.load(v_ptrs + j * v_row, mask=live[:, None], other=0.0)
+        k = tl.load(k_head + ((j + n) * k_row)[:, None] + d[None, :], mask=live[:, None], other=0.0)
+        v = tl.load(v_head + ((j + n) * v_row)[:, None] + d[None, :], mask=live[:, None], other=0.0)
         away = tl.where(live, j + n + WINDOW, 1 << 30)[None, :] - i[:, None]  # 0 to 2 WINDOW, or past either end
         visible = away.to(tl.uint32) <= 2 * WINDOW
         high, total, acc = attend(q, k, v, high, total, acc, scale, visible, PRECISION)
-    for block in tl.range(inner, outer, num_stages=STAGES):
-        j = low + block * KEYS
-        k, v = tl.load(k_ptrs + j * k_row), tl.load(v_ptrs + j * v_row)
-        high, total, acc = attend(q, k, v, high, total, acc, scale, None, PRECISION)
 
-    out = acc * tl.where(i < length, 1.0 / total, 0.0)[:, None]
+    start += tl.minimum(length, 0)  # 0, which the compiler does not know: it computes rows anew, holds no registers
+    i, column = start + r // GROUP, (head * GROUP + r % GROUP) * D
+    out = acc * (1.0 / tl.where(total > 0, total, float("inf")))[:, None]
     out_ptrs = out_ptr + b * out_batch + (i * out_row + column)[:, None] + d[None, :]
     tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=(i < S)[:, None])
 
@@ -93,7 +94,10 @@ CONFIGS = {
     ("half-64", 80): Config({"M": 128, "KEYS": 32, "STAGES": 2}, num_warps=4),
     ("half-32", 80): Config({"M": 64, "KEYS": 32, "STAGES": 2}, num_warps=4),
     ("half-16", 80): Config({"M": 64, "KEYS": 32, "STAGES": 2}, num_warps=4),
-    ("fp32-128", 80): Config({"M": 32, "KEYS": 32, "STAGES": 1}, num_warps=4),
+    ("fp32-128", 80): Config({"M": 32, "KEYS": 32, "STAGES": 1}, num_warps=8),
+    ("fp32-128", 90): Config({"M": 16, "KEYS": 16, "STAGES": 1}, num_warps=4),
+    ("fp32-128", 100): Config({"M": 16, "KEYS": 16, "STAGES": 1}, num_warps=4),
+    ("fp32-128", 120): Config({"M": 16, "KEYS": 16, "STAGES": 1}, num_warps=8),
     ("fp32-64", 80): Config({"M": 32, "KEYS": 32, "STAGES": 1}, num_warps=4),
     ("fp32-32", 80): Config({"M": 32, "KEYS": 32, "STAGES": 1}, num_warps=4),
     ("fp32-16", 80): Config({"M": 32, "KEYS": 32, "STAGES": 1}, num_warps=4),

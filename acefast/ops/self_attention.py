@@ -184,7 +184,7 @@ def self_attention(
     if out is not None:
         check_shape(OP, "out", out, (B, S, heads * D), "[B, S, heads * D]")
         check_dtype(OP, "out", out, q.dtype)
-    order = ORDER if window is not None and not pad_rows and kernel_fits(q, k, v, out) else ()
+    order = ORDER if window is not None and window < 1 << 28 and not pad_rows and kernel_fits(q, k, v, out) else ()
     if choose_backend(OP, backend, q.device, order) == "triton":
         from acefast.kernels.self_attention import self_attention as kernel
 

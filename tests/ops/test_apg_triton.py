@@ -61,6 +61,14 @@ def test_interpreted_velocity_takes_every_option(eta, norm_threshold, momentum):
     assert relative(got, want) < 1e-6 and torch.equal(state, twin)
 
 
+def test_every_partial_sum_of_a_long_song_counts():
+    """17 tiles; a program adds their sums 16 at a time."""
+    cond, uncond = velocities(1, 4100, 4)
+    with interpreted():
+        got, _ = apg(cond, uncond, None, 7.0, norm_threshold=40.0, backend="triton")
+    assert relative(got, apg(cond, uncond, None, 7.0, norm_threshold=40.0)[0]) < 1e-6
+
+
 @pytest.mark.parametrize("zero", ["cond", "difference", "both"])
 def test_zero_norms_give_no_nan(zero):
     cond, uncond = velocities(1, 9, 16)

@@ -148,13 +148,18 @@ def test_padding_stays_in_its_rows(backend, rng):
         assert all(torch.equal(a[song, :valid], b[song, :valid]) for a, b in zip(found, want))
 
 
-def test_what_the_kernel_cannot_take_goes_to_the_reference(rng):
-    qkv, q_weight, k_weight = inputs(1, 4, 2, 1, 12, torch.float32, rng)
+@pytest.mark.parametrize("D", [8, 12])
+def test_what_the_kernel_cannot_take_goes_to_the_reference(D, rng):
+    qkv, *weights = inputs(1, 4, 2, 1, D, torch.float32, rng)
+    apart = qkv.mT.contiguous().mT  # columns that are no neighbours
     with emulation():
-        with use_backend("triton"):
-            assert qk_norm_rope(qkv, q_weight, k_weight, None, None, 2, 1)[0].isfinite().all()
-        with pytest.raises(BackendUnavailable, match="qk_norm_rope: backend='triton' cannot run"):
-            qk_norm_rope(qkv, q_weight, k_weight, None, None, 2, 1, backend="triton")
+        for x in (apart, qkv.double()) if D == 8 else (qkv,):  # 12 is no power of two
+            case = (x, *weights, None, None, 2, 1)
+            with use_backend("triton"):
+                found = qk_norm_rope(*case)
+            assert all(torch.equal(a, b) for a, b in zip(found, qk_norm_rope(*case, backend="reference")))
+            with pytest.raises(BackendUnavailable, match="qk_norm_rope: backend='triton' cannot run"):
+                qk_norm_rope(*case, backend="triton")
 
 
 def test_frequencies_and_angles_are_the_published_ones():
