@@ -53,3 +53,21 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | 
             torch.addmm(bias[start:stop].float(), x32, scratch.t(), out=part)
         found[:, start:stop] = part
     return out
+
+
+def add_linear(x: Tensor, y: Tensor, weight: Tensor) -> None:
+    """``x += y @ weight.T`` in place: on a GPU one product that starts from x and rounds once.
+
+    Args:
+        x: [..., O], contiguous; a residual stream, which may be fp32 where y is fp16.
+        y: [..., I], contiguous.
+        weight: [O, I] of y's dtype.
+    """
+    if x.device.type == "cpu":
+        x.add_(linear(y, weight))
+        return
+    x, y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+    if x.dtype == y.dtype:
+        x.addmm_(y, weight.t())
+    else:
+        torch.addmm(x, y, weight.t(), out_dtype=x.dtype, out=x)

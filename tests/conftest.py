@@ -12,6 +12,8 @@ import torch
 
 import acefast
 from acefast import cli, pipeline
+from acefast.kernel_config import Config
+from acefast.models.v15 import dit
 from acefast.models.v15.config import VAEConfig
 from acefast.testing import write_checkpoint
 
@@ -107,3 +109,13 @@ def command(folder, tiny, tiny_base, tiny_pipe, tiny_base_pipe, monkeypatch):
     pipes = {str(tiny): tiny_pipe, str(tiny_base): tiny_base_pipe}
     monkeypatch.setattr(pipeline, "load", lambda model, **_: pipes[model])
     return lambda *words, base=False: cli.main(["generate", *words, "--model", str(tiny_base if base else tiny)])
+
+
+@pytest.fixture
+def few_programs(monkeypatch):
+    """For whole models in Triton's interpreter, whose time goes by the number of programs: songs padded to 32 rows."""
+    from acefast.kernels import qk_norm_rope, residual_norm
+
+    monkeypatch.setattr(dit, "padded_tokens", lambda tokens: -(-tokens // 32) * 32)
+    for kernel in (residual_norm, qk_norm_rope):
+        monkeypatch.setitem(kernel.CONFIGS, ("narrow", 80), Config({"ROWS": 64}, num_warps=1))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from acefast import matmul
-from acefast.matmul import linear
+from acefast.matmul import add_linear, linear
 
 GATE = {torch.bfloat16: 2.5e-3, torch.float16: 4e-4}  # relative L2: one rounding
 
@@ -45,3 +45,12 @@ def test_linear_writes_where_it_is_told_what_it_would_return(slow, rows, biased,
     assert linear(x, weight, bias, out=out) is out
     torch.testing.assert_close(out, linear(x, weight, bias))
     assert memory[0].isnan().all()
+
+
+@pytest.mark.parametrize("residual", (torch.bfloat16, torch.float32), ids=str)
+def test_add_linear_adds_in_place(residual, rng):
+    x, y, weight = (torch.randn(s, generator=rng) for s in ((2, 40, 200), (2, 40, 96), (200, 96)))
+    x, y, weight = x.to(residual), y.bfloat16(), weight.bfloat16()
+    want = x.double() + y.double() @ weight.double().T
+    add_linear(x, y, weight)
+    assert x.dtype == residual and float((x.double() - want).norm() / want.norm()) <= 2 * GATE[torch.bfloat16]

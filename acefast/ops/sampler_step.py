@@ -62,8 +62,13 @@ def step_table(
 
 def clock(shape: Sequence[int], *, step: int = 0, device: torch.device | str = "cpu") -> Tensor:
     """A clock for latents of ``shape`` [B, T, D] that stands at ``step``; ``fill_`` sets it again."""
+    return torch.full((clock_entries(shape),), step, dtype=torch.int32, device=device)
+
+
+def clock_entries(shape: Sequence[int]) -> int:
+    """How many entries a clock for latents of ``shape`` has."""
     B, T, D = shape
-    return torch.full((1 + B * -(-T // TILE[0]) * -(-D // TILE[1]),), step, dtype=torch.int32, device=device)
+    return 1 + B * -(-T // TILE[0]) * -(-D // TILE[1])
 
 
 def sampler_step_reference(
@@ -177,7 +182,7 @@ def check_step(
         check_shape(op, "latents", latents, (None, None, None), "[B, T, D]")
     B, T, D = (*latents.shape, 1, 1)[:3]
     if not isinstance(step, int):
-        check_shape(op, "step", step, clock(latents.shape, device="meta").shape, "clock(latents.shape)")
+        check_shape(op, "step", step, (clock_entries(latents.shape),), "clock(latents.shape)")
     elif not 0 <= step < len(times):
         raise ValueError(f"{op}: step must be 0 to {len(times) - 1}, got {step}")
     if model_latents is not None:

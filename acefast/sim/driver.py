@@ -6,8 +6,9 @@
 
 Within the block every ``kernel[grid](...)`` goes through Triton's own specialisation (divisible by 16, equal to 1) and
 compiler for the chosen sm, exactly as on such a GPU, and is recorded. What the GPU would refuse is refused: more
-shared memory than a block may have (Triton's OutOfResources), a grid beyond the hardware's limits. Afterwards Triton's
-driver is the one it was. Triton's active driver belongs to the process, so use it from one thread.
+shared memory than a block may have (Triton's OutOfResources), a grid beyond the hardware's limits. A running
+``graph.check_step`` is told of every launch. Afterwards Triton's driver is the one it was. Triton's active driver
+belongs to the process, so use it from one thread.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from functools import cache
 from typing import Any
 
 from acefast.backends import emulated
+from acefast.sim.graph import note_launch
 
 BLOCK_SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}  # bytes a block may ask
 MULTIPROCESSORS = {80: 108, 86: 84, 89: 128, 90: 132, 100: 148, 120: 170}  # A100, A40, L40-class, H100, B200, RTX 5090
@@ -180,6 +182,7 @@ class _Recorder:
         compiled = self.src.fn.device_caches[stub.get_current_device()][0].values()
         kernel = next(kernel for kernel in compiled if kernel.src is self.src)
         stub.launches.append(Launch(name, stub.sm, grid, arguments, kernel))
+        note_launch(name, *(value for value in values if hasattr(value, "data_ptr")))
 
     def _argument(self, index: int, name: str, value: Any) -> Argument:
         type = self.src.signature[name]

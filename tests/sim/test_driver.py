@@ -9,6 +9,7 @@ from torch._subclasses import FakeTensorMode
 from acefast.backends import emulated_sm
 from acefast.kernel_config import current_sm
 from acefast.sim.driver import BLOCK_SHARED_LIMIT, dry_run
+from acefast.sim.graph import check_step
 
 triton = pytest.importorskip("triton", "3.9", reason="triton 3.9 is not installed")
 
@@ -46,6 +47,15 @@ def test_a_launch_is_recorded_in_full_and_not_run():
     assert (launch.arguments["n"].type, launch.arguments["n"].value) == ("i32", 1000)
     assert ".target sm_80" in launch.ptx and launch.cubin.startswith(b"\x7fELF") and launch.shared_bytes == 0
     assert bool((out == 7.0).all())
+
+
+def test_a_graph_check_is_told_of_every_launch_and_its_tensors():
+    x = torch.empty(1000, device="meta")
+    with dry_run(80):
+        report = check_step(lambda: launch_add(x))
+    assert report.launches == {"add": 1} and [text.split(" at ")[0] for text in report.undeclared] == [
+        "torch.float32 [1000]"
+    ]
 
 
 def test_tensors_far_larger_than_memory_cost_nothing():

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acefast.matmul import linear
+from acefast.models.v15.buffers import NO_BUFFERS, Buffers
 from acefast.models.v15.config import Config
 from acefast.ops.cross_attention import cross_attention
 from acefast.ops.linear_swiglu import linear_swiglu
@@ -58,11 +59,14 @@ class SelfAttention(nn.Module):
         window: int | None = None,
         lengths: Tensor | None = None,
         pad_rows: bool = False,
+        buffers: Buffers = NO_BUFFERS,
     ) -> Tensor:
         """[B, S, width] -> [B, S, width]; ``rope`` is ``rope_table(S, ...)``, the rest as in ``self_attention``."""
-        qkv = linear(h, self.qkv)
-        q, k, v = qk_norm_rope(qkv, self.q_norm, self.k_norm, *rope, self.heads, self.kv_heads, eps=self.eps)
-        return linear(self_attention(q, k, v, window, lengths, pad_rows=pad_rows), self.o)
+        qkv, heads = linear(h, self.qkv, out=buffers.qkv), (self.heads, self.kv_heads)
+        q, k, v = qk_norm_rope(qkv, self.q_norm, self.k_norm, *rope, *heads, eps=self.eps, out=buffers.qkv)
+        return linear(
+            self_attention(q, k, v, window, lengths, pad_rows=pad_rows, out=buffers.attended), self.o, out=buffers.y
+        )
 
     def first_row(self, h: Tensor, rope: tuple[Tensor, Tensor], window: int | None = None) -> Tensor:
         """``forward(h, rope, window)[:, :1]`` without the other rows' queries and outputs, [B, 1, width]."""
@@ -90,9 +94,9 @@ class MLP(nn.Module):
             f"{ours}.down": Source((f"{official}.down_proj.weight",)),
         }
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, h: Tensor, buffers: Buffers = NO_BUFFERS) -> Tensor:
         """[..., width] -> [..., width]."""
-        return linear(linear_swiglu(h, self.gate_up), self.down)
+        return linear(linear_swiglu(h, self.gate_up, out=buffers.hidden), self.down, out=buffers.y)
 
 
 class EncoderLayer(nn.Module):
