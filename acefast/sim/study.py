@@ -1,7 +1,9 @@
 """One proved case of a kernel: compiled at real size, run in the simulator at a few tiles, held to its limits.
 
-row = study(case, sm=80)
-row["registers"], row["sectors"], row["error"], row["faults"]  # [] where every limit is kept
+    row = study(case, sm=80)
+    row["registers"], row["sectors"], row["error"], row["faults"]  # [] where every limit is kept
+
+``acefast kernels`` shows the rows of all cases.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ from acefast.sim.tensors import Arrays, copy_of, share_memory, tensors_of
 
 FIGURES = (
     *("launches", "registers", "spill_bytes", "local", "shared_bytes", "mma", "cp_async"),
-    *("sectors", "sectors_min", "wavefronts", "wavefronts_min", "simulated_mma", "simulated_cp_async"),
-    *("error", "torch_error"),
+    *("sectors", "sectors_min", "sectors_once", "wavefronts", "wavefronts_min"),
+    *("simulated_mma", "simulated_cp_async", "error", "torch_error"),
 )
 SIMULATED = (80, 86, 89)  # whose PTX the simulator runs
 WORSE_THAN_TORCH = 1.1  # times PyTorch's own error
@@ -58,6 +60,7 @@ class Simulated:
 
     launches: tuple[Launch, ...]
     counts: dict[str, int]  # sectors, sectors_min, wavefronts, wavefronts_min
+    sectors_once: int  # that would do if each counted byte moved once; what L1 and L2 serve again is beyond it
     mma: int  # executed by warps, as is cp_async
     cp_async: int
     errors: tuple[float, ...]  # per output; of one of integers the share of elements that differ
@@ -68,6 +71,7 @@ class Simulated:
         names = ("sectors", "sectors_min", "wavefronts", "wavefronts_min")
         return {
             **{name: self.counts[name] for name in names},
+            "sectors_once": self.sectors_once,
             "simulated_mma": self.mma,
             "simulated_cp_async": self.cp_async,
             "error": max(self.errors),
@@ -150,6 +154,7 @@ def simulate_case(case: Case, sm: int = 80, *, approx: str = "random", seed: int
     return Simulated(
         launches=tuple(launches),
         counts={name: sum(total[name] for total in totals) for name in totals[0]},
+        sectors_once=math.ceil(case.bytes(given) / 32),
         mma=sum(sum(report.counters.mma().values()) for report in reports),
         cp_async=sum(n for report in reports for op, n in report.counters.mix().items() if op == "cp.async"),
         errors=errors(case, outputs, exact),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from acefast.sim.study import SIMULATED
+
 COLUMNS = {
     "regs": "registers",
     "spill": "spill_bytes",
@@ -23,7 +25,8 @@ COLUMNS = {
 def lines(rows: Iterable[dict[str, Any]], sm: int, names: Iterable[str]) -> Iterator[str]:
     """A heading, a line for each row as it comes, and what a row's faults are below it."""
     width = max([len("kernel/config"), *map(len, names)])
-    yield f"sm_{sm}: compiled at real size, simulated at a few tiles (sectors, wavefronts, error); times are predicted"
+    ran = "simulated at a few tiles (sectors, wavefronts, error)" if sm in SIMULATED else "not simulated"
+    yield f"sm_{sm}: compiled at real size, {ran}; times are predicted"
     yield "  ".join([f"{'kernel/config':{width}}", *(f"{title.strip():>{_width(title)}}" for title in COLUMNS)])
     for row in rows:
         cells = (f"{_cell(row, key):>{_width(title)}}" for title, key in COLUMNS.items())

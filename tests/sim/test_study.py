@@ -30,6 +30,7 @@ def test_a_sound_kernel_is_without_fault_and_counted():
     sectors = rows * (2 * tile * 2 + tile * 4) // 32  # x and out in bf16, the weight in fp32 for every row
     assert row["faults"] == [] and (row["kernel"], row["config"], row["sm"]) == ("scale", "narrow", 80)
     assert row["sectors"] == row["sectors_min"] == sectors
+    assert row["sectors_once"] == sectors - (rows - 1) * tile * 4 // 32
     assert (row["launches"], row["spill_bytes"], row["local"], row["shared_bytes"], row["mma"]) == (1, 0, 0, 0, 0)
     assert 16 <= row["registers"] <= 64
     assert 0 < row["error"] <= row["torch_error"] * 1.1 < 2e-3
@@ -51,7 +52,7 @@ def test_outputs_in_place_and_of_integers_are_compared_and_launches_follow_each_
 @pytest.mark.parametrize("sm", [86, 90])
 def test_other_gpus_are_compiled_for_and_simulated_where_that_is_possible(sm):
     row = study(SCALE, sm)
-    assert row["sm"] == sm and row["registers"] > 0 and row["faults"] == []
+    assert row["sm"] == sm and row["registers"] > 0 and row["shared_bytes"] == 0 and row["faults"] == []
     assert (row["sectors"] is None) == (sm == 90) == (row["error"] is None)
 
 
