@@ -20,6 +20,7 @@ import torch
 BACKENDS = ("reference", "triton", "cuda", "cpu")
 
 _chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("acefast_backend", default=None)
+_emulated: contextvars.ContextVar[int | None] = contextvars.ContextVar("acefast_emulated", default=None)
 
 
 class BackendUnavailable(RuntimeError):
@@ -72,22 +73,50 @@ def choose_backend(op: str, backend: str | None, device: torch.device, order: Se
     return name
 
 
-@functools.cache
+@contextlib.contextmanager
+def emulated(sm: int = 80) -> Iterator[None]:
+    """Within the block Triton kernels count as able to run without a GPU, which is taken for one of ``sm``.
+
+    Entered by whatever stands in for the GPU, on tensors of the CPU or of "meta": ``acefast.sim``'s dry run, which
+    compiles and records launches, and its interpreter.
+    """
+    token = _emulated.set(sm)
+    try:
+        yield
+    finally:
+        _emulated.reset(token)
+
+
+def emulated_sm() -> int | None:
+    """The sm that an ``emulated`` block stands for; 80 where Triton interprets its kernels; else None."""
+    return _emulated.get() or (80 if os.environ.get("TRITON_INTERPRET") == "1" else None)
+
+
 def why_unavailable(name: str) -> str:
     """Why backend ``name`` cannot run on this machine, in a few words; empty when it can."""
-    if name == "reference":
+    if reason := _why_not_installed(name):
+        return reason
+    if name in ("reference", "cpu") or _sees_gpu() or (name == "triton" and emulated_sm()):
         return ""
-    if name in ("triton", "cuda"):
-        if name == "triton" and not _triton_kernels():
+    return "torch sees no CUDA GPU"
+
+
+@functools.cache
+def _sees_gpu() -> bool:
+    return torch.cuda.is_available()
+
+
+@functools.cache
+def _why_not_installed(name: str) -> str:
+    if name == "triton":
+        if not _triton_kernels():
             return "this version has no Triton kernels"
-        if name == "triton" and importlib.util.find_spec("triton") is None:
-            return "triton is not installed"
-        if name == "cuda" and importlib.util.find_spec("acefast._cuda") is None:
-            return "this installation has no CUDA extension"
-        if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
-            return "torch sees no CUDA GPU"
-        return ""
-    return "" if importlib.util.find_spec("acefast._cpu") else "this installation has no CPU extension"
+        return "" if importlib.util.find_spec("triton") else "triton is not installed"
+    if name == "cuda":
+        return "" if importlib.util.find_spec("acefast._cuda") else "this installation has no CUDA extension"
+    if name == "cpu":
+        return "" if importlib.util.find_spec("acefast._cpu") else "this installation has no CPU extension"
+    return ""
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 
@@ -25,3 +26,17 @@ def check_contiguous(op: str, name: str, tensor: Tensor) -> None:
             f"{op}: {name} must be contiguous, got strides {tuple(tensor.stride())} for {list(tensor.shape)}; "
             "call .contiguous() first"
         )
+
+
+def check_dtype(op: str, name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+    """Raise ValueError unless ``tensor`` is of ``dtype``."""
+    if tensor.dtype != dtype:
+        raise ValueError(f"{op}: {name} must be {dtype}, got {tensor.dtype}")
+
+
+def is_rows(tensor: Tensor) -> bool:
+    """Whether [..., C] is rows of C neighbours, all at one distance: what a kernel with a row stride can walk."""
+    try:
+        return tensor.view(-1, tensor.shape[-1]).stride(1) == 1
+    except RuntimeError:  # the sizes in front do not fold into one
+        return False

@@ -1,4 +1,4 @@
-"""What the command ``acefast`` does: ``generate`` makes songs, ``info`` tells what is here."""
+"""What the command ``acefast`` does: ``generate`` songs; tell ``info`` of what is here; study ``kernels``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from acefast.stages import memory_told
 from acefast.values import nearest
 from acefast.weights import CheckpointError
 
-OK, BAD_REQUEST, NO_CHECKPOINT = 0, 2, 3
+OK, FAULTY_KERNEL, BAD_REQUEST, NO_CHECKPOINT = 0, 1, 2, 3
+GPUS = (80, 86, 89, 90, 100, 120)  # sm's that acefast.sim compiles for
 STAGES = {"text": "reading", "diffusion": "composing", "decode": "rendering", "finish": "finishing"}
 
 
@@ -53,7 +54,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="acefast", description=__doc__.splitlines()[0], allow_abbrev=False)
-    commands = parser.add_subparsers(required=True, metavar="generate|info")
+    commands = parser.add_subparsers(required=True, metavar="generate|info|kernels")
     make = commands.add_parser("generate", help="make a song", allow_abbrev=False)
     make.set_defaults(run=_generate)
     make.add_argument("prompt", nargs="?", default="", help="what the music is like")
@@ -78,6 +79,13 @@ def _parser() -> argparse.ArgumentParser:
     info.set_defaults(run=_info)
     info.add_argument("model", nargs="?", help="one model in detail")
     info.add_argument("--json", action="store_true", help="as JSON")
+    study = commands.add_parser("kernels", help="GPU kernels, compiled and simulated without a GPU", allow_abbrev=False)
+    study.set_defaults(run=_kernels)
+    study.add_argument("kernel", nargs="?", help="one kernel, such as residual_norm (default: all)")
+    study.add_argument("--sm", type=int, choices=GPUS, default=80, help="the GPU, 80 for an A100 (default: 80)")
+    study.add_argument("--family", choices=("triton", "cuda"), default="triton", help="(default: triton)")
+    study.add_argument("--json", action="store_true", help="as a JSON list")
+    study.add_argument("--write-budgets", metavar="FILE", help="make these figures the budgets, kernels/budgets.json")
     return parser
 
 
@@ -96,8 +104,8 @@ def _unknown(word: str, known: argparse.Namespace) -> str:
         return f"unexpected argument {word!r}; put a prompt of several words in quotes"
     word = word.split("=")[0]
     flags = [_flag(n.removeprefix("option_")) for n in vars(known) if n not in ("run", "prompt")]
-    if known.run is _info:
-        flags = ["--json"]
+    if known.run is not _generate:
+        flags = [f for f in flags if f in ("--json", "--sm", "--family", "--write-budgets")]
     elsewhere = OTHER_NAMES.get(word.lstrip("-").replace("-", "_"), "")  # what other runtimes call it
     near = _flag(elsewhere) if _flag(elsewhere) in flags else nearest(word, flags)
     way_out = f"the nearest known one is {near}" if near else "'acefast generate --help' lists all"
@@ -232,4 +240,49 @@ def _info(args: argparse.Namespace) -> int:
 
     facts = report.model(args.model) if args.model else report.machine()
     _out(json.dumps(facts, indent=1) if args.json else report.as_text(facts))
+    return OK
+
+
+# -- kernels -----------------------------------------------------------------------------------------------------------
+
+
+def _kernels(args: argparse.Namespace) -> int:
+    """The one place outside of acefast.sim that imports it."""
+    if args.family == "cuda":
+        _out("[]" if args.json else "there are no CUDA kernels yet; --family triton shows those of Triton")
+        return OK
+
+    from acefast.cases import all_cases
+    from acefast.sim.budgets import write_budgets
+    from acefast.sim.study import study
+    from acefast.sim.table import lines
+
+    try:
+        known = all_cases()
+    except ModuleNotFoundError as error:
+        way_out = "pip install acefast[gpu], on Linux, compiles kernels without a GPU"
+        raise BackendUnavailable(f"kernels: {error.name} is not installed; {way_out}") from error
+    cases = [case for case in known if args.kernel in (None, case.kernel)]
+    if not cases:
+        names = sorted({case.kernel for case in known})
+        raise RequestError(f"kernels: there is none called {args.kernel!r}; there are {', '.join(names) or 'none yet'}")
+    if args.write_budgets:
+        check_writable(Path(args.write_budgets))
+    rows: list[dict[str, Any]] = []
+
+    def studied() -> Iterator[dict[str, Any]]:
+        for case in cases:
+            rows.append(study(case, args.sm))
+            yield rows[-1]
+
+    if args.json:
+        _out(json.dumps(list(studied()), indent=1))
+    else:
+        for line in lines(studied(), args.sm, [case.name for case in cases]):
+            _out(line)
+    if faulty := sum(bool(row["faults"]) for row in rows):
+        tell(f"kernels: {faulty} of {len(rows)} have a fault{'; no budget is written' if args.write_budgets else ''}")
+        return FAULTY_KERNEL
+    if args.write_budgets:
+        write_budgets(Path(args.write_budgets), rows, [case.name for case in known])
     return OK

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acefast import sampling
+from acefast import repaint, sampling
 from acefast.backends import use_backend
 from acefast.checkpoint import open_checkpoint
 from acefast.conditions import Conditions
@@ -238,32 +238,31 @@ class Pipeline:
             current = switched if official and step >= switch else conditions
             return model.velocity(x, t, current, unconditional=both)
 
-        velocity = guided(
-            predict,
-            Guidance(
-                request.guidance_scale,
-                request.guidance,
-                request.guidance_interval,
-                request.semantics,
-                request.guidance_momentum,
-                request.guidance_norm,
-                request.guidance_eta,
-                state_dtype=model.dtype if upstream else torch.float32,
-            ),
+        guidance = Guidance(
+            request.guidance_scale,
+            request.guidance,
+            request.guidance_interval,
+            request.semantics,
+            request.guidance_momentum,
+            request.guidance_norm,
+            request.guidance_eta,
+            state_dtype=model.dtype if upstream else torch.float32,
         )
-        if switched is not None and not official:
+        velocity = guided(predict, guidance)
+        blends = switched is not None and not official
+        if blends:
             velocity = blended(velocity, lambda x, t: model.velocity(x, t, switched), request.strength)
 
         def correct(x: Tensor, denoised: Tensor, t: float, t_next: float) -> Tensor:
             return sampling.wavelet_correction(x, denoised, t, mode=request.dcw)
 
-        plan, inject = _repaint_plan(request, task), None
+        plan, inject, held = repaint.plan_of(request, task), None, None
         if plan is not None:
             clean, made = task.clean.to(noise).expand_as(noise), task.made.to(noise.device)
-            held = plan.injected_steps(steps)
+            held = (made, clean, noise, plan.injected_steps(steps))
 
             def inject(x: Tensor, step: int, t_next: float) -> Tensor:
-                return sampling.inject(x, clean, noise, made, t_next) if step < held else x
+                return repaint.inject(x, clean, noise, made, t_next) if step < held[-1] else x
 
         def on_step(info: sampling.StepInfo) -> Any:
             report(info.step + 1, info.steps)
@@ -278,16 +277,23 @@ class Pipeline:
                 raise RequestError(f"on_step must return {needs}, got {shown(answer)}")
             return answer
 
+        seeds, advance = [r.seed for r in requests], None
+        if request.dcw == "off" and not upstream and not blends:
+            advance = model.advance(
+                *(conditions, timesteps, len(noise), guidance, request.solver, seeds),
+                **dict(held=held, later=switched, switch=switch),
+            )
         latents = sampling.sample(
             velocity,
             latents,
             timesteps,
             solver=request.solver,
-            seeds=[r.seed for r in requests],
+            seeds=seeds,
             correct=None if request.dcw == "off" else correct,
-            after_step=inject,
+            after_step=inject if advance is None else None,
             on_step=on_step,
             state_dtype=model.dtype if upstream else torch.float32,
+            advance=advance,
         ).float()
         if not latents.isfinite().all():
             narrow = "" if model.dtype == torch.float32 else f" in {str(model.dtype).removeprefix('torch.')}"
@@ -300,7 +306,7 @@ class Pipeline:
             )
         if plan is None:
             return latents
-        return sampling.blend_boundary(latents, clean, made, plan.boundary_frames)
+        return repaint.blend_boundary(latents, clean, made, plan.boundary_frames)
 
 
 def finish(wave: np.ndarray, request: Request, task: Task) -> np.ndarray:
@@ -309,7 +315,7 @@ def finish(wave: np.ndarray, request: Request, task: Task) -> np.ndarray:
     Where the source's own samples are put back the level stays theirs, unless ``normalize`` asks for another than the
     default; a peak above full scale is divided out of what was made before, as upstream divides it out of any song.
     """
-    plan = _repaint_plan(request, task)
+    plan = repaint.plan_of(request, task)
     level = request.normalize
     check_finite("audio", wave, "; the decoder overflowed, try dtype='float32' or another seed")
     if plan is not None and plan.splice:
@@ -319,13 +325,6 @@ def finish(wave: np.ndarray, request: Request, task: Task) -> np.ndarray:
         wave = wave[:, : made.shape[1]]
         level = None if level == options()["normalize"].default else level
     return fade(normalise(wave, level), request.fade_in, request.fade_out)
-
-
-def _repaint_plan(request: Request, task: Task) -> sampling.RepaintPlan | None:
-    """How a repaint holds on to its source; None for tasks that keep nothing, and in diffusers' semantics."""
-    if task.recording is None or request.semantics == "diffusers":
-        return None
-    return sampling.repaint_plan(request.repaint_mode, 0.5 if request.strength is None else request.strength)
 
 
 def _timesteps(request: Request, model: Any) -> list[float]:

@@ -7,6 +7,7 @@ Shapes are [B, ...] with time in ``time_dim``: [B, T, 64] in the v1.5 family.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import re
@@ -14,16 +15,27 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from acefast.ops.philox import philox_normal
+from acefast.ops.sampler_step import SDE_STREAM, sampler_step, step_table
 
 SOLVERS = ("euler", "heun", "sde")
-SDE_STREAM = 1  # Philox stream of the SDE noise of step 0; later steps count on, stream 0 is the initial noise
 
 Velocity = Callable[[Tensor, float, int, bool], Tensor]
+
+
+class Advance(Protocol):
+    """A whole step at once, on memory of its own."""
+
+    def __call__(self, latents: Tensor, step: int) -> Tensor:
+        """The latents after ``step``; the next call overwrites them."""
+
+    def velocity(self, step: int) -> Tensor:
+        """The guided velocity of the step just taken."""
 
 
 class Cancelled(Exception):
@@ -46,12 +58,12 @@ class StepInfo:
     elapsed: float  # seconds since sampling began, on the CPU's clock: a GPU may still be at work
     cancelled: bool = False
     _before: Tensor = field(default=None, repr=False)
-    _velocity: Tensor = field(default=None, repr=False)
+    _velocity: Callable[[], Tensor] = field(default=None, repr=False)
 
     @property
     def denoised(self) -> Tensor:
         """The clean latents as estimated from this step's first velocity, ``x - v * t``; computed when asked for."""
-        return self._before - self._velocity * self.t
+        return self._before - self._velocity() * self.t
 
     def cancel(self) -> None:
         """Stop once the hook returns, with ``Cancelled``."""
@@ -114,6 +126,7 @@ def sample(
     after_step: Callable[[Tensor, int, float], Tensor] | None = None,
     on_step: Callable[[StepInfo], Tensor | bool | None] | None = None,
     state_dtype: torch.dtype = torch.float32,
+    advance: Advance | None = None,
 ) -> Tensor:
     """Integrates the velocity from ``timesteps[start]`` down to 0.
 
@@ -130,11 +143,13 @@ def sample(
         sde_noise: ``sde_noise(step)`` in place of that, a tensor of the noise's shape.
         correct: ``correct(latents, denoised, t, t_next)`` after each Euler or Heun step, such as
             ``wavelet_correction``; ``denoised`` is ``x - v t`` of the step's first velocity.
-        after_step: ``after_step(latents, step, t_next)`` then, such as ``inject``.
+        after_step: ``after_step(latents, step, t_next)`` then, such as ``repaint.inject``.
         on_step: then called with a ``StepInfo``. None goes on, a tensor replaces the latents, False cancels.
         state_dtype: of the latents between steps. fp32 is exact enough to never matter. bf16 (or fp16) is upstream's
             habit: latents, velocity and noise are rounded to it; so are t, dt = t - t_next and 1 - t_next, t also as
             the model is told it; and each product and sum is rounded on its own.
+        advance: takes each step, in place of ``velocity``, ``solver`` and ``correct``. What a hook is shown then holds
+            until the next step, ``denoised`` too.
     Returns:
         Latents at t = 0, of noise's shape, in ``state_dtype``.
     Raises:
@@ -161,22 +176,22 @@ def sample(
             raise ValueError(f"sample: {what} must be of shape {list(noise.shape)}, got {list(tensor.shape)}")
         return tensor.to(noise.device, state_dtype)
 
-    times = [*map(rounded, timesteps), 0.0]
+    times, table = [*map(rounded, timesteps), 0.0], step_table(timesteps, state_dtype=state_dtype, device=noise.device)
     x = noise.to(state_dtype)
     for step in range(start, steps):
         t, t_next = times[step], times[step + 1]
-        before, v = x, checked("velocity", velocity(x, t, step, False))
-        if solver == "sde":
-            x = before - v * t
-            if t_next > 0:
-                x = checked("sde_noise", sde_noise(step)) * t_next + x * rounded(1.0 - t_next)
+        if advance is not None:
+            before, x = x.clone() if on_step else None, advance(x, step)
+            v = functools.partial(advance.velocity, step)
         else:
-            dt = rounded(t - t_next)
-            x = before - v * dt
+            before, first = x, checked("velocity", velocity(x, t, step, False))
+            eps = checked("sde_noise", sde_noise(step)) if solver == "sde" and t_next > 0 else None
+            x, v = sampler_step(before, first, table, step, noise=eps), lambda first=first: first
             if solver == "heun":
-                x = before - (v + checked("velocity", velocity(x, t_next, step, True))) * (0.5 * dt)
-            if correct is not None:
-                x = checked("correct", correct(x, before - v * t, t, t_next))
+                second = checked("velocity", velocity(x, t_next, step, True))
+                x = sampler_step(before, (first + second) * 0.5, table, step)
+            if correct is not None and solver != "sde":
+                x = checked("correct", correct(x, before - first * t, t, t_next))
         if after_step is not None:
             x = checked("after_step", after_step(x, step, t_next))
         if on_step is not None:
@@ -188,7 +203,7 @@ def sample(
                 x = checked("on_step", answer)
             elif answer is not None:
                 raise TypeError(f"on_step must return None, a tensor or False, got {type(answer).__name__}")
-    return x
+    return x if advance is None else x.clone()
 
 
 def mix_noise(noise: Tensor, other: Tensor, variation: float) -> Tensor:
@@ -257,73 +272,6 @@ def wavelet_correction(
     mean, half = (a + b) * (0.5 * low), (a - b) * (0.5 * high)
     change = torch.stack([mean + half, mean - half], dim=1).flatten(0, 1)
     return latents + change[: change.shape[0] - odd].movedim(0, time_dim)
-
-
-@dataclass(frozen=True)
-class RepaintPlan:
-    """How strictly a repaint holds on to what lies outside its region."""
-
-    injection_ratio: float  # share of the steps after which the outside is set back to the noised source
-    boundary_frames: int  # latent frames of cross-fade outside the region, after sampling
-    wave_fade_seconds: float  # of the waveforms' cross-fade; used where ``splice``
-    splice: bool  # whether the source's waveform replaces what was generated outside
-
-    def injected_steps(self, steps: int) -> int:
-        """Steps 0 .. n - 1 of ``steps`` are followed by ``inject``."""
-        return round(self.injection_ratio * steps)
-
-
-def repaint_plan(mode: str, strength: float = 0.5) -> RepaintPlan:
-    """The plan of ``mode`` "conservative", "balanced" or "aggressive"; only "balanced" reads ``strength``.
-
-    Raises ValueError for another mode, or a strength outside of 0..1.
-    """
-    _check_share("repaint_plan", "strength", strength)
-    if mode not in ("conservative", "balanced", "aggressive"):
-        raise ValueError(f"repaint_plan: mode must be conservative, balanced or aggressive, got {mode!r}")
-    hold = {"conservative": 1.0, "balanced": 1.0 - strength, "aggressive": 0.0}[mode]
-    return RepaintPlan(hold, round(25 * hold), 0.05 * hold, mode != "aggressive")
-
-
-def inject(latents: Tensor, source: Tensor, noise: Tensor, mask: Tensor, t_next: float, *, time_dim: int = 1) -> Tensor:
-    """``latents`` with every frame outside the region set to the source at noise level ``t_next``.
-
-    Args:
-        source, noise: clean source latents and the song's initial noise, latents' shape.
-        mask: [T] or [B, T], true or not 0 inside the region.
-    """
-    inside = _frames(mask, latents, time_dim) != 0
-    return torch.where(inside, latents, (t_next * noise + (1.0 - t_next) * source).to(latents.dtype))
-
-
-def blend_boundary(latents: Tensor, source: Tensor, mask: Tensor, frames: int, *, time_dim: int = 1) -> Tensor:
-    """``latents`` inside the region, ``source`` outside, and a linear ramp over the ``frames`` frames next to it.
-
-    A frame at distance d from the region keeps ``1 - d / (n + 1)`` of its latents, where n is ``frames`` or, if less,
-    what there is between the region and the song's end. 0 frames blend nothing. Shapes as in ``inject``.
-    """
-    if frames < 0:
-        raise ValueError(f"blend_boundary: frames must be 0 or more, got {frames}")
-    if frames == 0:
-        return latents
-    inside, T = mask != 0, mask.shape[-1]
-    far, index = T + frames, torch.arange(T, device=mask.device).expand_as(mask)
-    previous = torch.where(inside, index, -far).cummax(-1).values  # the region's nearest frame, before and after
-    following = torch.where(inside, index, 2 * far).flip(-1).cummin(-1).values.flip(-1)
-    left = 1.0 - (following - index).to(latents.dtype) / (following.clamp(max=frames) + 1)
-    right = 1.0 - (index - previous).to(latents.dtype) / ((T - 1 - previous).clamp(max=frames) + 1)
-    weight = torch.maximum(left, right).clamp_(min=0)
-    return torch.lerp(source.to(latents.dtype), latents, _frames(weight, latents, time_dim))
-
-
-def _frames(mask: Tensor, latents: Tensor, time_dim: int) -> Tensor:
-    """A [T] or [B, T] mask in a shape that broadcasts over ``latents``."""
-    B, T = latents.shape[0], latents.shape[time_dim]
-    if mask.shape not in ((T,), (B, T)):
-        raise ValueError(f"mask must be [T] or [B, T] = {[T]} or {[B, T]}, got {list(mask.shape)}")
-    shape = [1] * latents.ndim
-    shape[0], shape[time_dim] = (*mask.shape[:-1], 1)[0], T
-    return mask.reshape(shape).to(latents.device)
 
 
 def _philox_noise(seeds: Sequence[int] | None, like: Tensor) -> Callable[[int], Tensor]:

@@ -55,7 +55,7 @@ TINY_XL = dataclasses.replace(
 )
 # 8 latent channels instead of 64: diffusers makes the encoder as wide as its output, and 128 wide is slow at 48 kHz.
 TINY_VAE = VAEConfig(encoder_hidden_size=16, decoder_channels=4, decoder_input_channels=8)
-_FULL_XL = Config(
+FULL_XL = Config(
     hidden_size=2560, intermediate_size=9728, num_hidden_layers=32, num_attention_heads=32, timbre_token=True
 )
 
@@ -262,7 +262,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     sizes: dict[str, Any] = {}
     if args.size == "full":
-        sizes = {"config": _FULL_XL if "xl-" in args.variant else Config(), "vae_config": VAEConfig()}
+        sizes = {"config": FULL_XL if "xl-" in args.variant else Config(), "vae_config": VAEConfig()}
     try:
         path = write_checkpoint(
             args.folder, **sizes, layout=args.layout, variant=args.variant, dtype=dtypes[args.dtype], seed=args.seed

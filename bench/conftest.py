@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from acefast.backends import BACKENDS, why_unavailable
+from acefast.sim.roofline import floor_us, predicted_us
 
 GATE = {torch.float32: 1e-4, torch.bfloat16: 8e-3, torch.float16: 2e-3}  # relative L2 against the reference
 
@@ -39,7 +40,11 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def op_benchmark(benchmark, device: torch.device):
-    """Time ``op(*args, backend=backend)`` and add GB/s and TFLOP/s of the counted bytes and flops to the record."""
+    """Time ``op(*args, backend=backend)``; the record gets what the counted bytes and tensor-core flops say.
+
+    That is GB/s and TFLOP/s as measured, and the microseconds an A100 would need: at its peaks (floor), and at what a
+    good kernel reaches of them (target).
+    """
 
     def run(op, *args, reference, backend: str, bytes: int = 0, flops: int = 0, **kwargs) -> None:
         def call():
@@ -61,6 +66,10 @@ def op_benchmark(benchmark, device: torch.device):
             benchmark.extra_info["GB/s"] = round(bytes / seconds / 1e9, 2)
         if flops:
             benchmark.extra_info["TFLOP/s"] = round(flops / seconds / 1e12, 4)
+        if bytes or flops:
+            counted = {"flops": flops, "bytes": bytes, "sm": 80, "dots": bool(flops)}
+            benchmark.extra_info["A100 floor, us (predicted)"] = round(floor_us(**counted), 1)
+            benchmark.extra_info["A100 target, us (predicted)"] = round(predicted_us(**counted), 1)
 
     return run
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +12,25 @@ import torch
 
 import acefast
 from acefast import cli, pipeline
+from acefast.kernel_config import Config
+from acefast.models.v15 import dit
 from acefast.models.v15.config import VAEConfig
 from acefast.testing import write_checkpoint
 
 # Half as wide as acefast.testing's own: most of a tiny song's time is its audio, at 48 kHz whatever the width.
 NARROW_VAE = VAEConfig(encoder_hidden_size=2, decoder_channels=2, decoder_input_channels=8)
+
+
+def _kernels_of_this_tree() -> None:
+    """acefast.kernels is the kernels/ beside acefast/, also where neither or another copy is installed."""
+    root = Path(__file__).parents[1]
+    if Path(acefast.__file__).parents[1] == root:
+        spec = importlib.util.spec_from_file_location("acefast.kernels", root / "kernels/__init__.py")
+        acefast.kernels = sys.modules["acefast.kernels"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(acefast.kernels)
+
+
+_kernels_of_this_tree()
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -93,3 +109,13 @@ def command(folder, tiny, tiny_base, tiny_pipe, tiny_base_pipe, monkeypatch):
     pipes = {str(tiny): tiny_pipe, str(tiny_base): tiny_base_pipe}
     monkeypatch.setattr(pipeline, "load", lambda model, **_: pipes[model])
     return lambda *words, base=False: cli.main(["generate", *words, "--model", str(tiny_base if base else tiny)])
+
+
+@pytest.fixture
+def few_programs(monkeypatch):
+    """For whole models in Triton's interpreter, whose time goes by the number of programs: songs padded to 32 rows."""
+    from acefast.kernels import qk_norm_rope, residual_norm
+
+    monkeypatch.setattr(dit, "padded_tokens", lambda tokens: -(-tokens // 32) * 32)
+    for kernel in (residual_norm, qk_norm_rope):
+        monkeypatch.setitem(kernel.CONFIGS, ("narrow", 80), Config({"ROWS": 64}, num_warps=1))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from acefast import backends
-from acefast.backends import BackendUnavailable, choose_backend, use_backend
+from acefast.backends import BackendUnavailable, choose_backend, emulated, emulated_sm, use_backend
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -59,6 +59,50 @@ def test_unavailable_backend_says_why(monkeypatch):
 def test_unknown_backend_is_refused():
     with pytest.raises(BackendUnavailable, match=r"'metal' is unknown; it is one of reference, triton"):
         choose_backend("op", "metal", CPU)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    """Triton and the kernels of both families installed, no GPU."""
+    monkeypatch.setattr(backends, "_why_not_installed", lambda name: "")
+    monkeypatch.setattr(backends, "_sees_gpu", lambda: False)
+    for name in ("ACEFAST_BACKEND", "TRITON_INTERPRET"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("device", [CPU, torch.device("meta")])
+def test_triton_runs_without_a_gpu_while_it_is_emulated(no_gpu, device):
+    with emulated(90), use_backend("triton"):
+        assert emulated_sm() == 90
+        assert choose_backend("op", None, device, ("triton",)) == "triton"
+        assert choose_backend("op", "triton", device, ("triton",)) == "triton"
+        with pytest.raises(BackendUnavailable, match="torch sees no CUDA GPU"):
+            choose_backend("op", "cuda", device, ("cuda",))
+    assert emulated_sm() is None
+    with pytest.raises(BackendUnavailable, match="torch sees no CUDA GPU"):
+        choose_backend("op", "triton", device, ("triton",))
+
+
+def test_emulation_leaves_the_choice_of_a_cpu_alone(no_gpu):
+    with emulated():
+        assert choose_backend("op", None, CPU, ("triton",)) == "reference"
+
+
+def test_emulation_brings_no_kernels_that_are_not_installed(no_gpu, monkeypatch):
+    monkeypatch.setattr(backends, "_why_not_installed", lambda name: "triton is not installed")
+    with emulated(), pytest.raises(BackendUnavailable, match="triton is not installed"):
+        choose_backend("op", "triton", CPU, ("triton",))
+
+
+def test_emulation_ends_after_an_error(no_gpu):
+    with pytest.raises(ZeroDivisionError), emulated():
+        raise ZeroDivisionError
+    assert emulated_sm() is None
+
+
+def test_interpreting_triton_for_a_whole_process_counts_as_emulation(no_gpu, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert choose_backend("op", "triton", CPU, ("triton",)) == "triton" and emulated_sm() == 80
 
 
 def test_context_restores_the_backend_after_an_error(all_available):

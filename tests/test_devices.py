@@ -9,14 +9,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from acefast import sampling
+from acefast import repaint, sampling
 from acefast.conditions import Conditions
 from acefast.guidance import VARIANTS, Guidance, guided
+from acefast.matmul import linear
 from acefast.models.v15 import vae
 from acefast.models.v15.codes import AudioDetokenizer, AudioTokenizer
 from acefast.models.v15.conditions import ConditionEncoder
 from acefast.models.v15.dit import DiT, LayerCondition
-from acefast.models.v15.layers import linear
 from acefast.ops.philox import philox_normal
 from acefast.testing import TINY, TINY_BASE, TINY_VAE
 
@@ -77,7 +77,7 @@ def test_the_diffusion_loop_stays_on_its_device(variant, solver):
         solver=solver,
         seeds=[1, 2],
         correct=lambda x, denoised, t, t_next: sampling.wavelet_correction(x, denoised, t),
-        after_step=lambda x, step, t: sampling.inject(x, noise, noise, torch.empty(131, device=META), t),
+        after_step=lambda x, step, t: repaint.inject(x, noise, noise, torch.empty(131, device=META), t),
     )
     assert out.device == META and out.shape == noise.shape and out.dtype == torch.float32
 

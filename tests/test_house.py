@@ -64,7 +64,7 @@ def test_wheel_installs_one_top_level_package(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {n.split("/")[0] for n in names if ".dist-info/" not in n} == {"acefast"}
-    assert "acefast/kernels/__init__.py" in names
+    assert "acefast/kernels/__init__.py" in names and "acefast/kernels/budgets.json" not in names
     modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "acefast").rglob("*.py")}
     assert modules <= set(names)
 

@@ -7,7 +7,7 @@ import pytest
 import acefast
 from acefast import pipeline
 from acefast.models.v15.conditions import ConditionEncoder
-from acefast.models.v15.dit import CrossAttention, Layer
+from acefast.models.v15.dit_layer import CrossAttention, Layer
 from acefast.models.v15.layers import TimeEmbedding
 from tests.songs import counted, song
 
@@ -85,10 +85,10 @@ def test_unconditional_rows_share_the_first_self_attention(tiny_base_pipe, monke
     first = tiny_base_pipe.model.transformer.layers[0].self_attention
     real = type(first).forward
 
-    def watched(self, h, *args):
+    def watched(self, h, *args, **options):
         if self is first:
             attended.append(len(h))
-        return real(self, h, *args)
+        return real(self, h, *args, **options)
 
     monkeypatch.setattr(type(first), "forward", watched)
     song(tiny_base_pipe, steps=2)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acefast import sampling
+from acefast import repaint, sampling
 from acefast.ops.philox import philox_normal
 from acefast.sampling import Cancelled, sample, schedule
 
@@ -163,12 +163,12 @@ def test_unknown_wavelet_mode_is_refused():
 
 
 def test_repaint_plans_are_the_documented_ones():
-    plan = sampling.repaint_plan
-    assert plan("conservative", 0.1) == sampling.RepaintPlan(1.0, 25, 0.05, True)
-    assert plan("balanced") == sampling.RepaintPlan(0.5, 12, 0.025, True)
-    assert plan("balanced", 0.2) == sampling.RepaintPlan(0.8, 20, pytest.approx(0.04), True)
+    plan = repaint.repaint_plan
+    assert plan("conservative", 0.1) == repaint.RepaintPlan(1.0, 25, 0.05, True)
+    assert plan("balanced") == repaint.RepaintPlan(0.5, 12, 0.025, True)
+    assert plan("balanced", 0.2) == repaint.RepaintPlan(0.8, 20, pytest.approx(0.04), True)
     assert plan("balanced", 0.25).boundary_frames == 19
-    assert plan("aggressive", 0.1) == sampling.RepaintPlan(0.0, 0, 0.0, False)
+    assert plan("aggressive", 0.1) == repaint.RepaintPlan(0.0, 0, 0.0, False)
     assert [plan("balanced", s).injected_steps(8) for s in (0.0, 0.5, 0.9, 1.0)] == [8, 4, 1, 0]
     with pytest.raises(ValueError, match="mode must be"):
         plan("bold")
@@ -181,12 +181,12 @@ def test_injection_noises_the_source_outside_the_region_only(per_song):
     x, source, noise = randn(3, 2, 6, 4)
     mask = torch.tensor([0, 1, 1, 0, 0, 0])
     masks = torch.stack([mask, mask.flip(0)]) if per_song else mask
-    got = sampling.inject(x, source, noise, masks, 0.3)
+    got = repaint.inject(x, source, noise, masks, 0.3)
     inside = masks.bool().expand(2, 6)
     assert torch.equal(got[inside], x[inside])
     torch.testing.assert_close(got[~inside], (0.3 * noise + 0.7 * source)[~inside])
     v1 = [tensor.mT.unsqueeze(2) for tensor in (x, source, noise)]  # time last, as [B, C, H, T]
-    assert torch.equal(sampling.inject(*v1, masks, 0.3, time_dim=-1), got.mT.unsqueeze(2))
+    assert torch.equal(repaint.inject(*v1, masks, 0.3, time_dim=-1), got.mT.unsqueeze(2))
 
 
 def test_injection_on_every_step_ends_in_the_source():
@@ -196,7 +196,7 @@ def test_injection_on_every_step_ends_in_the_source():
         lambda x, *_: torch.sin(x),
         noise,
         schedule(8, 3.0),
-        after_step=lambda x, step, t_next: sampling.inject(x, source, noise, mask, t_next),
+        after_step=lambda x, step, t_next: repaint.inject(x, source, noise, mask, t_next),
     )
     assert torch.equal(got[:, ~mask], source[:, ~mask])
     assert not torch.isclose(got[:, mask], source[:, mask]).all()
@@ -206,7 +206,7 @@ def test_boundary_ramps_linearly_outside_the_region():
     x, source = torch.ones(1, 12, 2), torch.zeros(1, 12, 2)
     mask = torch.zeros(12)
     mask[5:7] = 1
-    got = sampling.blend_boundary(x, source, mask, 3)[0, :, 0].tolist()
+    got = repaint.blend_boundary(x, source, mask, 3)[0, :, 0].tolist()
     assert got == [0, 0, 0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25, 0, 0]
 
 
@@ -228,20 +228,20 @@ def upstreams_ramps(mask, frames):
 def test_boundary_ramps_are_upstreams_at_the_songs_ends_too(mask, frames):
     T = len(mask)
     masks = torch.tensor([mask, mask[::-1]])
-    got = sampling.blend_boundary(torch.ones(2, T, 1), torch.zeros(2, T, 1), masks, frames)[..., 0]
+    got = repaint.blend_boundary(torch.ones(2, T, 1), torch.zeros(2, T, 1), masks, frames)[..., 0]
     for row, m in zip(got, masks.tolist()):
         torch.testing.assert_close(row, upstreams_ramps(m, frames), rtol=0, atol=1e-6)
 
 
 def test_boundary_of_no_frames_blends_nothing():
     x = randn(1, 4, 2)
-    assert sampling.blend_boundary(x, x * 0, torch.tensor([0, 1, 1, 0]), 0) is x
+    assert repaint.blend_boundary(x, x * 0, torch.tensor([0, 1, 1, 0]), 0) is x
     with pytest.raises(ValueError, match="frames must be 0 or more"):
-        sampling.blend_boundary(x, x, torch.ones(4), -1)
+        repaint.blend_boundary(x, x, torch.ones(4), -1)
 
 
 def test_mask_of_another_length_is_refused():
     x = randn(2, 4, 3)
     for mask in (torch.ones(3), torch.ones(1, 4), torch.ones(2, 4, 3)):
         with pytest.raises(ValueError, match=r"mask must be \[T\] or \[B, T\]"):
-            sampling.inject(x, x, x, mask, 0.5)
+            repaint.inject(x, x, x, mask, 0.5)

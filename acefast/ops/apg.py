@@ -7,6 +7,8 @@ channel:
     d    =  m * min(1, norm_threshold / |m|)
     par  =  <d, c> c / |c|^2
     v    =  c + (scale - 1) * ((d - par) + eta * par)
+
+``apg`` gives v; ``apg_step`` takes the sampler's step along it as well, without a launch more on a GPU.
 """
 
 from __future__ import annotations
@@ -18,26 +20,32 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_shape
+from acefast.ops.sampler_step import TILE, Repaint, check_step, sampler_step_reference, step_fits
 
 OP = "apg"
-ORDER: tuple[str, ...] = ()
+ORDER = ("triton",)
 
-_TINY = 1e-12  # the least norm of c that is divided by, as upstream
+TINY = 1e-12  # the least norm of c that is divided by, as upstream
 
 
 def apg_reference(
     cond: Tensor,
     uncond: Tensor,
     running: Tensor | None,
-    scale: float,
+    scale: float | Tensor,
     *,
     momentum: float = -0.75,
     norm_threshold: float = 2.5,
     eta: float = 0.0,
     time_dim: int | Sequence[int] = 1,
     state_dtype: torch.dtype = torch.float32,
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What the op means: sums over time in fp64, the rest in ``state_dtype``; see ``apg``."""
+    if lengths is not None:
+        live = (torch.arange(cond.shape[1], device=cond.device) < lengths[:, None])[..., None]
+        still = torch.zeros_like(cond, dtype=state_dtype) if running is None else running
+        cond, uncond, running = (None if x is None else x.where(live, 0) for x in (cond, uncond, running))
     wide = widest_dtype(cond.device)
     c = cond.to(state_dtype)
     running = c - uncond.to(state_dtype) if running is None else c - uncond.to(state_dtype) + momentum * running
@@ -46,63 +54,155 @@ def apg_reference(
         norm = torch.linalg.vector_norm(d, dim=time_dim, keepdim=True, dtype=wide).to(state_dtype)
         d = d * (norm_threshold / norm).clamp_(max=1.0)  # a norm of zero gives inf, and 0 * 1 stays 0
     d_wide, c_wide = d.to(wide), c.to(wide)
-    length = torch.linalg.vector_norm(c_wide, dim=time_dim, keepdim=True).clamp_(min=_TINY)
+    length = torch.linalg.vector_norm(c_wide, dim=time_dim, keepdim=True).clamp_(min=TINY)
     parallel = c_wide * ((d_wide * c_wide).sum(time_dim, keepdim=True) / length / length)
     update = (d_wide - parallel).to(state_dtype)
     if eta:
         update = update + eta * parallel.to(state_dtype)
-    return (c + (scale - 1.0) * update).to(cond.dtype), running
+    scale = scale.reshape(()) if isinstance(scale, Tensor) else scale
+    velocity = (c + (scale - 1.0) * update).to(cond.dtype)
+    return velocity, running if lengths is None else torch.where(live, running, still)
+
+
+def apg_step_reference(
+    latents: Tensor,
+    cond: Tensor,
+    uncond: Tensor,
+    running: Tensor,
+    scale: float | Tensor,
+    times: Tensor,
+    step: Tensor | int,
+    *,
+    momentum: float = -0.75,
+    norm_threshold: float = 2.5,
+    eta: float = 0.0,
+    lengths: Tensor | None = None,
+    **step_options: Tensor | Repaint | None,
+) -> Tensor:
+    """What ``apg_step`` means."""
+    options = dict(momentum=momentum, norm_threshold=norm_threshold, eta=eta, state_dtype=running.dtype)
+    velocity, after = apg_reference(cond.to(running.dtype), uncond, running, scale, lengths=lengths, **options)
+    running.copy_(after)
+    return sampler_step_reference(latents, velocity, times, step, lengths=lengths, **step_options)
 
 
 def apg(
     cond: Tensor,
     uncond: Tensor,
     running: Tensor | None,
-    scale: float,
+    scale: float | Tensor,
     *,
     momentum: float = -0.75,
     norm_threshold: float = 2.5,
     eta: float = 0.0,
     time_dim: int | Sequence[int] = 1,
     state_dtype: torch.dtype = torch.float32,
+    lengths: Tensor | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One guided step.
+    """The guided velocity of one step.
 
     Args:
         cond, uncond: the two velocities, one shape, such as [B, T, C].
         running: what the previous guided step returned as its second result; None before the first.
-        scale: guidance scale; 1 returns ``cond``.
+        scale: guidance scale, a number or fp32 [1]; 1 returns ``cond``.
         momentum: share of ``running`` kept; negative values damp.
         norm_threshold: the largest norm of the difference, absolute; 0 or less bounds nothing.
         eta: share kept of the difference's part parallel to ``cond``.
         time_dim: dimension or dimensions that norms and products run over.
         state_dtype: of the difference, the momentum and the bound. fp32; bf16 is upstream's habit, which also rounds
             after each of the formula's operations (the projection is fp64 in both).
-        backend: "reference"; None leaves the choice to acefast.backends.
+        lengths: [B], valid frames of each song, where time is dimension 1; None: all. The frames behind them count
+            for nothing, their velocity is 0 and their momentum stays as it is.
+        backend: "triton" or "reference"; None leaves the choice to acefast.backends.
     Returns:
         The velocity in ``cond``'s dtype, and the momentum in ``state_dtype``, each of ``cond``'s shape.
     Raises:
         ValueError: shapes differ.
-        BackendUnavailable: the backend named cannot run here.
+        BackendUnavailable: the backend named cannot take this input: Triton takes [B, T, C] with C contiguous, time in
+            dimension 1, a contiguous momentum and an fp32 state.
     Source: Sadat et al., Eliminating oversaturation and artifacts of high guidance scales (arXiv 2410.02416), with the
     norms over time as ACE-Step has them.
     """
     check_shape(OP, "uncond", uncond, cond.shape, "cond's shape")
     if running is not None:
         check_shape(OP, "running", running, cond.shape, "cond's shape")
-    choose_backend(OP, backend, cond.device, ORDER)
-    return apg_reference(
-        cond,
-        uncond,
-        running,
-        scale,
-        momentum=momentum,
-        norm_threshold=norm_threshold,
-        eta=eta,
-        time_dim=time_dim,
-        state_dtype=state_dtype,
-    )
+    options = dict(momentum=momentum, norm_threshold=norm_threshold, eta=eta, lengths=lengths)
+    fits = time_dim in (1, -2, (1,), [1]) and state_dtype == torch.float32 and _fits(cond, uncond, running)
+    if choose_backend(OP, backend, cond.device, ORDER if fits else ()) == "triton":
+        from acefast.kernels.apg import apg as kernel
+
+        velocity = (torch.empty_like if lengths is None else torch.zeros_like)(cond)
+        after = torch.empty(cond.shape, dtype=state_dtype, device=cond.device)
+        if lengths is not None:
+            after = after.zero_() if running is None else after.copy_(running)
+        scratch = torch.empty(scratch_shape(cond.shape), device=cond.device)
+        scale = scale if isinstance(scale, Tensor) else torch.full((1,), scale, device=cond.device)
+        kernel(cond, uncond, running, scale, **options, scratch=scratch, out=(velocity, after))
+        return velocity, after
+    return apg_reference(cond, uncond, running, scale, **options, time_dim=time_dim, state_dtype=state_dtype)
+
+
+def apg_step(
+    latents: Tensor,
+    cond: Tensor,
+    uncond: Tensor,
+    running: Tensor,
+    scale: float | Tensor,
+    times: Tensor,
+    step: Tensor | int,
+    *,
+    momentum: float = -0.75,
+    norm_threshold: float = 2.5,
+    eta: float = 0.0,
+    scratch: Tensor | None = None,
+    model_latents: Tensor | None = None,
+    noise: Tensor | None = None,
+    seeds: Tensor | None = None,
+    repaint: Repaint | None = None,
+    lengths: Tensor | None = None,
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """A guided step: ``sampler_step`` along the velocity of ``apg``, which is not rounded on the way.
+
+    Args:
+        latents, times, step, model_latents, noise, seeds, repaint, lengths, out: as in ``sampler_step``.
+        cond, uncond, scale, momentum, norm_threshold, eta: as in ``apg``; [B, T, D]. A captured graph bakes the last
+            three in, and needs ``scale`` on the device.
+        running: fp32 [B, T, D], contiguous, updated in place; zeros before the first guided step.
+        scratch: fp32 of ``scratch_shape(latents.shape)``, overwritten; None allocates.
+        backend: "triton" or "reference"; None leaves the choice to acefast.backends.
+    Returns, raises: as ``sampler_step``.
+    """
+    steps = dict(model_latents=model_latents, noise=noise, seeds=seeds, repaint=repaint, lengths=lengths, out=out)
+    check_step(OP, latents, times, step, **steps)
+    for name, tensor in (("cond", cond), ("uncond", uncond), ("running", running)):
+        check_shape(OP, name, tensor, latents.shape, "latents' shape")
+    options = dict(momentum=momentum, norm_threshold=norm_threshold, eta=eta)
+    fits = _fits(cond, uncond, running) and step_fits(latents, times, **steps)
+    if choose_backend(OP, backend, latents.device, ORDER if fits else ()) == "triton":
+        from acefast.kernels.apg import apg_step as kernel
+
+        scratch = torch.empty(scratch_shape(latents.shape), device=latents.device) if scratch is None else scratch
+        check_shape(OP, "scratch", scratch, scratch_shape(latents.shape), "[B, tiles, 3, D]")
+        scale = scale if isinstance(scale, Tensor) else torch.full((1,), scale, device=latents.device)
+        steps["out"] = out = torch.empty_like(latents) if out is None else out
+        kernel(latents, cond, uncond, running, scale, times, step, **options, **steps, scratch=scratch)
+        return out
+    return apg_step_reference(latents, cond, uncond, running, scale, times, step, **options, **steps)
+
+
+def scratch_shape(shape: Sequence[int]) -> tuple[int, int, int, int]:
+    """Of the fp32 buffer that the Triton kernels sum in, for velocities of ``shape`` [B, T, D]."""
+    B, T, D = shape
+    return B, -(-T // TILE[0]), 3, D
+
+
+def _fits(cond: Tensor, uncond: Tensor, running: Tensor | None) -> bool:
+    state_fits = running is None or (running.dtype == torch.float32 and running.is_contiguous())
+    channels_last = cond.ndim == 3 and cond.stride(-1) == uncond.stride(-1) == 1
+    return state_fits and channels_last and all(x.dtype.itemsize <= 4 for x in (cond, uncond))
 
 
 def widest_dtype(device: torch.device) -> torch.dtype:

@@ -7,15 +7,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from acefast.backends import choose_backend
-from acefast.checks import check_shape
-from acefast.ops.self_attention import compute_dtype, fold_groups, unfold_groups
+from acefast.checks import check_dtype, check_shape
+from acefast.ops.self_attention import FLOATS, compute_dtype, fold_groups, unfold_groups
 
 OP = "cross_attention"
-ORDER: tuple[str, ...] = ()  # no kernels yet
+ORDER = ("triton",)
 
 
 def cross_attention_reference(
-    q: Tensor, q_weight: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None = None, *, eps: float = 1e-6
+    q: Tensor,
+    q_weight: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Tensor | None = None,
+    *,
+    eps: float = 1e-6,
+    out: Tensor | None = None,
 ) -> Tensor:
     """What the op means; every kernel is held to it."""
     B, S, _ = q.shape
@@ -31,7 +38,8 @@ def cross_attention_reference(
         # whatever lies in the padding, NaN included, must not be multiplied by a zero weight
         k, v = (t.masked_fill(padded.transpose(-1, -2), 0) for t in (k, v))
         mask = torch.zeros(padded.shape, dtype=dtype, device=q.device).masked_fill_(padded, torch.finfo(dtype).min)
-    out = torch.empty_like(q)
+    if out is None:
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     k, v = k.expand(B, -1, -1, -1), v.expand(B, -1, -1, -1)
     unfold_groups(F.scaled_dot_product_attention(fold_groups(u, kv_heads), k, v, attn_mask=mask), S, out)
     return out
@@ -45,6 +53,7 @@ def cross_attention(
     lengths: Tensor | None = None,
     *,
     eps: float = 1e-6,
+    out: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """``softmax(norm(q) @ k.T / sqrt(D)) @ v`` per head, ``norm(q) = q * rsqrt(mean(q**2) + eps) * q_weight``.
@@ -52,14 +61,16 @@ def cross_attention(
     Args:
         q: the query projection as it is, [B, S, heads * D].
         q_weight: [D], the query norm's weight, shared by all heads.
-        k: normed keys, [B, kv_heads, E, D]; B may be 1, then all rows share them.
+        k: normed keys, [B, kv_heads, E, D]; B may be 1, then all rows share them. On a GPU best a view of
+            [B, kv_heads, E, 2, D], with ``v`` the other half.
         v: [B, kv_heads, E, D], likewise.
-        lengths: int64 of k's batch; keys from ``lengths[b]`` on are padding, seen by nobody. None: no padding.
-        backend: "reference"; None leaves the choice to acefast.backends.
+        lengths: int64 or int32 of k's batch; keys from ``lengths[b]`` on are padding, seen by nobody. None: no padding.
+        out: [B, S, heads * D] of q's dtype, written and returned; shares no memory with the inputs. None: new memory.
+        backend: "triton" or "reference"; None leaves the choice to acefast.backends.
     Returns:
         [B, S, heads * D] in q's dtype.
     Raises:
-        ValueError: a shape is not as above.
+        ValueError: a shape or dtype is not as above.
         BackendUnavailable: the backend named cannot take this input.
     Source: AceStepAttnProcessor2_0 in huggingface/diffusers ace_step_transformer.py, which projects k and v anew in
         every step and passes no mask.
@@ -74,5 +85,26 @@ def cross_attention(
         raise ValueError(f"{OP}: q must be [B, S, heads * D] with heads a multiple of {kv_heads}, got {list(q.shape)}")
     if lengths is not None:
         check_shape(OP, "lengths", lengths, (k.shape[0],), "[B]")
-    choose_backend(OP, backend, q.device, ORDER)
-    return cross_attention_reference(q, q_weight, k, v, lengths, eps=eps)
+    if out is not None:
+        check_shape(OP, "out", out, q.shape, "[B, S, heads * D]")
+        check_dtype(OP, "out", out, q.dtype)
+    if choose_backend(OP, backend, q.device, ORDER if _kernel_fits(q, q_weight, k, v, out) else ()) == "triton":
+        from acefast.kernels.cross_attention import cross_attention as kernel
+
+        if out is None:
+            out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        return kernel(q, q_weight, k, v, lengths, eps=eps, out=out)
+    return cross_attention_reference(q, q_weight, k, v, lengths, eps=eps, out=out)
+
+
+def _kernel_fits(q: Tensor, q_weight: Tensor, k: Tensor, v: Tensor, out: Tensor | None) -> bool:
+    kv_heads, _, D = k.shape[1:]
+    group = q.shape[-1] // (kv_heads * D)
+    same = all(t.dtype == q.dtype and t.stride(-1) == 1 for t in (q, k, v)) and q.dtype in FLOATS
+    return (
+        same
+        and q_weight.stride(0) == 1
+        and group in (1, 2, 4, 8)
+        and D in (16, 32, 64, 128)
+        and (out is None or out.stride(-1) == 1)
+    )

@@ -16,7 +16,7 @@ these do not.
 
 Same bits everywhere: after the integer rounds only +, -, *, / and sqrt in fp64 are used, which IEEE 754 rounds in one
 way; ln and sin are polynomials built from them, since the libraries' own differ in the last bit. Every torch call is
-one kernel, so no compiler can contract a product and a sum into one rounding; a kernel for this op must forbid it too.
+one kernel, so no compiler can contract a product and a sum into one rounding; kernels/philox.py forbids it too.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from torch import Tensor
 from acefast.backends import choose_backend
 
 OP = "philox"
-ORDER: tuple[str, ...] = ()
+ORDER = ("triton",)
 
 _MASK = 0xFFFFFFFF
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)  # added to the key after each round
-_ROUNDS = 10
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+WEYL = (0x9E3779B9, 0xBB67AE85)  # added to the key after each round
+ROUNDS = 10
 _CPU_CHUNK = 1 << 14  # elements: temporaries stay in cache, and no loop is long enough for torch to start threads
 
-_ANGLE = float.fromhex("0x1.921fb6p-30")  # 2 pi 2^-32 rounded to fp32, as the GPU generator has it
-_LN2 = math.log(2.0)
-_PI_HIGH = 3.1415926534682512  # pi's first 33 bits, so that a small multiple is exact; _PI_LOW is the rest
-_PI_LOW = 1.2154201013012385e-10
-_SQRT_HALF = 0x3F3504F3  # the bits of sqrt(1/2) in fp32
-_ONE = 0x3F800000  # the bits of 1.0
-_ATANH = tuple(1.0 / (2 * n + 1) for n in range(9))  # atanh(s) / s in powers of s^2
-_SINE = tuple((-1.0) ** n / math.factorial(2 * n + 1) for n in range(10))  # sin(r) / r in powers of r^2
+ANGLE = float.fromhex("0x1.921fb6p-30")  # 2 pi 2^-32 rounded to fp32, as the GPU generator has it
+LN2 = math.log(2.0)
+PI_HIGH = 3.1415926534682512  # pi's first 33 bits, so that a small multiple is exact; PI_LOW is the rest
+PI_LOW = 1.2154201013012385e-10
+SQRT_HALF = 0x3F3504F3  # the bits of sqrt(1/2) in fp32
+ONE = 0x3F800000  # the bits of 1.0
+ATANH = tuple(1.0 / (2 * n + 1) for n in range(9))  # atanh(s) / s in powers of s^2
+SINE = tuple((-1.0) ** n / math.factorial(2 * n + 1) for n in range(10))  # sin(r) / r in powers of r^2
 
 
 def philox_normal_reference(
@@ -84,7 +84,7 @@ def philox_normal(
         shape: of one song, such as (T, 64).
         stream: which of a seed's 2**64 independent draws, 0 to 2**64 - 1.
         device: where the result shall lie; its values do not depend on it.
-        backend: "reference"; None leaves the choice to acefast.backends.
+        backend: "triton" or "reference"; None leaves the choice to acefast.backends.
     Returns:
         fp32, [len(seeds), *shape], contiguous. No element exceeds 6.8 in size.
     Raises:
@@ -97,7 +97,13 @@ def philox_normal(
     shape = tuple(operator.index(size) for size in shape)
     if any(size < 0 for size in shape):
         raise ValueError(f"{OP}: shape must hold sizes of 0 or more, got {shape}")
-    choose_backend(OP, backend, torch.device(device), ORDER)
+    if choose_backend(OP, backend, torch.device(device), ORDER) == "triton":
+        from acefast.kernels.philox import philox
+
+        words = torch.tensor([_int64(word) for word in (*seeds, stream)], dtype=torch.int64, device=device)
+        out = torch.empty(len(seeds), *shape, dtype=torch.float32, device=device)
+        philox(words[:-1], words[-1:], out=out)
+        return out
     return philox_normal_reference(seeds, shape, stream=stream, device=device)
 
 
@@ -106,21 +112,21 @@ def philox_bits(seed: int, stream: int, index: Tensor) -> tuple[Tensor, Tensor]:
     k0, k1 = seed & _MASK, seed >> 32
     c0, c1 = torch.full_like(index, stream & _MASK), torch.full_like(index, stream >> 32)
     c2, c3 = index & _MASK, (index >> 32) & _MASK
-    for _ in range(_ROUNDS):
+    for _ in range(ROUNDS):
         # int64 products wrap, which leaves all 64 bits of the unsigned product in place: the low word is p & MASK and
         # the high one (p >> 32) & MASK, whatever the sign says.
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
         c0 = (p1 >> 32).bitwise_xor_(c1).bitwise_xor_(k0).bitwise_and_(_MASK)
         c2 = (p0 >> 32).bitwise_xor_(c3).bitwise_xor_(k1).bitwise_and_(_MASK)
         c1, c3 = p1.bitwise_and_(_MASK), p0.bitwise_and_(_MASK)
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+        k0, k1 = (k0 + WEYL[0]) & _MASK, (k1 + WEYL[1]) & _MASK
     return c0, c1
 
 
 def _box_muller(c0: Tensor, c1: Tensor) -> tuple[Tensor, Tensor]:
     """-2 ln u and sin w of two 32-bit lanes, in fp64."""
     u = _fp32_of(c0).mul_(2.0**-32).add_(2.0**-33).float()
-    w = _fp32_of(c1).mul_(_ANGLE).add_(_ANGLE / 2).float()
+    w = _fp32_of(c1).mul_(ANGLE).add_(ANGLE / 2).float()
     return _log(u).mul_(-2.0), _sin(w)
 
 
@@ -131,20 +137,20 @@ def _fp32_of(lane: Tensor) -> Tensor:
 
 def _log(u: Tensor) -> Tensor:
     """ln of fp32 u > 0, in fp64: u = m 2^k with m around 1, and ln m = 2 atanh((m - 1) / (m + 1))."""
-    bits = u.view(torch.int32) + (_ONE - _SQRT_HALF)
+    bits = u.view(torch.int32) + (ONE - SQRT_HALF)
     k = (bits >> 23) - 127
-    m = ((bits & 0x007FFFFF) + _SQRT_HALF).view(torch.float32).double()  # [sqrt(1/2), sqrt(2))
+    m = ((bits & 0x007FFFFF) + SQRT_HALF).view(torch.float32).double()  # [sqrt(1/2), sqrt(2))
     s = (m - 1.0).div_(m + 1.0)
-    return _polynomial(s * s, _ATANH).mul_(s).mul_(2.0).add_(k.double().mul_(_LN2))
+    return _polynomial(s * s, ATANH).mul_(s).mul_(2.0).add_(k.double().mul_(LN2))
 
 
 def _sin(w: Tensor) -> Tensor:
     """Sine of fp32 w in [0, 2 pi], in fp64: w = r + k pi with r around 0, and sin w = (-1)^k sin r."""
     w = w.double()
     k = (w * (1.0 / math.pi)).add_(0.5).int().double()  # 0, 1 or 2
-    r = (w - k * _PI_HIGH).sub_(k * _PI_LOW)
+    r = (w - k * PI_HIGH).sub_(k * PI_LOW)
     r = torch.where(k == 1.0, -r, r)
-    return _polynomial(r * r, _SINE).mul_(r)
+    return _polynomial(r * r, SINE).mul_(r)
 
 
 def _polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
@@ -152,6 +158,11 @@ def _polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
     for coefficient in reversed(coefficients[:-1]):
         result.mul_(x).add_(coefficient)
     return result
+
+
+def _int64(value: int) -> int:
+    """The signed integer with the bits of an unsigned one."""
+    return value - (value >> 63 << 64)
 
 
 def _uint64(name: str, value: int) -> int:

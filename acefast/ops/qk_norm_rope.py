@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from acefast.backends import choose_backend
-from acefast.checks import check_shape
+from acefast.checks import check_dtype, check_shape
 
 OP = "qk_norm_rope"
-ORDER: tuple[str, ...] = ()  # no kernels yet
+ORDER = ("triton",)
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @functools.lru_cache(maxsize=32)
@@ -33,6 +34,7 @@ def qk_norm_rope_reference(
     kv_heads: int,
     *,
     eps: float = 1e-6,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What the op means, in fp32 PyTorch; every kernel is held to it."""
     D, rows = k_weight.shape[0], heads + kv_heads
@@ -41,12 +43,15 @@ def qk_norm_rope_reference(
     mean_square = torch.linalg.vector_norm(x32, dim=-1, keepdim=True).square_().div_(D)
     u = x32 * mean_square.add_(eps).rsqrt_()
     u.mul_(torch.cat((q_weight.float().expand(heads, D), k_weight.float().expand(kv_heads, D))))
+    if out is not None:
+        out = out[..., : rows * D].unflatten(-1, (rows, D))
     if cos is None:
-        out = u.to(qkv.dtype)
+        out = u.to(qkv.dtype) if out is None else out.copy_(u)
     else:
         cos, sin = cos[:, None], sin[:, None]  # [S, 1, D / 2]
         a, b = u.chunk(2, dim=-1)
-        out = torch.empty(qk.shape, dtype=qkv.dtype, device=qkv.device)
+        if out is None:
+            out = torch.empty(qk.shape, dtype=qkv.dtype, device=qkv.device)
         out[..., : D // 2] = (a * cos).addcmul_(b, sin, value=-1)
         out[..., D // 2 :] = (b * cos).addcmul_(a, sin)
     return out[:, :, :heads], out[:, :, heads:], v
@@ -62,6 +67,7 @@ def qk_norm_rope(
     kv_heads: int,
     *,
     eps: float = 1e-6,
+    out: Tensor | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Per head ``u = x * rsqrt(mean(x**2) + eps) * weight``; of its halves ``cat(u1*cos - u2*sin, u2*cos + u1*sin)``.
@@ -72,11 +78,14 @@ def qk_norm_rope(
         cos, sin: [S, D / 2] fp32, see ``rope_table``; None for both leaves the rotation out (cross-attention).
         heads: query heads; 0 for a packed key and value projection.
         kv_heads: key heads, as many as value heads.
-        backend: "reference"; None leaves the choice to acefast.backends.
+        out: where q and k are written, a tensor packed like ``qkv``; may be ``qkv`` itself, which is then rotated in
+            place. Its values' part is not touched.
+        backend: "triton" or "reference"; None leaves the choice to acefast.backends.
     Returns:
-        q [B, S, heads, D] and k [B, S, kv_heads, D] in qkv's dtype, rounded once; v, a view of ``qkv``.
+        q [B, S, heads, D] and k [B, S, kv_heads, D] in qkv's dtype, rounded once, views of ``out`` where it is given;
+        v [B, S, kv_heads, D], a view of ``qkv``.
     Raises:
-        ValueError: a shape is not as above.
+        ValueError: a shape or dtype is not as above.
         BackendUnavailable: the backend named cannot take this input.
     Source: AceStepAttnProcessor2_0 in huggingface/diffusers, which rounds cos and sin to the activations' dtype.
     """
@@ -89,5 +98,18 @@ def qk_norm_rope(
     if cos is not None:
         check_shape(OP, "cos", cos, (S, D // 2), "[S, D / 2]")
         check_shape(OP, "sin", sin, (S, D // 2), "[S, D / 2]")
-    choose_backend(OP, backend, qkv.device, ORDER)
-    return qk_norm_rope_reference(qkv, q_weight, k_weight, cos, sin, heads, kv_heads, eps=eps)
+    if out is not None:
+        check_shape(OP, "out", out, qkv.shape, "[B, S, (heads + 2 * kv_heads) * D]")
+        check_dtype(OP, "out", out, qkv.dtype)
+    fits = D >= 2 and D & (D - 1) == 0 and _kernel_fits(qkv, q_weight, k_weight, cos, sin, out)
+    if choose_backend(OP, backend, qkv.device, ORDER if fits else ()) == "triton":
+        from acefast.kernels.qk_norm_rope import qk_norm_rope as kernel
+
+        if out is None:  # values stay where they are
+            out = torch.empty(B, S, (heads + kv_heads) * D, dtype=qkv.dtype, device=qkv.device)
+        return kernel(qkv, q_weight, k_weight, cos, sin, heads, kv_heads, eps=eps, out=out)
+    return qk_norm_rope_reference(qkv, q_weight, k_weight, cos, sin, heads, kv_heads, eps=eps, out=out)
+
+
+def _kernel_fits(*tensors: Tensor | None) -> bool:
+    return all(t.dtype in FLOATS and t.stride(-1) == 1 for t in tensors if t is not None)

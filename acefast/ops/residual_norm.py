@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from acefast.backends import choose_backend
-from acefast.checks import check_shape
+from acefast.checks import check_dtype, check_shape
 
 OP = "residual_norm"
-ORDER: tuple[str, ...] = ()  # no kernels yet
+ORDER = ("triton",)
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+WIDEST = 8192  # a row of more does not stay in the registers of a Triton program
 
 
 def residual_norm_reference(
@@ -20,11 +22,15 @@ def residual_norm_reference(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     *,
+    step: Tensor | None = None,
     eps: float = 1e-6,
     dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor]:
+    out: tuple[Tensor | None, Tensor] | None = None,
+) -> tuple[Tensor | None, Tensor]:
     """What the op means, in fp32 PyTorch; every kernel is held to it."""
     dtype = dtype or x.dtype
+    if step is not None:
+        gate, scale, shift = (None if t is None else t.index_select(0, step)[0] for t in (gate, scale, shift))
     if y is not None:
         x32 = x.float() + y.float() if gate is None else torch.addcmul(x.float(), y.float(), gate.float())
         x = x32.to(x.dtype)
@@ -33,7 +39,11 @@ def residual_norm_reference(
     h = x32 * mean_square.add_(eps).rsqrt_()
     factor = weight.float() if scale is None else weight.float() * (1 + scale.float())
     h = h.mul_(factor) if shift is None else torch.addcmul(shift.float(), h, factor, out=h)
-    return x, h.to(dtype)
+    if out is None:
+        return x, h.to(dtype)
+    if y is not None:
+        x = None if out[0] is None else out[0].copy_(x)
+    return x, out[1].copy_(h)
 
 
 def residual_norm(
@@ -44,10 +54,12 @@ def residual_norm(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     *,
+    step: Tensor | None = None,
     eps: float = 1e-6,
     dtype: torch.dtype | None = None,
+    out: tuple[Tensor | None, Tensor] | None = None,
     backend: str | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor | None, Tensor]:
     """``x' = x + gate * y`` and ``h = x' * rsqrt(mean(x'**2) + eps) * weight * (1 + scale) + shift``.
 
     Args:
@@ -56,12 +68,16 @@ def residual_norm(
         y: output of the sublayer before, [B, S, H]; None adds nothing and returns ``x`` itself.
         gate: [H] factor of ``y``; None stands for 1.
         scale, shift: [H], the modulation of this timestep; None stands for 0.
+        step: int32 [1] on x's device: gate, scale and shift are then tables, [steps, H], of which row ``step[0]`` is
+            used, so that a captured step finds its own.
         dtype: of ``h``; None is x's. They differ where a residual stream is kept in fp32.
-        backend: "reference"; None leaves the choice to acefast.backends.
+        out: where (x', h) are written and what is returned. x' may be ``x`` itself: in place; None there does not
+            store it. With y None there is no x' to write.
+        backend: "triton" or "reference"; None leaves the choice to acefast.backends.
     Returns:
         (x', h), each [B, S, H]: x' in x's dtype, h in ``dtype``, each rounded once; the mean is over the rounded x'.
     Raises:
-        ValueError: a shape is not as above.
+        ValueError: a shape or dtype is not as above.
         BackendUnavailable: the backend named cannot take this input.
     Source: AceStepTransformerBlock.forward in huggingface/diffusers ace_step_transformer.py, which rounds after every
         operation.
@@ -69,10 +85,34 @@ def residual_norm(
     B, S, H = x.shape
     if y is not None:
         check_shape(OP, "y", y, (B, S, H), "[B, S, H]")
-    for name, vector in (("weight", weight), ("gate", gate), ("scale", scale), ("shift", shift)):
-        if vector is not None:
+    check_shape(OP, "weight", weight, (H,), "[H]")
+    for name, vector in (("gate", gate), ("scale", scale), ("shift", shift)):
+        if vector is not None and step is None:
             check_shape(OP, name, vector, (H,), "[H]")
+        elif vector is not None:
+            check_shape(OP, name, vector, (None, H), "[steps, H]")
     if gate is not None and y is None:
         raise ValueError(f"{OP}: gate needs y to act on, got y=None")
-    choose_backend(OP, backend, x.device, ORDER)
-    return residual_norm_reference(x, weight, y, gate, scale, shift, eps=eps, dtype=dtype)
+    if step is not None:
+        check_shape(OP, "step", step, (1,), "[1]")
+        check_dtype(OP, "step", step, torch.int32)
+    if out is not None:
+        check_shape(OP, "out[1]", out[1], (B, S, H), "[B, S, H]")
+        check_dtype(OP, "out[1]", out[1], dtype or out[1].dtype)
+        if y is not None and out[0] is not None:
+            check_shape(OP, "out[0]", out[0], (B, S, H), "[B, S, H]")
+            check_dtype(OP, "out[0]", out[0], x.dtype)
+    fits = _kernel_fits(x, weight, y, gate, scale, shift, *(out or ()))
+    if choose_backend(OP, backend, x.device, ORDER if fits else ()) == "triton":
+        from acefast.kernels.residual_norm import residual_norm as kernel
+
+        if out is None:
+            new = None if y is None else torch.empty_like(x, memory_format=torch.contiguous_format)
+            out = new, torch.empty(B, S, H, dtype=dtype or x.dtype, device=x.device)
+        return kernel(x, weight, y, gate, scale, shift, step=step, eps=eps, out=out)
+    return residual_norm_reference(x, weight, y, gate, scale, shift, step=step, eps=eps, dtype=dtype, out=out)
+
+
+def _kernel_fits(x: Tensor, *others: Tensor | None) -> bool:
+    tensors = [x, *(t for t in others if t is not None)]
+    return 0 < x.shape[-1] <= WIDEST and all(t.dtype in FLOATS and t.stride(-1) == 1 for t in tensors)

@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from acefast.backends import choose_backend
-from acefast.checks import check_shape
+from acefast.checks import check_dtype, check_shape
 
 OP = "self_attention"
-ORDER: tuple[str, ...] = ()  # no kernels yet
+ORDER = ("triton",)  # of a window; without one PyTorch's FlashAttention is faster than a kernel of our own
+FLASH_IN_PLACE = getattr(torch.ops.aten, "_flash_attention_forward_no_dropout_inplace", None)  # torch 2.13 has it
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 BLOCK = 128  # query rows that share one band of keys; with window 128 the band is 384 keys
 
 
@@ -54,6 +56,7 @@ def self_attention_reference(
     lengths: Tensor | None = None,
     *,
     pad_rows: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:
     """What the op means; every kernel is held to it. It computes only the band, block by block."""
     B, S, heads, D = q.shape
@@ -70,7 +73,8 @@ def self_attention_reference(
     if window is not None and window >= S - 1:
         window = None
     k, v = (t.to(dtype).transpose(1, 2) for t in (k, v))  # [B, kv_heads, S, D]
-    out = torch.empty(B, S, heads * D, dtype=q.dtype, device=q.device)
+    if out is None:
+        out = torch.empty(B, S, heads * D, dtype=q.dtype, device=q.device)
     step = S if window is None else BLOCK
     for start in range(0, S, step):
         stop = min(start + step, S)
@@ -88,8 +92,54 @@ def self_attention_reference(
     elif padded is not None and window is not None:  # a row that sees no valid key weighs all S rows alike
         blind = rows - window >= lengths[:, None]
         mean = v.mean(2).repeat_interleave(heads // kv_heads, 1).view(B, 1, heads * D)
-        out = torch.where(blind[..., None], mean.to(out.dtype), out)
+        out.copy_(torch.where(blind[..., None], mean.to(out.dtype), out))
     return out
+
+
+def library_fits(q: Tensor, out: Tensor | None) -> bool:
+    """Whether PyTorch's FlashAttention takes this input: 16 bits, not on a CPU."""
+    if q.device.type == "cuda" and not torch.backends.cuda.is_flash_attention_available():
+        return False
+    wide = q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
+    return q.device.type != "cpu" and q.dtype in FLOATS[1:] and wide and (out is None or out.is_contiguous())
+
+
+@functools.lru_cache(maxsize=64)
+def row_starts(batch: int, rows: int, device: torch.device) -> Tensor:
+    """Where each item of a batch begins among the rows of all, and where the last ends: int32 [batch + 1]."""
+    with torch.inference_mode(False):
+        return torch.arange(batch + 1, dtype=torch.int32, device=device) * rows
+
+
+def library_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, out: Tensor | None) -> Tensor:
+    """Attention to everything by PyTorch's FlashAttention: one launch. It takes no mask, but lengths on the device."""
+    B, S, heads, D = q.shape
+    if lengths is None and out is None:
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, enable_gqa=heads != k.shape[1]).transpose(1, 2).flatten(2)
+    if out is None:
+        out = torch.empty(B, S, heads * D, dtype=q.dtype, device=q.device)
+    starts = row_starts(B, S, q.device)
+    given = (*(t.flatten(0, 1) for t in (q, k, v)), starts, starts, S, S, 0.0, False, False)
+    used = None if lengths is None else lengths.int()
+    if FLASH_IN_PLACE is not None:
+        FLASH_IN_PLACE(out.view(B * S, heads, D), *given, seqused_k=used)
+    else:
+        out.view(B * S, heads, D).copy_(torch.ops.aten._flash_attention_forward(*given, seqused_k=used)[0])
+    return out
+
+
+def kernel_fits(q: Tensor, k: Tensor, v: Tensor, out: Tensor | None) -> bool:
+    """Whether the Triton kernels take these heads: of 16 to 128 channels that lie together, a power of two to a key."""
+    D, group = q.shape[-1], q.shape[2] // k.shape[2]
+    heads = all(t.dtype == q.dtype and t.stride()[2:] == (D, 1) for t in (q, k, v))
+    return (
+        heads
+        and D in (16, 32, 64, 128)
+        and group in (1, 2, 4, 8)
+        and q.dtype in FLOATS
+        and (out is None or out.stride(-1) == 1)
+    )
 
 
 def self_attention(
@@ -100,6 +150,7 @@ def self_attention(
     lengths: Tensor | None = None,
     *,
     pad_rows: bool = False,
+    out: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """``softmax(q @ k.T / sqrt(D)) @ v`` per head, query head j on key head ``j // (heads / kv_heads)``.
@@ -108,14 +159,17 @@ def self_attention(
         q: [B, S, heads, D], normed and rotated.
         k, v: [B, S, kv_heads, D].
         window: row i sees the keys with ``|i - j| <= window``, both ends included; None: all of them.
-        lengths: [B] int64; keys from ``lengths[b]`` on are padding, seen by nobody. None: no padding.
-        pad_rows: what becomes of the padding's own rows. False: zeros. True: they look at the valid keys of their
+        lengths: [B] int64 or int32; keys from ``lengths[b]`` on are padding, seen by nobody. None: no padding.
+        pad_rows: what becomes of the padding's own rows. False: zeros, but where a GPU attends to everything: there
+            they look at the valid keys, and nobody may read them. True: they look at the valid keys of their
             window, or at all S rows evenly where it holds none, as a dense additive mask would have it (parity only).
-        backend: "reference"; None leaves the choice to acefast.backends.
+        out: [B, S, heads * D] of q's dtype, written and returned; shares no memory with q, k or v. None: new memory.
+        backend: "triton" (with a window) or "reference"; None leaves the choice to acefast.backends. Without a
+            window a GPU runs PyTorch's FlashAttention, unless "reference" is named.
     Returns:
         [B, S, heads * D] in q's dtype.
     Raises:
-        ValueError: a shape is not as above.
+        ValueError: a shape or dtype is not as above.
         BackendUnavailable: the backend named cannot take this input.
     Source: AceStepAttnProcessor2_0 and _create_4d_mask in huggingface/diffusers ace_step_transformer.py.
     """
@@ -127,5 +181,16 @@ def self_attention(
         raise ValueError(f"{OP}: heads must be a multiple of kv_heads = {kv_heads}, got {heads}")
     if lengths is not None:
         check_shape(OP, "lengths", lengths, (B,), "[B]")
-    choose_backend(OP, backend, q.device, () if pad_rows else ORDER)
-    return self_attention_reference(q, k, v, window, lengths, pad_rows=pad_rows)
+    if out is not None:
+        check_shape(OP, "out", out, (B, S, heads * D), "[B, S, heads * D]")
+        check_dtype(OP, "out", out, q.dtype)
+    order = ORDER if window is not None and window < 1 << 28 and not pad_rows and kernel_fits(q, k, v, out) else ()
+    if choose_backend(OP, backend, q.device, order) == "triton":
+        from acefast.kernels.self_attention import self_attention as kernel
+
+        if out is None:
+            out = torch.empty(B, S, heads * D, dtype=q.dtype, device=q.device)
+        return kernel(q, k, v, window, lengths, out=out)
+    if window is None and not pad_rows and backend != "reference" and library_fits(q, out):
+        return library_attention(q, k, v, lengths, out)
+    return self_attention_reference(q, k, v, window, lengths, pad_rows=pad_rows, out=out)

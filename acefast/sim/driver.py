@@ -6,8 +6,9 @@
 
 Within the block every ``kernel[grid](...)`` goes through Triton's own specialisation (divisible by 16, equal to 1) and
 compiler for the chosen sm, exactly as on such a GPU, and is recorded. What the GPU would refuse is refused: more
-shared memory than a block may have (Triton's OutOfResources), a grid beyond the hardware's limits. Afterwards Triton's
-driver is the one it was. Triton's active driver belongs to the process, so use it from one thread.
+shared memory than a block may have (Triton's OutOfResources), a grid beyond the hardware's limits. A running
+``graph.check_step`` is told of every launch. Afterwards Triton's driver is the one it was. Triton's active driver
+belongs to the process, so use it from one thread.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from acefast.backends import emulated
+from acefast.sim.graph import note_launch
+
 BLOCK_SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}  # bytes a block may ask
 MULTIPROCESSORS = {80: 108, 86: 84, 89: 128, 90: 132, 100: 148, 120: 170}  # A100, A40, L40-class, H100, B200, RTX 5090
 GRID_LIMIT = (2**31 - 1, 65535, 65535)
@@ -26,7 +30,7 @@ GRID_LIMIT = (2**31 - 1, 65535, 65535)
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument of a launch, as Triton specialised it; no tensor is kept alive."""
+    """One argument of a launch, as Triton specialised it; no tensor is kept alive, ``address`` may outlive its own."""
 
     type: str  # Triton's: "*bf16", "i32", "fp32"; "constexpr" also for a number that is 1 and for None
     value: Any = None  # of anything but a tensor
@@ -34,6 +38,7 @@ class Argument:
     strides: tuple[int, ...] | None = None
     dtype: Any = None
     divisible_by_16: bool = False  # the address of a tensor, the value of an int
+    address: int | None = None  # of a tensor's first element; on "meta" only what its offset makes of 0
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,8 @@ def dry_run(sm: int = 80) -> Iterator[list[Launch]]:
     before, stub = driver._active, _stub_driver()(sm)
     driver._active = stub  # set_active, without which a machine that has no driver could not be put back
     try:
-        yield stub.launches
+        with emulated(sm):
+            yield stub.launches
     finally:
         driver._active = before
 
@@ -176,10 +182,12 @@ class _Recorder:
         compiled = self.src.fn.device_caches[stub.get_current_device()][0].values()
         kernel = next(kernel for kernel in compiled if kernel.src is self.src)
         stub.launches.append(Launch(name, stub.sm, grid, arguments, kernel))
+        note_launch(name, *(value for value in values if hasattr(value, "data_ptr")))
 
     def _argument(self, index: int, name: str, value: Any) -> Argument:
         type = self.src.signature[name]
         divisible = ["tt.divisibility", 16] in (self.src.attrs.get((index,)) or [])
         if not hasattr(value, "data_ptr"):
             return Argument(type, value, divisible_by_16=divisible)
-        return Argument(type, None, tuple(value.shape), tuple(value.stride()), value.dtype, divisible)
+        shape, strides = tuple(value.shape), tuple(value.stride())
+        return Argument(type, None, shape, strides, value.dtype, divisible, value.data_ptr())

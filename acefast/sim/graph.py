@@ -299,7 +299,7 @@ def _draws(func: Any, args: tuple, kwargs: dict) -> bool:
     if torch.Tag.nondeterministic_seeded not in func.tags:
         return False
     bound = arguments(func, args, kwargs)
-    if "dropout" in base_name(func):
+    if "dropout_p" not in bound and "dropout" in base_name(func):
         return bound.get("train") is not False and bound.get("p") != 0
     return bound.get("dropout_p") != 0
 

@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from acefast.backends import emulated
 from acefast.sim.interpreter_memory import Access, KernelFault, Memory, split_pointers
 
 __all__ = ["KernelFault", "check_written", "interpreted"]
@@ -78,6 +79,7 @@ def interpreted(*, repair_bf16: bool = True, checks: bool = True, races: bool = 
     """
     triton, ti = _fitting_triton()
     with contextlib.ExitStack() as undo:
+        undo.enter_context(emulated())
         _run_interpreted(triton, ti, undo)
         if repair_bf16:
             _repair_bf16(triton.language, ti, undo)

@@ -130,7 +130,7 @@ def read_cubin(cubin: bytes, name: str | None = None, *, dynamic_shared: int = 0
         sm=sm,
         registers=used["REG"],
         spill_bytes=used["STACK"] + used["LOCAL"],
-        static_shared=used["SHARED"] - (_RESERVED_SHARED if sm >= 90 else 0),
+        static_shared=max(0, used["SHARED"] - (_RESERVED_SHARED if sm >= 90 else 0)),  # 0 where there is none at all
         dynamic_shared=dynamic_shared,
         instructions=dict(sorted(mix.items())),
     )

@@ -1,4 +1,7 @@
-"""residual_norm on a 2B song's tokens: gated add and norm, as after self-attention, or plain add and modulation."""
+"""residual_norm on a song's tokens, as before cross-attention, before the MLP and between two layers.
+
+The modulation comes from tables of 8 steps, of which the step on the device chooses a row.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,21 @@ import torch
 
 from acefast.ops.residual_norm import residual_norm, residual_norm_reference
 
-H = 2048
+WIDTH = {"2b": 2048, "xl": 2560}
 
 
-@pytest.mark.parametrize("modulated", (False, True))
+@pytest.mark.parametrize("variant", ("gate", "modulate", "full"))
+@pytest.mark.parametrize("model", WIDTH)
 @pytest.mark.parametrize("seconds", (30, 240))
-def bench_residual_norm(op_benchmark, device, dtype, backend, seconds, modulated):
-    S = int(12.5 * seconds)
+def bench_residual_norm(op_benchmark, device, dtype, backend, seconds, model, variant):
+    S, H = int(12.5 * seconds), WIDTH[model]
     x, y = (torch.randn(1, S, H, device=device, dtype=dtype) for _ in range(2))
     weight = torch.ones(H, device=device, dtype=dtype)
-    gate, scale, shift = (torch.randn(H, device=device) for _ in range(3))
-    vectors = (None, scale, shift) if modulated else (gate,)
-    args = (x, weight, y, *vectors)
-    op_benchmark(residual_norm, *args, reference=residual_norm_reference, backend=backend, bytes=4 * x.nbytes)
+    shift, scale, gate = torch.randn(8, 3, H, device=device).unbind(1)
+    step = torch.tensor([3], dtype=torch.int32, device=device)
+    args = (x, weight) if variant == "modulate" else (x, weight, y, gate)
+    options = {} if variant == "gate" else {"scale": scale, "shift": shift}
+    moved = (2 if variant == "modulate" else 4) * x.nbytes
+    op_benchmark(
+        residual_norm, *args, reference=residual_norm_reference, backend=backend, bytes=moved, step=step, **options
+    )

@@ -1,4 +1,4 @@
-"""cross_attention against softmax in fp64."""
+"""cross_attention against softmax in fp64; its Triton kernel is in test_cross_attention_triton.py."""
 
 from __future__ import annotations
 
@@ -65,6 +65,13 @@ def test_one_set_of_keys_serves_all_rows(lengths, rng):
     assert torch.equal(got, want)
 
 
+def test_out_is_written_and_returned(rng):
+    args = inputs(2, 20, 40, 4, 2, torch.float32, rng)
+    out = torch.full((2, 20, 80), torch.nan)[..., 8:-8]
+    assert cross_attention(*args, out=out) is out
+    assert torch.equal(out, cross_attention(*args))
+
+
 def test_wrong_arguments_are_refused_with_a_sentence(rng):
     q, weight, k, v = inputs(3, 4, 5, 4, 2, torch.float32, rng)
     with pytest.raises(ValueError, match="cross_attention: k must have batch B = 3 or 1, got 2"):
@@ -73,3 +80,7 @@ def test_wrong_arguments_are_refused_with_a_sentence(rng):
         cross_attention(q, weight, k, v[:, :1])
     with pytest.raises(ValueError, match="heads a multiple of 2"):
         cross_attention(q[..., :48], weight, k, v)
+    with pytest.raises(ValueError, match=r"cross_attention: out must be \[B, S, heads \* D\] = \[3, 4, 64\]"):
+        cross_attention(q, weight, k, v, out=torch.empty(3, 4, 4, 16))
+    with pytest.raises(ValueError, match=r"cross_attention: out must be torch\.float32, got torch\.float64"):
+        cross_attention(q, weight, k, v, out=torch.empty(3, 4, 64).double())

@@ -1,4 +1,4 @@
-"""Proof of acefast.ops.philox."""
+"""Proof of acefast.ops.philox; its Triton kernel is in test_philox_triton.py."""
 
 from __future__ import annotations
 

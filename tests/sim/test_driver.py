@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
+from acefast.backends import emulated_sm
+from acefast.kernel_config import current_sm
 from acefast.sim.driver import BLOCK_SHARED_LIMIT, dry_run
+from acefast.sim.graph import check_step
 
 triton = pytest.importorskip("triton", "3.9", reason="triton 3.9 is not installed")
 
@@ -46,6 +49,15 @@ def test_a_launch_is_recorded_in_full_and_not_run():
     assert bool((out == 7.0).all())
 
 
+def test_a_graph_check_is_told_of_every_launch_and_its_tensors():
+    x = torch.empty(1000, device="meta")
+    with dry_run(80):
+        report = check_step(lambda: launch_add(x))
+    assert report.launches == {"add": 1} and [text.split(" at ")[0] for text in report.undeclared] == [
+        "torch.float32 [1000]"
+    ]
+
+
 def test_tensors_far_larger_than_memory_cost_nothing():
     n = 30_000_000_000  # 120 GB each; more than int32 holds
     with dry_run(80) as launches:
@@ -74,7 +86,9 @@ def test_every_kind_of_tensor_is_specialised_as_on_a_gpu(kind):
 def test_compiles_for_every_sm(sm):
     with dry_run(sm) as launches:
         launch_add(torch.empty(1024, device="meta"))
+        assert emulated_sm() == current_sm() == sm  # what a launch wrapper chooses its tiles by
     assert f".target sm_{sm}" in launches[0].ptx and launches[0].sm == sm
+    assert emulated_sm() is None
 
 
 def test_more_shared_memory_than_a_block_has_is_refused_as_on_that_gpu():

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from acefast.backends import emulated_sm
 from acefast.sim.interpreter import KernelFault, check_written, interpreted
 
 pytest.importorskip("triton", "3.9", reason="triton 3.9 is not installed")
@@ -165,6 +166,12 @@ def test_checks_can_be_left_out():
         out = torch.zeros(64)
         faulty.add_without_load_mask[(1,)](x[0], x[1, :1], out, 64, BLOCK=64)  # y is 1 long, its memory is not
     assert torch.equal(out, x[0] + x[1])
+
+
+def test_an_op_may_choose_triton_within_the_block():
+    with interpreted():
+        assert emulated_sm() == 80
+    assert emulated_sm() is None
 
 
 def test_lanes_of_several_tensors_are_each_held_to_their_own():

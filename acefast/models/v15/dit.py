@@ -4,158 +4,40 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from acefast.backends import choose_backend
 from acefast.checks import check_shape
 from acefast.conditions import Conditions
+from acefast.matmul import linear
+from acefast.models.v15.buffers import NO_BUFFERS, Buffers, padded_tokens
 from acefast.models.v15.config import Config
+from acefast.models.v15.dit_layer import Evaluation, Layer, LayerCondition
 from acefast.models.v15.layers import (
-    MLP,
     Linear,
-    SelfAttention,
     TimeEmbedding,
     layer_window,
-    linear,
     linear_table,
     model_time,
     parameter,
     residual_dtype,
 )
-from acefast.ops.cross_attention import cross_attention
-from acefast.ops.qk_norm_rope import qk_norm_rope, rope_table
+from acefast.ops.qk_norm_rope import rope_table
 from acefast.ops.residual_norm import residual_norm
-from acefast.weights import Source, WeightTable, stack
+from acefast.weights import Source, WeightTable
 
 OP = "DiT"
 
 
 class Modulation(NamedTuple):
-    """What a timestep does to the model; fp32, since these constants act on all tokens alike."""
+    """What a timestep does to the model, or a schedule ([steps, ...]); fp32, as it acts on all tokens alike."""
 
-    layers: Tensor  # [6, H]: shift, scale, gate of self-attention, then of the MLP; each layer adds its own table
-    out: Tensor  # [H]: shift and scale of the last norm alike
-
-
-class CrossAttention(nn.Module):
-    """Attention to the conditions: queries every step, keys and values once per song."""
-
-    def __init__(self, c: Config):
-        super().__init__()
-        self.heads, self.kv_heads, self.eps = c.num_attention_heads, c.num_key_value_heads, c.rms_norm_eps
-        self.q = parameter(self.heads * c.head_dim, c.hidden_size)
-        self.kv = parameter(2 * self.kv_heads * c.head_dim, c.hidden_size)
-        self.o = parameter(c.hidden_size, self.heads * c.head_dim)
-        self.q_norm = parameter(c.head_dim)
-        self.k_norm = parameter(c.head_dim)
-
-    @staticmethod
-    def weight_table(ours: str, official: str) -> WeightTable:
-        return {
-            f"{ours}.q": Source((f"{official}.q_proj.weight",)),
-            f"{ours}.kv": Source((f"{official}.k_proj.weight", f"{official}.v_proj.weight"), stack),
-            f"{ours}.o": Source((f"{official}.o_proj.weight",)),
-            f"{ours}.q_norm": Source((f"{official}.q_norm.weight",)),
-            f"{ours}.k_norm": Source((f"{official}.k_norm.weight",)),
-        }
-
-    def keys_values(self, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Embedded conditions [B, E, H] -> normed keys and values, each [B, kv_heads, E, D] contiguous."""
-        kv = linear(condition, self.kv)
-        _, k, v = qk_norm_rope(kv, self.q_norm, self.k_norm, None, None, 0, self.kv_heads, eps=self.eps)
-        return k.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous()
-
-    def constant(self, null: Tensor) -> Tensor:
-        """Output where every key is the same embedded condition [1, H]: whatever the query, its value. [H]"""
-        v = linear(null, self.kv[self.kv.shape[0] // 2 :]).view(self.kv_heads, -1)
-        return linear(v.repeat_interleave(self.heads // self.kv_heads, 0).view(1, -1), self.o)[0]
-
-    def forward(self, h: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None) -> Tensor:
-        """[B, S, H] -> [B, S, H]; k, v of ``keys_values``, lengths as in ``cross_attention``."""
-        return linear(cross_attention(linear(h, self.q), self.q_norm, k, v, lengths, eps=self.eps), self.o)
-
-
-class LayerCondition(NamedTuple):
-    """What one layer's cross-attention needs of the conditions."""
-
-    k: Tensor  # [B, kv_heads, E, D], normed
-    v: Tensor  # [B, kv_heads, E, D]
-    null: Tensor | None  # [H]: output of unconditional rows
-
-    @classmethod
-    def of(cls, attention: CrossAttention, condition: Tensor, null: Tensor | None) -> LayerCondition:
-        return cls(*attention.keys_values(condition), None if null is None else attention.constant(null))
-
-
-class Layer(nn.Module):
-    """Self-attention, cross-attention and MLP, each behind a norm; the timestep modulates the first and the last."""
-
-    def __init__(self, c: Config, window: int | None):
-        super().__init__()
-        self.window = window
-        self.norm = functools.partial(residual_norm, eps=c.rms_norm_eps)
-        self.table = parameter(6, c.hidden_size)
-        self.self_norm = parameter(c.hidden_size)
-        self.self_attention = SelfAttention(
-            c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.rms_norm_eps
-        )
-        self.cross_norm = parameter(c.hidden_size)
-        self.cross_attention = CrossAttention(c)
-        self.mlp_norm = parameter(c.hidden_size)
-        self.mlp = MLP(c.hidden_size, c.intermediate_size)
-
-    @staticmethod
-    def weight_table(ours: str, official: str) -> WeightTable:
-        return {
-            f"{ours}.table": Source((f"{official}.scale_shift_table",), lambda t: t[0]),
-            f"{ours}.self_norm": Source((f"{official}.self_attn_norm.weight",)),
-            f"{ours}.cross_norm": Source((f"{official}.cross_attn_norm.weight",)),
-            f"{ours}.mlp_norm": Source((f"{official}.mlp_norm.weight",)),
-            **SelfAttention.weight_table(f"{ours}.self_attention", f"{official}.self_attn"),
-            **CrossAttention.weight_table(f"{ours}.cross_attention", f"{official}.cross_attn"),
-            **MLP.weight_table(f"{ours}.mlp", f"{official}.mlp"),
-        }
-
-    def forward(
-        self,
-        x: Tensor,
-        y: Tensor | None,
-        gate: Tensor | None,
-        modulation: Tensor,
-        rope: tuple[Tensor, Tensor],
-        tokens: Tensor | None,
-        condition: LayerCondition,
-        lengths: Tensor | None,
-        rows: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One layer. The residual add of each sublayer is left to the next norm, across layers too.
-
-        Args:
-            x: residual stream [R, S, H]; ``y`` and ``gate``: what the layer before still has to add to it.
-            modulation: [6, H] fp32 of the timestep.
-            rope: ``rope_table(S, ...)``.
-            tokens: [rows] valid tokens of each song, or None.
-            condition: keys and values of the conditional rows; what unconditional rows, if any, get instead.
-            lengths: as in ``cross_attention``.
-            rows: conditional rows. Unconditional ones, as many, lie behind them; while both are still the same
-                (R = rows), they split off here, after self-attention.
-        Returns:
-            x, y and gate for the next layer.
-        """
-        shift, scale, gate_self, shift_mlp, scale_mlp, gate_mlp = modulation + self.table.float()
-        norm = functools.partial(self.norm, dtype=self.self_norm.dtype)
-        x, h = norm(x, self.self_norm, y, gate, scale, shift)
-        y = self.self_attention(h, rope, self.window, None if tokens is None else tokens.repeat(len(x) // rows))
-        x, h = norm(x, self.cross_norm, y, gate_self)
-        y = self.cross_attention(h[:rows], condition.k, condition.v, lengths)
-        if condition.null is not None:
-            y = torch.cat((y, condition.null.expand_as(y)))
-            x = torch.cat((x, x)) if len(x) == rows else x
-        x, h = norm(x, self.mlp_norm, y, None, scale_mlp, shift_mlp)
-        return x, self.mlp(h), gate_mlp
+    layers: Tensor  # [layers, 6, H]: shift, scale, gate of self-attention, then of the MLP
+    out: Tensor  # [2, H]: shift and scale of the last norm
 
 
 class DiT(nn.Module):
@@ -225,32 +107,67 @@ class DiT(nn.Module):
         """
         c = self.config
         B, T, _ = context.shape
-        dtype, device = self.norm.dtype, context.device
+        device = context.device
         width, channels = c.encoder_hidden_size, 2 * c.audio_acoustic_hidden_dim
         check_shape(OP, "encoder_hidden_states", encoder_hidden_states, (B, None, width), "[B, E, W]")
         check_shape(OP, "context", context, (B, T, channels), "[B, T, 2 * C]")
         E = encoder_hidden_states.shape[1]
         valid = torch.full((B,), E, device=device) if lengths is None else lengths.to(device)
         check_shape(OP, "lengths", valid, (B,), "[B]")
-        longest = int(valid.max())
-        condition = self.condition(encoder_hidden_states[:, :longest].to(dtype))
-        null = None if null_condition is None else self.condition(null_condition.reshape(1, width).to(dtype))
-        times = dict(zip(timesteps, self.modulations(timesteps, upstream_time=upstream_time))) if timesteps else {}
-        keep = None
+        longest, keep = int(valid.max()), None
         if frames is not None and bool((frames != T).any()):
             keep = torch.arange(T, device=device) < frames.to(device)[:, None]  # [B, T]
             context = context.masked_fill(~keep[..., None], 0)
-        latent_inputs = c.patch_size * c.audio_acoustic_hidden_dim
+        states, even = encoder_hidden_states[:, :longest], bool((valid == longest).all())
+        prepared = self.derive(
+            *(states, valid, context, timesteps),
+            **dict(even=even, null_condition=null_condition, keep=keep, upstream_time=upstream_time),
+        )
+        return Conditions(encoder_hidden_states, valid, context, prepared)
+
+    def derive(
+        self,
+        states: Tensor,
+        valid: Tensor,
+        context: Tensor,
+        timesteps: Sequence[float] | None = None,
+        *,
+        even: bool,
+        null_condition: Tensor | None = None,
+        keep: Tensor | None = None,
+        upstream_time: bool = False,
+    ) -> dict[str, Any]:
+        """What ``prepare`` computes once it has seen the lengths; reads nothing back.
+
+        On a GPU, tokens, keys and values are padded and lengths always on the device, so that a step's launches depend
+        on nothing but the padded sizes.
+
+        Args:
+            states: conditions [B, E, W], cut to the longest.
+            valid: [B], how many of them count; ``even``: whether that is all E of them everywhere.
+            keep: [B, T], valid frames; None: all.
+        """
+        c = self.config
+        static = choose_backend(OP, None, context.device, ("triton",)) == "triton"
+        condition = self.condition(states.to(self.norm.dtype))
+        null = null_condition
+        if null is not None:
+            null = self.condition(null.reshape(1, c.encoder_hidden_size).to(self.norm.dtype))
+        patches = self._patches(context)
+        if static:
+            patches = F.pad(patches, (0, 0, 0, padded_tokens(patches.shape[1]) - patches.shape[1]))
+        layers = [LayerCondition.of(layer.cross_attention, condition, null) for layer in self.layers]
+        times = dict(zip(timesteps, self.modulations(timesteps, upstream_time=upstream_time))) if timesteps else {}
         prepared = {
-            "context": linear(self._patches(context), self.patch.weight[:, :-latent_inputs], self.patch.bias),
-            "layers": [LayerCondition.of(layer.cross_attention, condition, null) for layer in self.layers],
-            "lengths": None if bool((valid == longest).all()) else valid,
+            "context": linear(patches, self.patch.weight[:, : patches.shape[-1]], self.patch.bias).to(self.residual),
+            "layers": LayerCondition.cache(layers) if static else layers,
+            "lengths": valid if static or not even else None,
             "frames": keep,
             "tokens": None if keep is None else -(-keep.sum(1) // c.patch_size),
             "upstream_time": upstream_time,
             "times": times,
         }
-        return Conditions(encoder_hidden_states, valid, context, prepared)
+        return prepared | ({"buffers": {}} if static else {})
 
     def forward(
         self,
@@ -281,46 +198,111 @@ class DiT(nn.Module):
         check_shape(OP, "latents", latents, (B, T, c.audio_acoustic_hidden_dim), "[B, T, C]")
         if unconditional and prepared["layers"][0].null is None:
             raise ValueError(f"{OP}: unconditional=True needs prepare(..., null_condition=...), got None there")
-        keep, tokens = prepared["frames"], prepared["tokens"]
+        keep = prepared["frames"]
         if keep is not None:
             latents = latents.masked_fill(~keep[..., None], 0)
-            tokens = tokens.expand(B)
         if timestep not in prepared["times"]:
             (found,) = self.modulations([timestep], upstream_time=prepared["upstream_time"])
             prepared["times"][timestep] = found
-        modulation = prepared["times"][timestep]
-        x = self._patches(latents.to(self.norm.dtype))
-        x = linear(x, self.patch.weight[:, -x.shape[-1] :]).to(residual_dtype(x.dtype)) + prepared["context"]
-        rope = rope_table(x.shape[1], c.head_dim, c.rope_theta, x.device)
-        y = gate = None
-        for layer, condition in zip(self.layers, prepared["layers"]):
-            if not unconditional:
-                condition = condition._replace(null=None)
-            x, y, gate = layer(x, y, gate, modulation.layers, rope, tokens, condition, prepared["lengths"], B)
-        shift, scale = self.table.float() + modulation.out
-        _, h = residual_norm(x, self.norm, y, gate, scale, shift, eps=c.rms_norm_eps, dtype=self.norm.dtype)
-        velocity = self.unpatch(h).view(len(h), -1, D)[:, :T].float()
+        buffers = self.static_buffers(conditions, B)
+        out = self.velocity(
+            self._patches(latents, buffers.patches),
+            prepared,
+            prepared["times"][timestep],
+            self.evaluation(prepared, B, unconditional, buffers),
+        )
+        velocity = out.view(len(out), -1, D)[:, :T].to(torch.float32, copy=buffers.velocity is not None)
         if keep is not None:
-            velocity = velocity.masked_fill(~keep.repeat(len(h) // len(keep), 1)[..., None], 0)
+            velocity = velocity.masked_fill(~keep.repeat(len(velocity) // len(keep), 1)[..., None], 0)
         return velocity.split(B) if unconditional else velocity
 
+    def velocity(self, patches: Tensor, prepared: dict[str, Any], modulation: Modulation, e: Evaluation) -> Tensor:
+        """The velocity of latents as tokens: [B, S, P * C] in the model's dtype -> [rows, S, P * C] in it."""
+        x = prepared["context"].expand(e.songs, -1, -1)
+        y = linear(patches, self.patch.weight[:, -patches.shape[-1] :], out=e.buffers.rows(e.songs).y)
+        gate = None  # the first layer's norm adds both halves of the patch projection
+        for i, (layer, condition) in enumerate(zip(self.layers, prepared["layers"])):
+            x, y, gate = layer(x, y, gate, modulation.layers[..., i, :, :], condition, e)
+        shift, scale = modulation.out.unbind(-2)
+        _, h = residual_norm(
+            *(x, self.norm, y, gate, scale, shift),
+            step=e.step,
+            eps=self.config.rms_norm_eps,
+            dtype=self.norm.dtype,
+            out=e.buffers.rows(len(x)).norm,
+        )
+        return linear(h, self.unpatch.weight, self.unpatch.bias, out=e.buffers.rows(len(x)).velocity)
+
+    def evaluation(
+        self,
+        prepared: dict[str, Any],
+        songs: int,
+        unconditional: bool,
+        buffers: Buffers = NO_BUFFERS,
+        step: Tensor | None = None,
+    ) -> Evaluation:
+        """What ``velocity`` needs beside the latents and their modulation."""
+        tokens = buffers.tokens
+        if tokens is None and prepared["tokens"] is not None:
+            tokens = prepared["tokens"].expand(songs).repeat(1 + unconditional)
+        context = prepared["context"]
+        rope = rope_table(context.shape[1], self.config.head_dim, self.config.rope_theta, context.device)
+        return Evaluation(songs, unconditional, rope, tokens, prepared["lengths"], step, buffers)
+
+    def static_buffers(self, conditions: Conditions, songs: int) -> Buffers:
+        """The static memory that steps of ``songs`` latents run on, the same one each time; none on a CPU."""
+        prepared = conditions.prepared
+        if "buffers" not in prepared:
+            return NO_BUFFERS
+        if songs not in prepared["buffers"]:
+            T, unconditional = conditions.context.shape[1], prepared["layers"][0].null is not None
+            made = Buffers.allocate(
+                self.config,
+                songs,
+                prepared["context"].shape[1],
+                unconditional=unconditional,
+                dtype=self.norm.dtype,
+                residual=self.residual,
+                device=self.norm.device,
+            )
+            tokens = prepared["tokens"]
+            if tokens is None:
+                tokens = torch.full((1,), -(-T // self.config.patch_size), device=self.norm.device)
+            tokens = tokens.expand(songs).repeat(1 + unconditional).to(torch.int32)
+            prepared["buffers"][songs] = made._replace(tokens=tokens)
+        return prepared["buffers"][songs]
+
+    @property
+    def residual(self) -> torch.dtype:
+        """Dtype of the residual stream."""
+        return residual_dtype(self.norm.dtype)
+
     def modulations(self, timesteps: Sequence[float], *, upstream_time: bool = False) -> list[Modulation]:
-        """The modulation of each timestep; see ``prepare`` for ``upstream_time``."""
+        """The modulation of each timestep, one stack in memory; see ``prepare`` for ``upstream_time``."""
         dtype, device = self.norm.dtype, self.norm.device
         times = [model_time(t, dtype, upstream_time) for t in timesteps]
         out, layers = self.time(torch.tensor(times, device=device))
         out_r, layers_r = self._time_r
-        return [Modulation(*both) for both in zip(layers + layers_r, out + out_r)]
+        tables = torch.stack([layer.table for layer in self.layers]).float()
+        layers = (layers + layers_r)[:, None] + tables
+        out = (out + out_r)[:, None] + self.table.float()
+        return [Modulation(*both) for both in zip(layers, out)]
 
     @functools.cached_property
     def _time_r(self) -> tuple[Tensor, Tensor]:
         """What the embedding of t - r = 0 adds at every timestep: a constant of the checkpoint."""
         return self.time_r(torch.zeros(1, device=self.norm.device))
 
-    def _patches(self, frames: Tensor) -> Tensor:
-        """[B, T, C] -> [B, ceil(T / P), P * C]; a zero frame fills up the last token."""
+    def _patches(self, frames: Tensor, out: Tensor | None = None) -> Tensor:
+        """[B, T, C] -> [B, ceil(T / P), P * C] in the model's dtype; a zero frame fills up the last token.
+
+        ``out``: [B, S, P * C] with as many or more tokens, zeros beyond T, which stay.
+        """
         B, T, C = frames.shape
         P = self.config.patch_size
+        if out is not None:
+            out.view(B, -1, C)[:, :T] = frames
+            return out
         if T % P:
             frames = F.pad(frames, (0, 0, 0, P - T % P))
         return frames.to(self.norm.dtype).reshape(B, -1, P * C)

@@ -14,57 +14,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acefast.backends import cpu_multiplies
+from acefast.matmul import linear
+from acefast.models.v15.buffers import NO_BUFFERS, Buffers
 from acefast.models.v15.config import Config
 from acefast.ops.cross_attention import cross_attention
+from acefast.ops.linear_swiglu import linear_swiglu
 from acefast.ops.qk_norm_rope import qk_norm_rope, rope_table
 from acefast.ops.residual_norm import residual_norm
 from acefast.ops.self_attention import self_attention
-from acefast.ops.swiglu import swiglu
 from acefast.weights import Source, WeightTable, stack
 
 TIME_FEATURES = 256
-FEW_ROWS = 64  # below, converting the weights costs more than the faster multiplication saves
-SCRATCH = 1 << 22  # elements of a weight converted at a time: 16 MiB of fp32, reused by the allocator from call to call
 
 
 def parameter(*shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
     """An empty weight that wants no gradient."""
     return nn.Parameter(torch.empty(*shape, dtype=dtype), requires_grad=False)
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x @ weight.T + bias`` in x's dtype, rounded once.
-
-    16-bit weights on a CPU that is slow at them are multiplied in fp32, one slice of the weight at a time. Measured on
-    2 cores with AVX-512 alone, [rows, 2048] x [2048, 12288] bf16: 375 rows 117 -> 71 ms, 1500 rows 458 -> 253 ms.
-
-    Args:
-        x: [..., I].
-        weight: [O, I] of x's dtype.
-        bias: [O] or None.
-    Returns:
-        [..., O].
-    """
-    rows = x.numel() // x.shape[-1]
-    if x.device.type != "cpu" or x.dtype == torch.float32 or rows < FEW_ROWS or cpu_multiplies(x.dtype):
-        return F.linear(x, weight, bias)
-    O, I = weight.shape  # noqa: E741
-    x32 = x.reshape(rows, I).float()
-    out = x.new_empty(rows, O)
-    step = min(O, max(64, SCRATCH // I // 64 * 64))
-    scratch, part = x32.new_empty(step, I), x32.new_empty(rows, step)
-    for start in range(0, O, step):
-        stop = min(start + step, O)
-        if stop - start < step:
-            scratch, part = scratch[: stop - start], x32.new_empty(rows, stop - start)
-        scratch.copy_(weight[start:stop])
-        if bias is None:
-            torch.mm(x32, scratch.t(), out=part)
-        else:
-            torch.addmm(bias[start:stop].float(), x32, scratch.t(), out=part)
-        out[:, start:stop] = part
-    return out.view(*x.shape[:-1], O)
 
 
 class SelfAttention(nn.Module):
@@ -94,11 +59,14 @@ class SelfAttention(nn.Module):
         window: int | None = None,
         lengths: Tensor | None = None,
         pad_rows: bool = False,
+        buffers: Buffers = NO_BUFFERS,
     ) -> Tensor:
         """[B, S, width] -> [B, S, width]; ``rope`` is ``rope_table(S, ...)``, the rest as in ``self_attention``."""
-        qkv = linear(h, self.qkv)
-        q, k, v = qk_norm_rope(qkv, self.q_norm, self.k_norm, *rope, self.heads, self.kv_heads, eps=self.eps)
-        return linear(self_attention(q, k, v, window, lengths, pad_rows=pad_rows), self.o)
+        qkv, heads = linear(h, self.qkv, out=buffers.qkv), (self.heads, self.kv_heads)
+        q, k, v = qk_norm_rope(qkv, self.q_norm, self.k_norm, *rope, *heads, eps=self.eps, out=buffers.qkv)
+        return linear(
+            self_attention(q, k, v, window, lengths, pad_rows=pad_rows, out=buffers.attended), self.o, out=buffers.y
+        )
 
     def first_row(self, h: Tensor, rope: tuple[Tensor, Tensor], window: int | None = None) -> Tensor:
         """``forward(h, rope, window)[:, :1]`` without the other rows' queries and outputs, [B, 1, width]."""
@@ -126,9 +94,9 @@ class MLP(nn.Module):
             f"{ours}.down": Source((f"{official}.down_proj.weight",)),
         }
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, h: Tensor, buffers: Buffers = NO_BUFFERS) -> Tensor:
         """[..., width] -> [..., width]."""
-        return linear(swiglu(linear(h, self.gate_up)), self.down)
+        return linear(linear_swiglu(h, self.gate_up, out=buffers.hidden), self.down, out=buffers.y)
 
 
 class EncoderLayer(nn.Module):

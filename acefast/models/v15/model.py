@@ -11,11 +11,14 @@ from torch import Tensor, nn
 
 from acefast.checkpoint import Checkpoint, load, load_text_encoder
 from acefast.conditions import Conditions
+from acefast.guidance import Guidance
 from acefast.models.v15 import vae
 from acefast.models.v15.codes import AudioDetokenizer, AudioTokenizer
 from acefast.models.v15.conditions import ConditionEncoder
 from acefast.models.v15.dit import DiT
+from acefast.models.v15.step import Step
 from acefast.models.v15.tasks import REFERENCE_STREAM, build_task, posterior
+from acefast.ops.sampler_step import Repaint
 from acefast.options import listed
 from acefast.prompts import LYRIC_TOKENS, TEXT_TOKENS, Tokens, lost_hints, lyric_prompt, text_prompt, tokenize
 from acefast.request import Request
@@ -203,6 +206,40 @@ class Model:
     def velocity(self, latents: Tensor, timestep: float, conditions: Conditions, **options) -> Tensor:
         """Velocity (noise minus data) at ``timestep``: [B, T, 64] float32; see ``DiT.forward``."""
         return self.transformer(latents, timestep, conditions, **options)
+
+    def advance(
+        self,
+        conditions: Conditions,
+        timesteps: list[float],
+        songs: int,
+        guidance: Guidance,
+        solver: str,
+        seeds: list[int],
+        *,
+        held: tuple[Tensor, Tensor, Tensor, int] | None = None,
+        later: Conditions | None = None,
+        switch: int | None = None,
+    ) -> Step | None:
+        """What takes whole steps on a GPU's static memory; None where there is none, and for what no such step does.
+
+        Args:
+            held: of a repaint: what it makes [T] or [B, T], clean source, initial noise, number of steps to hold on.
+            conditions, timesteps, songs, guidance, later, switch: see ``Step``.
+        """
+        if "buffers" not in conditions.prepared or solver == "heun" or not Step.fuses(guidance):
+            return None
+        repaint = None
+        if held is not None:
+            mask, source, noise, steps = held
+            mask = (mask != 0).expand(songs, -1).contiguous()
+            repaint = Repaint(
+                mask, source.contiguous(), noise, torch.tensor([steps], dtype=torch.int32).to(mask.device)
+            )
+        seeds = seeds if solver == "sde" else None
+        return Step(
+            *(self.transformer, conditions, timesteps, songs, guidance),
+            **dict(seeds=seeds, repaint=repaint, later=later, switch=switch),
+        )
 
     # -- latents, codes, audio ---------------------------------------------------------------------------------------
 

@@ -1,0 +1,73 @@
+"""Matrix products with a weight: a library's, into memory of its own or given."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from acefast.backends import cpu_multiplies
+
+FEW_ROWS = 64  # below, converting the weights costs more than the faster multiplication saves
+SCRATCH = 1 << 22  # elements of a weight converted at a time: 16 MiB of fp32, reused by the allocator from call to call
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias`` in x's dtype, rounded once.
+
+    16-bit weights on a CPU that is slow at them are multiplied in fp32, one slice of the weight at a time. Measured on
+    2 cores with AVX-512 alone, [rows, 2048] x [2048, 12288] bf16: 375 rows 117 -> 71 ms, 1500 rows 458 -> 253 ms.
+
+    Args:
+        x: [..., I].
+        weight: [O, I] of x's dtype.
+        bias: [O] or None.
+        out: [..., O] of x's dtype, contiguous, written and returned; shares no memory with x. None: new memory.
+    Returns:
+        [..., O].
+    """
+    rows = x.numel() // x.shape[-1]
+    O, I = weight.shape  # noqa: E741
+    if x.device.type != "cpu" or x.dtype == torch.float32 or rows < FEW_ROWS or cpu_multiplies(x.dtype):
+        if out is None:
+            return F.linear(x, weight, bias)
+        if bias is None:
+            torch.mm(x.reshape(rows, I), weight.t(), out=out.view(rows, O))
+        else:
+            torch.addmm(bias, x.reshape(rows, I), weight.t(), out=out.view(rows, O))
+        return out
+    x32 = x.reshape(rows, I).float()
+    if out is None:
+        out = x.new_empty(*x.shape[:-1], O)
+    found = out.view(rows, O)
+    step = min(O, max(64, SCRATCH // I // 64 * 64))
+    scratch, part = x32.new_empty(step, I), x32.new_empty(rows, step)
+    for start in range(0, O, step):
+        stop = min(start + step, O)
+        if stop - start < step:
+            scratch, part = scratch[: stop - start], x32.new_empty(rows, stop - start)
+        scratch.copy_(weight[start:stop])
+        if bias is None:
+            torch.mm(x32, scratch.t(), out=part)
+        else:
+            torch.addmm(bias[start:stop].float(), x32, scratch.t(), out=part)
+        found[:, start:stop] = part
+    return out
+
+
+def add_linear(x: Tensor, y: Tensor, weight: Tensor) -> None:
+    """``x += y @ weight.T`` in place: on a GPU one product that starts from x and rounds once.
+
+    Args:
+        x: [..., O], contiguous; a residual stream, which may be fp32 where y is fp16.
+        y: [..., I], contiguous.
+        weight: [O, I] of y's dtype.
+    """
+    if x.device.type == "cpu":
+        x.add_(linear(y, weight))
+        return
+    x, y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+    if x.dtype == y.dtype:
+        x.addmm_(y, weight.t())
+    else:
+        torch.addmm(x, y, weight.t(), out_dtype=x.dtype, out=x)

@@ -1,0 +1,52 @@
+"""A feed-forward block's first half: the gate's and the other linear layer, and SwiGLU of the two."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from acefast.backends import choose_backend
+from acefast.checks import check_dtype, check_shape, is_rows
+from acefast.matmul import linear
+from acefast.ops.swiglu import swiglu, swiglu_reference
+
+OP = "linear_swiglu"
+ORDER = ("triton",)
+
+
+def linear_swiglu_reference(x: Tensor, weight: Tensor) -> Tensor:
+    """The op in two: the library's product, rounded, then SwiGLU. A kernel rounds once, so it is the nearer to fp64."""
+    return swiglu_reference(linear(x, weight))
+
+
+def linear_swiglu(x: Tensor, weight: Tensor, *, out: Tensor | None = None, backend: str | None = None) -> Tensor:
+    """``silu(x @ gate.T) * (x @ up.T)`` with ``silu(z) = z / (1 + exp(-z))``.
+
+    Args:
+        x: [..., H].
+        weight: [2 * I, H] of x's dtype: the gate's I rows, then the other I.
+        out: [..., I] of x's dtype, written and returned; shares no memory with x. None: new memory.
+        backend: "triton" (16 bits, H and I multiples of 16, rows of neighbours at one distance) or "reference"; None
+            leaves the choice to acefast.backends. Without the kernel, ``swiglu`` chooses for the second half.
+    Returns:
+        [..., I] in x's dtype.
+    Raises:
+        ValueError: a shape or dtype is not as above.
+        BackendUnavailable: the backend named cannot take this input.
+    Source: AceStepMLP in huggingface/diffusers ace_step_transformer.py.
+    """
+    H, rows = x.shape[-1], weight.shape[0]
+    if weight.dim() != 2 or rows % 2 or weight.shape[1] != H:
+        raise ValueError(f"{OP}: weight must be [2 * I, H] with H = {H}, got {list(weight.shape)}")
+    check_dtype(OP, "weight", weight, x.dtype)
+    shape = (*x.shape[:-1], rows // 2)
+    if out is not None:
+        check_shape(OP, "out", out, shape, "[..., I]")
+        check_dtype(OP, "out", out, x.dtype)
+    tensors = (x, weight) if out is None else (x, weight, out)
+    fits = x.dtype in (torch.bfloat16, torch.float16) and H % 16 == 0 and rows % 32 == 0 and all(map(is_rows, tensors))
+    if choose_backend(OP, backend, x.device, ORDER if fits else ()) == "triton":
+        from acefast.kernels.linear_swiglu import linear_swiglu as kernel
+
+        return kernel(x, weight, out=x.new_empty(shape) if out is None else out)
+    return swiglu(linear(x, weight), out=out, backend=backend)

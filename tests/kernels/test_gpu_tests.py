@@ -1,0 +1,52 @@
+"""The tests that need a GPU, on toy kernels in the interpreter: they pass what is sound and find what is not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("triton", "3.9", reason="triton 3.9 is not installed")
+
+from acefast.sim.interpreter import interpreted
+from tests.gpu import test_kernels_gpu as gpu
+from tests.sim.toy_cases import IN_PLACE, SCALE, with_fault
+
+FEW = replace(SCALE, real=lambda device: SCALE.small(torch.Generator().manual_seed(1)))
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    monkeypatch.setattr(gpu, "DEVICE", "cpu")
+    with interpreted(checks=False):
+        yield
+
+
+@pytest.mark.parametrize("case", [FEW, IN_PLACE], ids=lambda case: case.name)
+def test_sound_kernels_pass(case):
+    gpu.test_outputs_are_the_reference_in_fp32(case)
+    gpu.test_two_runs_give_the_same_bits(case)
+
+
+def test_a_wrong_result_is_found():
+    with pytest.raises(AssertionError):
+        gpu.test_outputs_are_the_reference_in_fp32(with_fault(FEW, wrong=1.01))
+
+
+def test_results_that_differ_from_run_to_run_are_found():
+    runs = iter((1.0, 1.0 + 2**-7))
+    moody = replace(FEW, launch=lambda **given: SCALE.launch(**given, wrong=next(runs)))
+    with pytest.raises(AssertionError):
+        gpu.test_two_runs_give_the_same_bits(moody)
+
+
+def test_what_a_replay_changed_is_put_back_and_new_integers_are_zero():
+    given = gpu.arguments(IN_PLACE)
+    static = gpu.copy_of(given)
+    gpu.run(IN_PLACE, static)
+    assert not torch.equal(static["total"], given["total"]) and static["count"].item() == 2
+    gpu.restore(static, given)
+    assert torch.equal(static["total"], given["total"]) and static["count"].item() == 1
+    with gpu.EmptyIsZero():
+        assert not torch.empty(1000, dtype=torch.int32).any() and not torch.ones(3).new_empty(1000).any()

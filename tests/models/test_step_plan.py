@@ -1,0 +1,83 @@
+"""The whole step of 2B and XL at full size, on meta tensors: its launches are the plan's, and a CUDA graph can hold it.
+
+Counted are Triton's launches, the library's matrix products and its attention to everything: calls, that is, since a
+library may cut one into several kernels. The plan is spec/a100-kernels.md's: 12 launches a layer and 4 around them, one
+more with guidance.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from acefast.backends import use_backend
+from acefast.conditions import Conditions
+from acefast.guidance import Guidance
+from acefast.models.v15.config import Config
+from acefast.models.v15.dit import DiT
+from acefast.models.v15.step import Step
+from acefast.sim.driver import dry_run
+from acefast.sim.graph import check_step
+from acefast.testing import FULL_XL
+
+CONFIGS = {"2B": Config(), "XL": FULL_XL}
+FLASH = "aten._flash_attention_forward_no_dropout_inplace.default"
+GEMMS = ("aten.mm.out", "aten.addmm.out", "aten.addmm_.default")
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def model(request):
+    with torch.device("meta"):
+        return DiT(CONFIGS[request.param]).to(torch.bfloat16)
+
+
+def meta(*shape, dtype=torch.float32):
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def prepared(model, songs, frames, conditions, timesteps):
+    """What ``DiT.prepare`` makes of unequal lengths, without its look at them."""
+    c = model.config
+    states, context = (
+        meta(songs, conditions, c.encoder_hidden_size),
+        meta(songs, frames, 2 * c.audio_acoustic_hidden_dim),
+    )
+    valid, null = meta(songs, dtype=torch.int64), meta(1, c.encoder_hidden_size)
+    keep = None if songs == 1 else meta(songs, frames, dtype=torch.bool)
+    return Conditions(
+        *(states, valid, context),
+        model.derive(states, valid, context, timesteps, even=False, null_condition=null, keep=keep),
+    )
+
+
+@pytest.mark.parametrize("scale, songs", [(1.0, 1), (7.0, 1), (7.0, 2)], ids=["plain", "guided", "guided, two songs"])
+def test_a_step_is_the_plans_launches_and_can_be_captured(model, scale, songs):
+    """120 s with 300 conditions; two songs of unequal lengths take the same launches."""
+    layers, guided, timesteps = model.config.num_hidden_layers, scale > 1, [1.0, 0.5]
+    with torch.inference_mode(), dry_run(80) as launches, use_backend("triton"):
+        conditions = prepared(model, songs, 3000, 300, timesteps)
+        step = Step(model, conditions, timesteps, songs, Guidance(scale))
+        launches.clear()
+        report = check_step(
+            lambda: step.launch(guided), static=(model, vars(step), conditions.prepared), runs=2, warmup=0
+        )
+    assert report.launches.total() == 12 * layers + 4 + guided == {24: 292, 32: 388}[layers] + guided
+    triton, attention = len(launches) // 2, report.launches[FLASH]
+    assert attention == layers // 2 and sum(report.launches[gemm] for gemm in GEMMS) == 5 * layers + 2
+    assert triton == report.launches.total() - attention - (5 * layers + 2)
+    # All that is left is FlashAttention's log-sum-exp, which its interface returns: a graph's own pool holds it.
+    report.require(allow=("allocation",))
+    assert {f.op for f in report.findings} == {FLASH} and report.count("allocation") == attention
+    assert report.undeclared == []
+
+
+def test_a_step_that_makes_memory_or_another_launch_is_found(model):
+    """Without its static buffers the same forward is no step to capture."""
+    with torch.inference_mode(), dry_run(80), use_backend("triton"):
+        conditions = prepared(model, 1, 3000, 300, [1.0])
+        step = Step(model, conditions, [1.0], 1, Guidance(1.0))
+        step.evaluations[0] = step.evaluations[0]._replace(buffers=type(step.buffers)())
+        report = check_step(
+            lambda: step.launch(False), static=(model, vars(step), conditions.prepared), warmup=0, runs=1
+        )
+    assert {f.op for f in report.of("allocation")} > {FLASH} and report.count("allocation") > 100

@@ -1,0 +1,56 @@
+"""The linear layers' way round slow 16-bit products, and results in memory that is given."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from acefast import matmul
+from acefast.matmul import add_linear, linear
+
+GATE = {torch.bfloat16: 2.5e-3, torch.float16: 4e-4}  # relative L2: one rounding
+
+
+@pytest.fixture(params=(True, False), ids=["through fp32", "as it is"])
+def slow(request, monkeypatch):
+    monkeypatch.setattr(matmul, "cpu_multiplies", lambda dtype: not request.param)
+    monkeypatch.setattr(matmul, "SCRATCH", 96 * 64)  # several slices of the weight, the last one ragged
+
+
+@pytest.mark.parametrize("dtype", GATE, ids=str)
+@pytest.mark.parametrize("biased", (True, False))
+@pytest.mark.parametrize("shape", [(1, 96), (2, 40, 96), (375, 96)], ids=str)
+def test_linear_rounds_once(slow, shape, biased, dtype, rng):
+    x, weight, bias = (torch.randn(s, generator=rng).to(dtype) for s in (shape, (200, 96), (200,)))
+    got = linear(x, weight, bias if biased else None)
+    want = x.double() @ weight.double().T + (bias.double() if biased else 0)
+    assert got.dtype == dtype and got.shape == want.shape and got.is_contiguous()
+    assert float((got.double() - want).norm() / want.norm()) <= GATE[dtype]
+
+
+def test_linear_takes_a_slice_of_a_weight(slow, rng):
+    x, weight = torch.randn(80, 32, generator=rng).bfloat16(), torch.randn(70, 96, generator=rng).bfloat16()
+    want = x.double() @ weight[:, 64:].double().T
+    assert float((linear(x, weight[:, 64:]).double() - want).norm() / want.norm()) <= GATE[torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", (*GATE, torch.float32), ids=str)
+@pytest.mark.parametrize("biased", (True, False))
+@pytest.mark.parametrize("rows", (3, 80))
+def test_linear_writes_where_it_is_told_what_it_would_return(slow, rows, biased, dtype, rng):
+    x, weight, bias = (torch.randn(s, generator=rng).to(dtype) for s in ((2, rows, 96), (200, 96), (200,)))
+    bias = bias if biased else None
+    memory = torch.full((3, rows, 200), torch.nan, dtype=dtype)
+    out = memory[1:]
+    assert linear(x, weight, bias, out=out) is out
+    torch.testing.assert_close(out, linear(x, weight, bias))
+    assert memory[0].isnan().all()
+
+
+@pytest.mark.parametrize("residual", (torch.bfloat16, torch.float32), ids=str)
+def test_add_linear_adds_in_place(residual, rng):
+    x, y, weight = (torch.randn(s, generator=rng) for s in ((2, 40, 200), (2, 40, 96), (200, 96)))
+    x, y, weight = x.to(residual), y.bfloat16(), weight.bfloat16()
+    want = x.double() + y.double() @ weight.double().T
+    add_linear(x, y, weight)
+    assert x.dtype == residual and float((x.double() - want).norm() / want.norm()) <= 2 * GATE[torch.bfloat16]

@@ -1,0 +1,65 @@
+"""Prompt to latents with ``backend="triton"``: whole steps on static buffers, the kernels in the interpreter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import acefast
+from acefast import sampling
+from acefast.models.v15.step import Step
+from acefast.pipeline import Pipeline
+from acefast.sim.interpreter import interpreted
+from tests.songs import counted, distance, song, velocities
+
+pytestmark = pytest.mark.usefixtures("offline", "undecoded", "few_programs")
+
+
+def on_triton(pipe, *words, **options):
+    with interpreted():
+        return song(Pipeline(pipe.model, "triton"), *words, **options)
+
+
+@pytest.mark.parametrize("kind", ["tiny", "tiny_base"], ids=["turbo", "base, guided"])
+def test_a_song_in_bf16_is_as_near_to_fp32_as_the_references(request, kind, monkeypatch):
+    exact = song(request.getfixturevalue(f"{kind}_pipe"), lyrics="[verse]\nword after word")
+    pipe = acefast.load(request.getfixturevalue(kind), device="cpu", dtype="bfloat16")
+    monkeypatch.setattr(pipe.model, "decode", request.getfixturevalue(f"{kind}_pipe").model.decode)
+    rounded = song(pipe, lyrics="[verse]\nword after word")
+    steps, evaluated = counted(monkeypatch, Step, "launch"), velocities(pipe, monkeypatch)
+    got = on_triton(pipe, lyrics="[verse]\nword after word")
+    assert len(steps) == 2 and not evaluated
+    assert distance(got, exact) <= 1.1 * distance(rounded, exact)
+
+
+OPTIONS = {
+    "two songs": dict(prompt=["drill", "lo-fi, slow and warm, a longer line"], seed=[7, 8]),
+    "two seeds of one prompt, cfg in an interval": dict(seed=[7, 8], guidance_interval=(0.0, 0.8), guidance="cfg"),
+    "adg, which no launch computes": dict(guidance="adg"),
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_options_mean_what_they_mean_on_the_reference(tiny_base_pipe, options):
+    want, got = song(tiny_base_pipe, **options), on_triton(tiny_base_pipe, **options)
+    for a, b in zip(got, want) if isinstance(want, list) else ((got, want),):
+        assert distance(a, b) <= 1e-5
+
+
+def test_a_repaint_holds_on_to_its_source(tiny_pipe, tune):
+    options = dict(task="repaint", source=tune, start=1.0, end=3.0, strength=0.5)
+    want, got = song(tiny_pipe, **options), on_triton(tiny_pipe, **options)
+    assert distance(got, want) <= 1e-5
+
+
+def test_hooks_replace_and_cancel(tiny_pipe):
+    def on_step(info):
+        seen.append(info.latents)
+        return info.latents * 0.5 if info.step == 0 else None
+
+    seen = []
+    want, got = song(tiny_pipe, on_step=on_step), on_triton(tiny_pipe, on_step=on_step)
+    assert distance(got, want) <= 1e-5 and len(seen) == 4
+    torch.testing.assert_close(seen[2:], seen[:2])  # tensors of their own: the second step left the first's alone
+    with pytest.raises(sampling.Cancelled, match="after step 1"):
+        on_triton(tiny_pipe, on_step=lambda info: False)
