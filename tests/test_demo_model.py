@@ -149,7 +149,7 @@ def test_what_is_not_asked_for_stays_and_the_rest_keeps_the_tempo(pipe, songs, t
 
 def test_cover_keeps_the_tempo(pipe, songs):
     clip, source = songs[0]
-    made = make(pipe, clip, 7, task="cover", source=source)
+    made = pipe.generate(clip.prompt, task="cover", source=source, bpm=clip.bpm, key=clip.key, seed=7)
     found = metrics.tempo(made.audio, RATE).bpm
     assert any(near(found, clip.bpm * factor) for factor in (0.5, 1, 2)), found
 
