@@ -2,7 +2,7 @@
 
     python examples/demo_model/make.py RUN FOLDER [--threads 2]
 
-Two and a half hours on two cores; stopped, the same command goes on where it was. FOLDER is then what
+Under three hours on two cores; stopped, the same command goes on where it was. FOLDER is then what
 ``acefast generate --model FOLDER`` takes; with FOLDER = acefast/demo it is the model that the package ships.
 """
 
@@ -22,10 +22,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--vae-minutes", type=float, default=20)
-    parser.add_argument("--refine-minutes", type=float, default=20, help="of the decoder alone, for the latents it has")
-    parser.add_argument("--dit-minutes", type=float, default=100)
-    parser.add_argument("--clips", type=int, default=2400)
+    parser.add_argument("--vae-minutes", type=float, default=11)
+    parser.add_argument("--refine-minutes", type=float, default=30, help="of the decoder alone, for the latents it has")
+    parser.add_argument("--dit-minutes", type=float, default=95)
+    parser.add_argument("--clips", type=int, default=1900)
     args = parser.parse_args(argv)
     run, threads = str(args.run), ("--threads", str(args.threads))
     torch.set_flush_denormal(True)
