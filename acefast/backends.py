@@ -54,14 +54,14 @@ def choose_backend(op: str, backend: str | None, device: torch.device, order: Se
     Raises:
         BackendUnavailable: the backend asked for cannot run, or ``op`` has no such kernel for this input.
     """
-    name = backend or _chosen.get() or os.environ.get("ACEFAST_BACKEND") or "auto"
+    name = named_backend(backend)
     _check_name(name)
     if name == "reference":
         return name
     if name == "auto":
         candidates = [b for b in order if (b == "cpu") == (device.type == "cpu")]
-        return next((b for b in candidates if not why_unavailable(b)), "reference")
-    reason = why_unavailable(name)
+        return next((b for b in candidates if not (why_unavailable(b) or _why_elsewhere(b, device))), "reference")
+    reason = why_unavailable(name) or _why_elsewhere(name, device)
     if not reason and name not in order:
         # Only an op's own argument insists on this op: a model under use_backend("triton") may contain ops that
         # have no Triton kernel, and those run on the reference.
@@ -71,6 +71,11 @@ def choose_backend(op: str, backend: str | None, device: torch.device, order: Se
     if reason:
         raise BackendUnavailable(f"{op}: backend={name!r} cannot run: {reason}; try backend='reference'")
     return name
+
+
+def named_backend(backend: str | None = None) -> str:
+    """The backend asked for: by an op's own argument, ``use_backend`` or the environment; "auto" if by none."""
+    return backend or _chosen.get() or os.environ.get("ACEFAST_BACKEND") or "auto"
 
 
 @contextlib.contextmanager
@@ -99,6 +104,18 @@ def why_unavailable(name: str) -> str:
     if name in ("reference", "cpu") or _sees_gpu() or (name == "triton" and emulated_sm()):
         return ""
     return "torch sees no CUDA GPU"
+
+
+def _why_elsewhere(name: str, device: torch.device) -> str:
+    """Why kernels cannot run on this one of several GPUs: they are launched on the current one."""
+    if name not in ("triton", "cuda") or device.type != "cuda" or device.index is None or not _sees_gpu():
+        return ""
+    current = torch.cuda.current_device()
+    if device.index == current:
+        return ""
+    return (
+        f"its input is on {device}, the current GPU is cuda:{current}; call it within torch.cuda.device({device.index})"
+    )
 
 
 @functools.cache

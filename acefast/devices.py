@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 
 from acefast.request import RequestError
@@ -29,6 +31,11 @@ def as_device(device: str | torch.device | None) -> torch.device:
         reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")[:200]
         raise RequestError(f"device {name!r} cannot be used: {reason}; take 'cpu' or leave it out") from error
     return found
+
+
+def current(device: torch.device) -> contextlib.AbstractContextManager:
+    """Makes ``device`` the current GPU within the block, since launches go to that one; nothing for other devices."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def as_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:

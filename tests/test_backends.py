@@ -70,6 +70,21 @@ def no_gpu(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.mark.parametrize(("index", "runs"), [(0, "reference"), (1, "triton")])
+def test_kernels_run_on_the_current_gpu_alone(all_available, monkeypatch, index, runs):
+    """A launch goes to the current GPU and its stream, wherever the tensors lie."""
+    monkeypatch.setattr(backends, "_sees_gpu", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    device = torch.device("cuda", index)
+    assert choose_backend("op", None, device, ("triton",)) == runs
+    if runs == "triton":
+        assert choose_backend("op", "triton", device, ("triton",)) == runs
+    else:
+        sentence = r"op: backend='triton' cannot run: its input is on cuda:0, the current GPU is cuda:1; call it within"
+        with pytest.raises(BackendUnavailable, match=sentence):
+            choose_backend("op", "triton", device, ("triton",))
+
+
 @pytest.mark.parametrize("device", [CPU, torch.device("meta")])
 def test_triton_runs_without_a_gpu_while_it_is_emulated(no_gpu, device):
     with emulated(90), use_backend("triton"):

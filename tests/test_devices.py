@@ -6,11 +6,15 @@ that may read lengths back, once per song, are ``DiT.prepare`` and ``ConditionEn
 
 from __future__ import annotations
 
+import contextlib
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from acefast import repaint, sampling
 from acefast.conditions import Conditions
+from acefast.devices import current
 from acefast.guidance import VARIANTS, Guidance, guided
 from acefast.matmul import linear
 from acefast.models.v15 import vae
@@ -18,8 +22,11 @@ from acefast.models.v15.codes import AudioDetokenizer, AudioTokenizer
 from acefast.models.v15.conditions import ConditionEncoder
 from acefast.models.v15.dit import DiT, LayerCondition
 from acefast.ops.philox import philox_normal
+from acefast.pipeline import Pipeline
+from acefast.request import CheckpointTraits
 from acefast.testing import TINY, TINY_BASE, TINY_VAE
 
+GPU = torch.device("cuda:1")
 META = torch.device("meta")
 D = TINY.audio_acoustic_hidden_dim
 
@@ -100,3 +107,20 @@ def test_codes_and_timbre_stay_on_their_device():
 def test_a_value_read_on_the_host_would_be_seen():
     with pytest.raises(RuntimeError, match="meta"):
         build(DiT, TINY_BASE).prepare(randn(1, 20, 64), None, randn(1, 131, 2 * D))
+
+
+def test_work_on_a_gpu_makes_it_the_current_one(monkeypatch):
+    entered = []
+
+    @contextlib.contextmanager
+    def device(found):
+        entered.append(found)
+        yield
+        entered.append("left")
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    with current(torch.device("cpu")), current(META):
+        assert not entered
+    pipe = Pipeline(SimpleNamespace(device=GPU, traits=CheckpointTraits("ace-step-1.5-turbo", True, "turbo")))
+    monkeypatch.setattr(pipe, "_batch", lambda requests, progress: [entered[-1]])
+    assert pipe.generate("drill") == GPU and entered == [GPU, "left"]
