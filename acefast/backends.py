@@ -61,7 +61,7 @@ def choose_backend(op: str, backend: str | None, device: torch.device, order: Se
     if name == "auto":
         candidates = [b for b in order if (b == "cpu") == (device.type == "cpu")]
         return next((b for b in candidates if not (why_unavailable(b) or _why_elsewhere(b, device))), "reference")
-    reason = why_unavailable(name) or _why_elsewhere(name, device)
+    reason = why_unavailable(name) or (_why_elsewhere(name, device) if name in order else "")
     if not reason and name not in order:
         # Only an op's own argument insists on this op: a model under use_backend("triton") may contain ops that
         # have no Triton kernel, and those run on the reference.
@@ -107,11 +107,12 @@ def why_unavailable(name: str) -> str:
 
 
 def _why_elsewhere(name: str, device: torch.device) -> str:
-    """Why kernels cannot run on this one of several GPUs: they are launched on the current one."""
-    if name not in ("triton", "cuda") or device.type != "cuda" or device.index is None or not _sees_gpu():
+    """Why a GPU's kernels cannot run on a tensor of ``device``: they are launched on the current GPU, nowhere else."""
+    if name not in ("triton", "cuda") or (name == "triton" and emulated_sm()):
         return ""
-    current = torch.cuda.current_device()
-    if device.index == current:
+    if device.type != "cuda":
+        return f"its kernels need CUDA tensors and the input is on {device.type!r}"
+    if device.index is None or not _sees_gpu() or device.index == (current := torch.cuda.current_device()):
         return ""
     return (
         f"its input is on {device}, the current GPU is cuda:{current}; call it within torch.cuda.device({device.index})"

@@ -85,6 +85,20 @@ def test_kernels_run_on_the_current_gpu_alone(all_available, monkeypatch, index,
             choose_backend("op", "triton", device, ("triton",))
 
 
+@pytest.mark.parametrize("device", [CPU, torch.device("meta"), torch.device("mps")])
+def test_tensors_that_lie_on_no_gpu_are_not_given_to_its_kernels(all_available, monkeypatch, device):
+    """Where there is a GPU, too."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(backends, "_sees_gpu", lambda: True)
+    assert choose_backend("op", None, device, ("cuda", "triton")) == "reference"
+    for name in ("cuda", "triton"):
+        sentence = f"op: backend='{name}' cannot run: its kernels need CUDA tensors and the input is on '{device}'; try"
+        with pytest.raises(BackendUnavailable, match=sentence), use_backend(name):
+            choose_backend("op", None, device, ("cuda", "triton"))
+        with use_backend(name):
+            assert choose_backend("op", None, device, ("cpu",)) == "reference"
+
+
 @pytest.mark.parametrize("device", [CPU, torch.device("meta")])
 def test_triton_runs_without_a_gpu_while_it_is_emulated(no_gpu, device):
     with emulated(90), use_backend("triton"):
