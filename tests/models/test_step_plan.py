@@ -71,6 +71,18 @@ def test_a_step_is_the_plans_launches_and_can_be_captured(model, scale, songs):
     assert report.undeclared == []
 
 
+def test_a_step_that_reads_its_number_back_is_found(model):
+    """The step's number has to stay in the clock: on the host it would be baked in, and waited for."""
+    with torch.inference_mode(), dry_run(80), use_backend("triton"):
+        conditions = prepared(model, 1, 3000, 300, [1.0])
+        step = Step(model, conditions, [1.0], 1, Guidance(1.0))
+        report = check_step(
+            lambda: (step.launch(False), step.clock[0].item()), static=(model, vars(step), conditions.prepared), runs=1
+        )
+    (found,) = report.of("sync")
+    assert "test_step_plan.py" in found.where
+
+
 def test_a_step_that_makes_memory_or_another_launch_is_found(model):
     """Without its static buffers the same forward is no step to capture."""
     with torch.inference_mode(), dry_run(80), use_backend("triton"):
