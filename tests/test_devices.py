@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from acefast import repaint, sampling
+from acefast.backends import use_backend
 from acefast.conditions import Conditions
 from acefast.devices import current
 from acefast.guidance import VARIANTS, Guidance, guided
@@ -68,9 +69,22 @@ def prepared(model: DiT, batch: int, frames: int) -> Conditions:
     )
 
 
+@pytest.fixture(params=["references", "triton"])
+def launches(request):
+    """Of Triton's kernels, compiled for sm_80 as on a GPU and not run; None where all ops are their references."""
+    if request.param == "references":
+        yield None
+        return
+    pytest.importorskip("triton", "3.9", reason="triton 3.9 is not installed")
+    from acefast.sim.driver import dry_run
+
+    with dry_run(80) as found, use_backend("triton"):
+        yield found
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("solver", sampling.SOLVERS)
-def test_the_diffusion_loop_stays_on_its_device(variant, solver):
+def test_the_diffusion_loop_stays_on_its_device(launches, variant, solver):
     model = build(DiT, TINY_BASE)
     conditions, noise = prepared(model, 2, 131), philox_normal([1, 2], (131, D), device=META)
 
@@ -87,6 +101,10 @@ def test_the_diffusion_loop_stays_on_its_device(variant, solver):
         after_step=lambda x, step, t: repaint.inject(x, noise, noise, torch.empty(131, device=META), t),
     )
     assert out.device == META and out.shape == noise.shape and out.dtype == torch.float32
+    if launches is not None:  # a loop that no whole step takes: the step's number is known to the host
+        names = [one.name for one in launches]
+        assert names.count("_sampler_step_kernel") == (4 if solver == "heun" else 2)
+        assert ("_velocity_kernel" in names) == (variant == "apg")
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32), ids=str)
@@ -97,11 +115,12 @@ def test_audio_and_latents_stay_on_their_device(dtype):
     assert audio.device == mean.device == std.device == META and mean.shape == (2, 300, D)
 
 
-def test_codes_and_timbre_stay_on_their_device():
+def test_codes_and_timbre_stay_on_their_device(launches):
     codes = build(AudioTokenizer, TINY).tokenize(randn(1, 131, D), randn(5, D))
     hints = build(AudioDetokenizer, TINY)(codes)
     timbre = build(ConditionEncoder, TINY).timbre_encode(randn(1, 750, D))
     assert codes.device == hints.device == timbre.device == META and hints.shape == (1, 135, D)
+    assert launches is None or {"_window_kernel", "_cross_kernel"} <= {one.name for one in launches}
 
 
 def test_a_value_read_on_the_host_would_be_seen():
