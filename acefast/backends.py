@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+OLDEST_SM = 80  # of the GPUs that kernels are made for: before it there is no bf16 and too little shared memory
 BACKENDS = ("reference", "triton", "cuda", "cpu")
 
 _chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("acefast_backend", default=None)
@@ -112,11 +113,21 @@ def _why_elsewhere(name: str, device: torch.device) -> str:
         return ""
     if device.type != "cuda":
         return f"its kernels need CUDA tensors and the input is on {device.type!r}"
-    if device.index is None or not _sees_gpu() or device.index == (current := torch.cuda.current_device()):
+    if not _sees_gpu():
         return ""
-    return (
-        f"its input is on {device}, the current GPU is cuda:{current}; call it within torch.cuda.device({device.index})"
-    )
+    current = torch.cuda.current_device()
+    if device.index not in (None, current):
+        way_out = f"call it within torch.cuda.device({device.index})"
+        return f"its input is on {device}, the current GPU is cuda:{current}; {way_out}"
+    if (sm := _sm(current)) < OLDEST_SM:
+        return f"its kernels are for GPUs of sm_{OLDEST_SM} or later and cuda:{current} is sm_{sm}"
+    return ""
+
+
+@functools.cache
+def _sm(index: int) -> int:
+    major, minor = torch.cuda.get_device_capability(index)
+    return 10 * major + minor
 
 
 @functools.cache

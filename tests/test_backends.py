@@ -75,6 +75,7 @@ def test_kernels_run_on_the_current_gpu_alone(all_available, monkeypatch, index,
     """A launch goes to the current GPU and its stream, wherever the tensors lie."""
     monkeypatch.setattr(backends, "_sees_gpu", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(backends, "_sm", lambda index: 80)
     device = torch.device("cuda", index)
     assert choose_backend("op", None, device, ("triton",)) == runs
     if runs == "triton":
@@ -83,6 +84,16 @@ def test_kernels_run_on_the_current_gpu_alone(all_available, monkeypatch, index,
         sentence = r"op: backend='triton' cannot run: its input is on cuda:0, the current GPU is cuda:1; call it within"
         with pytest.raises(BackendUnavailable, match=sentence):
             choose_backend("op", "triton", device, ("triton",))
+
+
+def test_kernels_are_not_given_to_older_gpus(all_available, monkeypatch):
+    monkeypatch.setattr(backends, "_sees_gpu", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(backends, "_sm", backends._sm.__wrapped__)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    assert choose_backend("op", None, GPU, ("triton",)) == "reference"
+    with pytest.raises(BackendUnavailable, match="for GPUs of sm_80 or later and cuda:0 is sm_75; try"):
+        choose_backend("op", "triton", GPU, ("triton",))
 
 
 @pytest.mark.parametrize("device", [CPU, torch.device("meta"), torch.device("mps")])
