@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+OLDEST_SM = 80  # of the GPUs that kernels are made for: before it there is no bf16 and too little shared memory
 BACKENDS = ("reference", "triton", "cuda", "cpu")
 
 _chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("acefast_backend", default=None)
@@ -54,14 +55,14 @@ def choose_backend(op: str, backend: str | None, device: torch.device, order: Se
     Raises:
         BackendUnavailable: the backend asked for cannot run, or ``op`` has no such kernel for this input.
     """
-    name = backend or _chosen.get() or os.environ.get("ACEFAST_BACKEND") or "auto"
+    name = named_backend(backend)
     _check_name(name)
     if name == "reference":
         return name
     if name == "auto":
         candidates = [b for b in order if (b == "cpu") == (device.type == "cpu")]
-        return next((b for b in candidates if not why_unavailable(b)), "reference")
-    reason = why_unavailable(name)
+        return next((b for b in candidates if not (why_unavailable(b) or _why_elsewhere(b, device))), "reference")
+    reason = why_unavailable(name) or (_why_elsewhere(name, device) if name in order else "")
     if not reason and name not in order:
         # Only an op's own argument insists on this op: a model under use_backend("triton") may contain ops that
         # have no Triton kernel, and those run on the reference.
@@ -71,6 +72,11 @@ def choose_backend(op: str, backend: str | None, device: torch.device, order: Se
     if reason:
         raise BackendUnavailable(f"{op}: backend={name!r} cannot run: {reason}; try backend='reference'")
     return name
+
+
+def named_backend(backend: str | None = None) -> str:
+    """The backend asked for: by an op's own argument, ``use_backend`` or the environment; "auto" if by none."""
+    return backend or _chosen.get() or os.environ.get("ACEFAST_BACKEND") or "auto"
 
 
 @contextlib.contextmanager
@@ -99,6 +105,29 @@ def why_unavailable(name: str) -> str:
     if name in ("reference", "cpu") or _sees_gpu() or (name == "triton" and emulated_sm()):
         return ""
     return "torch sees no CUDA GPU"
+
+
+def _why_elsewhere(name: str, device: torch.device) -> str:
+    """Why a GPU's kernels cannot run on a tensor of ``device``: they are launched on the current GPU, nowhere else."""
+    if name not in ("triton", "cuda") or (name == "triton" and emulated_sm()):
+        return ""
+    if device.type != "cuda":
+        return f"its kernels need CUDA tensors and the input is on {device.type!r}"
+    if not _sees_gpu():
+        return ""
+    current = torch.cuda.current_device()
+    if device.index not in (None, current):
+        way_out = f"call it within torch.cuda.device({device.index})"
+        return f"its input is on {device}, the current GPU is cuda:{current}; {way_out}"
+    if (sm := _sm(current)) < OLDEST_SM:
+        return f"its kernels are for GPUs of sm_{OLDEST_SM} or later and cuda:{current} is sm_{sm}"
+    return ""
+
+
+@functools.cache
+def _sm(index: int) -> int:
+    major, minor = torch.cuda.get_device_capability(index)
+    return 10 * major + minor
 
 
 @functools.cache

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 
 from acefast.request import RequestError
@@ -24,11 +26,16 @@ def as_device(device: str | torch.device | None) -> torch.device:
     if found.type == "meta":
         raise RequestError("device 'meta' holds no values to make songs of; take 'cpu' or leave it out")
     try:
-        torch.empty(0, device=found)
+        made = torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")[:200]
         raise RequestError(f"device {name!r} cannot be used: {reason}; take 'cpu' or leave it out") from error
-    return found
+    return made.device if found.type == "cuda" else found  # "cuda" is whichever GPU is the current one now
+
+
+def current(device: torch.device) -> contextlib.AbstractContextManager:
+    """Makes ``device`` the current GPU within the block, since launches go to that one; nothing for other devices."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def as_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:

@@ -9,6 +9,9 @@ from torch import Tensor
 from acefast.backends import cpu_multiplies
 
 FEW_ROWS = 64  # below, converting the weights costs more than the faster multiplication saves
+# Whether addmm starts from fp32 where its factors have 16 bits. Before, it wanted one dtype, or knew no ``out_dtype``
+# at all (pytorch/pytorch #154086, #167931).
+WIDE_SUMS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11)
 SCRATCH = 1 << 22  # elements of a weight converted at a time: 16 MiB of fp32, reused by the allocator from call to call
 
 
@@ -58,16 +61,20 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | 
 def add_linear(x: Tensor, y: Tensor, weight: Tensor) -> None:
     """``x += y @ weight.T`` in place: on a GPU one product that starts from x and rounds once.
 
+    A product and a sum, which round twice, on a CPU, and of two dtypes also where torch is older than 2.11 or the
+    device is no CUDA GPU.
+
     Args:
         x: [..., O], contiguous; a residual stream, which may be fp32 where y is fp16.
         y: [..., I], contiguous.
         weight: [O, I] of y's dtype.
     """
-    if x.device.type == "cpu":
+    mixed = x.dtype != y.dtype
+    if x.device.type == "cpu" or (mixed and not (WIDE_SUMS and x.device.type == "cuda")):
         x.add_(linear(y, weight))
         return
     x, y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
-    if x.dtype == y.dtype:
-        x.addmm_(y, weight.t())
-    else:
+    if mixed:
         torch.addmm(x, y, weight.t(), out_dtype=x.dtype, out=x)
+    else:
+        x.addmm_(y, weight.t())

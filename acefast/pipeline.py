@@ -17,7 +17,7 @@ from acefast import repaint, sampling
 from acefast.backends import use_backend
 from acefast.checkpoint import open_checkpoint
 from acefast.conditions import Conditions
-from acefast.devices import as_device, as_dtype
+from acefast.devices import as_device, as_dtype, current
 from acefast.guidance import Guidance, blended, guided
 from acefast.ops.philox import philox_normal
 from acefast.options import COVER
@@ -146,7 +146,8 @@ class Pipeline:
         requests, many = expand(prompt, lyrics, **request)
         requests = [r.for_checkpoint(self.model.traits) for r in requests]
         batches = [[r] for r in requests] if requests[0].deterministic else [requests]
-        with torch.inference_mode(), use_backend(self.backend) if self.backend else contextlib.nullcontext():
+        backend = use_backend(self.backend) if self.backend else contextlib.nullcontext()
+        with torch.inference_mode(), current(self.model.device), backend:
             songs = [song for batch in batches for song in self._batch(batch, progress or (lambda *_: None))]
         return songs if many else songs[0]
 

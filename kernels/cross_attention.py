@@ -100,7 +100,7 @@ def cross_attention(
         *(q, q_weight, k, v, lengths, out, S, E, eps, D**-0.5 * LOG2E),
         *q.stride()[:2],
         *(stride for t in (k, v) for stride in (0 if shared else t.stride(0), t.stride(1))),
-        0 if shared else 1,
+        0 if shared or lengths is None else lengths.stride(0),
         *out.stride()[:2],
         *(k.stride(2), v.stride(2)),
         GROUP=group,

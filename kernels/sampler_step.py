@@ -57,9 +57,9 @@ def at(ptr, per_song, per_frame, frames, columns):
 @triton.jit
 def read_step(step, clock_ptr):
     """The step's number: from this program's own entry of the clock, or as the host has it."""
-    if clock_ptr is None:
-        return step
-    return tl.load(clock_ptr + 1 + _program())
+    if clock_ptr is not None:  # one return: the compiler would look at what follows the other
+        step = tl.load(clock_ptr + 1 + _program())
+    return step
 
 
 @triton.jit

@@ -70,6 +70,46 @@ def no_gpu(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.mark.parametrize(("index", "runs"), [(0, "reference"), (1, "triton")])
+def test_kernels_run_on_the_current_gpu_alone(all_available, monkeypatch, index, runs):
+    """A launch goes to the current GPU and its stream, wherever the tensors lie."""
+    monkeypatch.setattr(backends, "_sees_gpu", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(backends, "_sm", lambda index: 80)
+    device = torch.device("cuda", index)
+    assert choose_backend("op", None, device, ("triton",)) == runs
+    if runs == "triton":
+        assert choose_backend("op", "triton", device, ("triton",)) == runs
+    else:
+        sentence = r"op: backend='triton' cannot run: its input is on cuda:0, the current GPU is cuda:1; call it within"
+        with pytest.raises(BackendUnavailable, match=sentence):
+            choose_backend("op", "triton", device, ("triton",))
+
+
+def test_kernels_are_not_given_to_older_gpus(all_available, monkeypatch):
+    monkeypatch.setattr(backends, "_sees_gpu", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(backends, "_sm", backends._sm.__wrapped__)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    assert choose_backend("op", None, GPU, ("triton",)) == "reference"
+    with pytest.raises(BackendUnavailable, match="for GPUs of sm_80 or later and cuda:0 is sm_75; try"):
+        choose_backend("op", "triton", GPU, ("triton",))
+
+
+@pytest.mark.parametrize("device", [CPU, torch.device("meta"), torch.device("mps")])
+def test_tensors_that_lie_on_no_gpu_are_not_given_to_its_kernels(all_available, monkeypatch, device):
+    """Where there is a GPU, too."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(backends, "_sees_gpu", lambda: True)
+    assert choose_backend("op", None, device, ("cuda", "triton")) == "reference"
+    for name in ("cuda", "triton"):
+        sentence = f"op: backend='{name}' cannot run: its kernels need CUDA tensors and the input is on '{device}'; try"
+        with pytest.raises(BackendUnavailable, match=sentence), use_backend(name):
+            choose_backend("op", None, device, ("cuda", "triton"))
+        with use_backend(name):
+            assert choose_backend("op", None, device, ("cpu",)) == "reference"
+
+
 @pytest.mark.parametrize("device", [CPU, torch.device("meta")])
 def test_triton_runs_without_a_gpu_while_it_is_emulated(no_gpu, device):
     with emulated(90), use_backend("triton"):

@@ -6,11 +6,16 @@ that may read lengths back, once per song, are ``DiT.prepare`` and ``ConditionEn
 
 from __future__ import annotations
 
+import contextlib
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from acefast import repaint, sampling
+from acefast.backends import use_backend
 from acefast.conditions import Conditions
+from acefast.devices import current
 from acefast.guidance import VARIANTS, Guidance, guided
 from acefast.matmul import linear
 from acefast.models.v15 import vae
@@ -18,8 +23,11 @@ from acefast.models.v15.codes import AudioDetokenizer, AudioTokenizer
 from acefast.models.v15.conditions import ConditionEncoder
 from acefast.models.v15.dit import DiT, LayerCondition
 from acefast.ops.philox import philox_normal
+from acefast.pipeline import Pipeline
+from acefast.request import CheckpointTraits
 from acefast.testing import TINY, TINY_BASE, TINY_VAE
 
+GPU = torch.device("cuda:1")
 META = torch.device("meta")
 D = TINY.audio_acoustic_hidden_dim
 
@@ -61,9 +69,22 @@ def prepared(model: DiT, batch: int, frames: int) -> Conditions:
     )
 
 
+@pytest.fixture(params=["references", "triton"])
+def launches(request):
+    """Of Triton's kernels, compiled for sm_80 as on a GPU and not run; None where all ops are their references."""
+    if request.param == "references":
+        yield None
+        return
+    pytest.importorskip("triton", "3.9", reason="triton 3.9 is not installed")
+    from acefast.sim.driver import dry_run
+
+    with dry_run(80) as found, use_backend("triton"):
+        yield found
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("solver", sampling.SOLVERS)
-def test_the_diffusion_loop_stays_on_its_device(variant, solver):
+def test_the_diffusion_loop_stays_on_its_device(launches, variant, solver):
     model = build(DiT, TINY_BASE)
     conditions, noise = prepared(model, 2, 131), philox_normal([1, 2], (131, D), device=META)
 
@@ -80,6 +101,10 @@ def test_the_diffusion_loop_stays_on_its_device(variant, solver):
         after_step=lambda x, step, t: repaint.inject(x, noise, noise, torch.empty(131, device=META), t),
     )
     assert out.device == META and out.shape == noise.shape and out.dtype == torch.float32
+    if launches is not None:  # a loop that no whole step takes: the step's number is known to the host
+        names = [one.name for one in launches]
+        assert names.count("_sampler_step_kernel") == (4 if solver == "heun" else 2)
+        assert ("_velocity_kernel" in names) == (variant == "apg")
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32), ids=str)
@@ -90,13 +115,31 @@ def test_audio_and_latents_stay_on_their_device(dtype):
     assert audio.device == mean.device == std.device == META and mean.shape == (2, 300, D)
 
 
-def test_codes_and_timbre_stay_on_their_device():
+def test_codes_and_timbre_stay_on_their_device(launches):
     codes = build(AudioTokenizer, TINY).tokenize(randn(1, 131, D), randn(5, D))
     hints = build(AudioDetokenizer, TINY)(codes)
     timbre = build(ConditionEncoder, TINY).timbre_encode(randn(1, 750, D))
     assert codes.device == hints.device == timbre.device == META and hints.shape == (1, 135, D)
+    assert launches is None or {"_window_kernel", "_cross_kernel"} <= {one.name for one in launches}
 
 
 def test_a_value_read_on_the_host_would_be_seen():
     with pytest.raises(RuntimeError, match="meta"):
         build(DiT, TINY_BASE).prepare(randn(1, 20, 64), None, randn(1, 131, 2 * D))
+
+
+def test_work_on_a_gpu_makes_it_the_current_one(monkeypatch):
+    entered = []
+
+    @contextlib.contextmanager
+    def device(found):
+        entered.append(found)
+        yield
+        entered.append("left")
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    with current(torch.device("cpu")), current(META):
+        assert not entered
+    pipe = Pipeline(SimpleNamespace(device=GPU, traits=CheckpointTraits("ace-step-1.5-turbo", True, "turbo")))
+    monkeypatch.setattr(pipe, "_batch", lambda requests, progress: [entered[-1]])
+    assert pipe.generate("drill") == GPU and entered == [GPU, "left"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -12,6 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 OPS = sorted(p.stem for p in (ROOT / "acefast/ops").glob("*.py") if p.stem != "__init__")
+
+KERNELS = sorted(p for p in (ROOT / "kernels").glob("*.py") if p.stem != "__init__")
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -30,6 +34,55 @@ def test_every_kernel_belongs_to_an_op():
     kernels = [p.stem for p in (ROOT / "kernels").glob("*.py") if p.stem != "__init__"]
     kernels += [p.stem for p in (ROOT / "csrc").glob("*.cu")]
     assert set(kernels) <= set(OPS)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_op_says_what_it_takes_gives_and_refuses_and_where_it_is_from(op):
+    text = (ROOT / f"acefast/ops/{op}.py").read_text()
+    functions = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
+    public = [f for f in functions if "backend" in [a.arg for a in f.args.kwonlyargs]]
+    assert public and "Source:" in text
+    for function in public:
+        told = ast.get_docstring(function)
+        assert "Args:" in told and "backend:" in told
+        assert ("Returns:" in told and "Raises:" in told) or "Returns, raises:" in told
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.stem)
+def test_kernels_tune_nothing_at_run_time_and_add_in_one_order(path):
+    """So that the same input gives the same bits: no choice by time, no sum in the order in which programs arrive."""
+    assert not re.search(r"\bautotune\b|\bheuristics\b|\btl\.atomic_|\bdo_bench\b", path.read_text())
+
+
+def test_main_loops_have_no_masks():
+    """Of a kernel's loops over matrix products the first is the main one; ragged ends are loops of their own."""
+    looped = []
+    for path in KERNELS:
+        for function in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            called = [(loop, _called(loop)) for loop in ast.walk(function) if isinstance(loop, ast.For)]
+            loops = [(loop, calls) for loop, calls in called if {"dot", "attend"} & {name for name, _ in calls}]
+            if loops:
+                _, calls = min(loops, key=lambda found: found[0].lineno)
+                looped.append(path.stem)
+                assert not [name for name, words in calls if "mask" in words], path
+    assert looped == ["cross_attention", "linear_swiglu", "self_attention"]
+
+
+def _called(node: ast.AST) -> list[tuple[str, set[str]]]:
+    """Names of the functions called within, each with its keywords."""
+    calls = [call for call in ast.walk(node) if isinstance(call, ast.Call)]
+    return [(getattr(c.func, "attr", getattr(c.func, "id", "")), {k.arg for k in c.keywords}) for c in calls]
+
+
+def test_only_the_command_imports_the_simulator():
+    users = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "acefast").rglob("*.py")
+        if re.search(r"^\s*(from|import) acefast(\.| import )sim\b", path.read_text(), re.M)
+    }
+    assert {user for user in users if not user.startswith("acefast/sim/")} == {"acefast/commands.py"}
 
 
 def test_import_brings_in_no_heavy_package():

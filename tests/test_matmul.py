@@ -54,3 +54,12 @@ def test_add_linear_adds_in_place(residual, rng):
     want = x.double() + y.double() @ weight.double().T
     add_linear(x, y, weight)
     assert x.dtype == residual and float((x.double() - want).norm() / want.norm()) <= 2 * GATE[torch.bfloat16]
+
+
+@pytest.mark.parametrize("device", ("cpu", "meta"))
+def test_add_linear_takes_a_wider_stream_where_addmm_does_not(device, monkeypatch):
+    """torch before 2.11, and devices that have no product of two dtypes, which "meta" stands for."""
+    monkeypatch.setattr(matmul, "WIDE_SUMS", False)
+    x, y, weight = torch.zeros(3, 8, device=device), *(torch.ones(n, 4, device=device).half() for n in (3, 8))
+    add_linear(x, y, weight)
+    assert x.dtype == torch.float32 and (device == "meta" or x.eq(4).all())

@@ -52,6 +52,15 @@ def test_a_repaint_holds_on_to_its_source(tiny_pipe, tune):
     assert distance(got, want) <= 1e-5
 
 
+def test_hooks_see_the_clean_estimate_of_a_guided_song(tiny_base_pipe):
+    seen = []
+    for made in (song, on_triton):
+        made(tiny_base_pipe, on_step=lambda info: seen.append(info.denoised))
+    want, got = seen[: len(seen) // 2], seen[len(seen) // 2 :]
+    assert len(want) == len(got) == 2 and not any(t.is_inference() for t in got)
+    assert all(float((a - b).norm() / b.norm()) <= 1e-5 for a, b in zip(got, want))
+
+
 def test_hooks_replace_and_cancel(tiny_pipe):
     def on_step(info):
         seen.append(info.latents)

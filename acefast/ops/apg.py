@@ -128,7 +128,7 @@ def apg(
     if running is not None:
         check_shape(OP, "running", running, cond.shape, "cond's shape")
     options = dict(momentum=momentum, norm_threshold=norm_threshold, eta=eta, lengths=lengths)
-    fits = time_dim in (1, -2, (1,), [1]) and state_dtype == torch.float32 and _fits(cond, uncond, running)
+    fits = time_dim in (1, -2, (1,), [1]) and state_dtype == torch.float32 and _fits(cond, uncond, running, lengths)
     if choose_backend(OP, backend, cond.device, ORDER if fits else ()) == "triton":
         from acefast.kernels.apg import apg as kernel
 
@@ -180,7 +180,7 @@ def apg_step(
     for name, tensor in (("cond", cond), ("uncond", uncond), ("running", running)):
         check_shape(OP, name, tensor, latents.shape, "latents' shape")
     options = dict(momentum=momentum, norm_threshold=norm_threshold, eta=eta)
-    fits = _fits(cond, uncond, running) and step_fits(latents, times, **steps)
+    fits = _fits(cond, uncond, running, lengths) and step_fits(latents, times, **steps)
     if choose_backend(OP, backend, latents.device, ORDER if fits else ()) == "triton":
         from acefast.kernels.apg import apg_step as kernel
 
@@ -199,8 +199,9 @@ def scratch_shape(shape: Sequence[int]) -> tuple[int, int, int, int]:
     return B, -(-T // TILE[0]), 3, D
 
 
-def _fits(cond: Tensor, uncond: Tensor, running: Tensor | None) -> bool:
+def _fits(cond: Tensor, uncond: Tensor, running: Tensor | None, lengths: Tensor | None) -> bool:
     state_fits = running is None or (running.dtype == torch.float32 and running.is_contiguous())
+    state_fits = state_fits and (lengths is None or lengths.is_contiguous())
     channels_last = cond.ndim == 3 and cond.stride(-1) == uncond.stride(-1) == 1
     return state_fits and channels_last and all(x.dtype.itemsize <= 4 for x in (cond, uncond))
 

@@ -127,7 +127,7 @@ def sampler_step(
     out: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Take one step.
+    """Take one step, as the equations at the head of this file say.
 
     Args:
         latents: at the step's t, [B, T, D]; its dtype is that of the state, fp32 unless in parity mode. Of any other
@@ -148,7 +148,8 @@ def sampler_step(
     Raises:
         ValueError: a shape is not as above, or both noise and seeds are given.
         BackendUnavailable: the backend named cannot take this input. Triton takes fp32, but for velocity and
-            ``model_latents``, with contiguous channels; times, noise and repaint contiguous.
+            ``model_latents``, with contiguous channels; times, noise, seeds, lengths and repaint contiguous.
+    Source: ACE-Step 1.5's sampling loop, its ODE and SDE; ``inject`` of acefast.repaint for what a repaint holds.
     """
     options = dict(model_latents=model_latents, noise=noise, seeds=seeds, repaint=repaint, lengths=lengths, out=out)
     check_step(OP, latents, times, step, **options)
@@ -219,6 +220,6 @@ def step_fits(
         return False
     state = [latents, out, noise, *(repaint[1:3] if repaint else ())]
     channels_last = all(x is None or x.stride(-1) == 1 for x in (*state, model_latents))
-    packed = all(x is None or x.is_contiguous() for x in (times, *state[2:], *(repaint or ())))
+    packed = all(x is None or x.is_contiguous() for x in (times, seeds, lengths, *state[2:], *(repaint or ())))
     fp32 = all(x is None or x.dtype == torch.float32 for x in (*state, times))
     return channels_last and packed and fp32 and (repaint is None or repaint.mask.dtype.itemsize == 1)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acefast.backends import choose_backend
+from acefast.backends import choose_backend, named_backend
 from acefast.checks import check_dtype, check_shape
 
 OP = "self_attention"
@@ -97,11 +97,18 @@ def self_attention_reference(
 
 
 def library_fits(q: Tensor, out: Tensor | None) -> bool:
-    """Whether PyTorch's FlashAttention takes this input: 16 bits, not on a CPU."""
-    if q.device.type == "cuda" and not torch.backends.cuda.is_flash_attention_available():
-        return False
+    """Whether PyTorch's FlashAttention takes this input: 16 bits, on a GPU that has it or "meta" in its place."""
     wide = q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
-    return q.device.type != "cpu" and q.dtype in FLOATS[1:] and wide and (out is None or out.is_contiguous())
+    fits = q.dtype in FLOATS[1:] and wide and (out is None or out.is_contiguous())
+    return fits and (q.device.type == "meta" or (q.device.type == "cuda" and _has_flash(q.device)))
+
+
+@functools.lru_cache
+def _has_flash(device: torch.device) -> bool:
+    """Whether PyTorch was built with FlashAttention and this GPU is one it runs on: sm_80 or later."""
+    if not (torch.backends.cuda.is_flash_attention_available() and torch.cuda.is_available()):
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @functools.lru_cache(maxsize=64)
@@ -129,8 +136,8 @@ def library_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, o
     return out
 
 
-def kernel_fits(q: Tensor, k: Tensor, v: Tensor, out: Tensor | None) -> bool:
-    """Whether the Triton kernels take these heads: of 16 to 128 channels that lie together, a power of two to a key."""
+def kernel_fits(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, out: Tensor | None) -> bool:
+    """Whether the Triton kernel takes these heads: of 16 to 128 channels that lie together, a power of two to a key."""
     D, group = q.shape[-1], q.shape[2] // k.shape[2]
     heads = all(t.dtype == q.dtype and t.stride()[2:] == (D, 1) for t in (q, k, v))
     return (
@@ -138,6 +145,7 @@ def kernel_fits(q: Tensor, k: Tensor, v: Tensor, out: Tensor | None) -> bool:
         and D in (16, 32, 64, 128)
         and group in (1, 2, 4, 8)
         and q.dtype in FLOATS
+        and (lengths is None or lengths.is_contiguous())
         and (out is None or out.stride(-1) == 1)
     )
 
@@ -184,13 +192,14 @@ def self_attention(
     if out is not None:
         check_shape(OP, "out", out, (B, S, heads * D), "[B, S, heads * D]")
         check_dtype(OP, "out", out, q.dtype)
-    order = ORDER if window is not None and window < 1 << 28 and not pad_rows and kernel_fits(q, k, v, out) else ()
+    bounded = window is not None and window < 1 << 28 and not pad_rows
+    order = ORDER if bounded and kernel_fits(q, k, v, lengths, out) else ()
     if choose_backend(OP, backend, q.device, order) == "triton":
         from acefast.kernels.self_attention import self_attention as kernel
 
         if out is None:
             out = torch.empty(B, S, heads * D, dtype=q.dtype, device=q.device)
         return kernel(q, k, v, window, lengths, out=out)
-    if window is None and not pad_rows and backend != "reference" and library_fits(q, out):
+    if window is None and not pad_rows and named_backend(backend) != "reference" and library_fits(q, out):
         return library_attention(q, k, v, lengths, out)
     return self_attention_reference(q, k, v, window, lengths, pad_rows=pad_rows, out=out)

@@ -11,6 +11,7 @@ pytest.importorskip("triton", "3.9", reason="triton 3.9 is not installed")
 
 from acefast.sim.interpreter import interpreted
 from tests.gpu import test_kernels_gpu as gpu
+from tests.gpu import test_step_gpu as gpu_steps
 from tests.sim.toy_cases import IN_PLACE, SCALE, with_fault
 
 FEW = replace(SCALE, real=lambda device: SCALE.small(torch.Generator().manual_seed(1)))
@@ -19,6 +20,7 @@ FEW = replace(SCALE, real=lambda device: SCALE.small(torch.Generator().manual_se
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch):
     monkeypatch.setattr(gpu, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu_steps, "DEVICE", "cpu")
     with interpreted(checks=False):
         yield
 
@@ -39,6 +41,16 @@ def test_results_that_differ_from_run_to_run_are_found():
     moody = replace(FEW, launch=lambda **given: SCALE.launch(**given, wrong=next(runs)))
     with pytest.raises(AssertionError):
         gpu.test_two_runs_give_the_same_bits(moody)
+
+
+@pytest.mark.usefixtures("few_programs")
+def test_a_sound_song_passes_and_a_wrong_one_is_found(monkeypatch):
+    given = (*gpu_steps.SONGS[1], gpu_steps.GUIDANCE[1])
+    gpu_steps.test_songs_are_as_near_to_fp32_as_the_references_and_the_same_bits_again(*given)
+    launch = gpu_steps.Step.launch
+    monkeypatch.setattr(gpu_steps.Step, "launch", lambda self, both, *rest: launch(self, False, *rest))  # unguided
+    with pytest.raises(AssertionError):
+        gpu_steps.test_songs_are_as_near_to_fp32_as_the_references_and_the_same_bits_again(*given)
 
 
 def test_what_a_replay_changed_is_put_back_and_new_integers_are_zero():

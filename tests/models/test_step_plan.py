@@ -71,6 +71,32 @@ def test_a_step_is_the_plans_launches_and_can_be_captured(model, scale, songs):
     assert report.undeclared == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", (torch.float16, torch.float32), ids=str)
+@pytest.mark.parametrize("scale", (1.0, 7.0), ids=["plain", "guided"])
+def test_a_step_compiles_in_the_other_dtypes(model, dtype, scale):
+    """In fp32 the library multiplies, and attends to everything by the reference."""
+    with torch.inference_mode(), dry_run(80) as launches, use_backend("triton"):
+        with torch.device("meta"):
+            model = DiT(model.config).to(dtype)
+        step = Step(model, prepared(model, 1, 3000, 300, [1.0]), [1.0], 1, Guidance(scale))
+        launches.clear()
+        step.launch(scale > 1)
+    assert len(launches) == model.config.num_hidden_layers * 13 // 2 + 2 + (scale > 1)
+
+
+def test_a_step_that_reads_its_number_back_is_found(model):
+    """The step's number has to stay in the clock: on the host it would be baked in, and waited for."""
+    with torch.inference_mode(), dry_run(80), use_backend("triton"):
+        conditions = prepared(model, 1, 3000, 300, [1.0])
+        step = Step(model, conditions, [1.0], 1, Guidance(1.0))
+        report = check_step(
+            lambda: (step.launch(False), step.clock[0].item()), static=(model, vars(step), conditions.prepared), runs=1
+        )
+    (found,) = report.of("sync")
+    assert "test_step_plan.py" in found.where
+
+
 def test_a_step_that_makes_memory_or_another_launch_is_found(model):
     """Without its static buffers the same forward is no step to capture."""
     with torch.inference_mode(), dry_run(80), use_backend("triton"):

@@ -158,19 +158,25 @@ def test_song_is_the_same_bits_whatever_its_bucket_and_neighbours():
     assert torch.equal(x[1:, :300], want) and torch.equal(running[1:, :300], alone["running"])
 
 
-def test_a_real_guided_step_is_two_launches():
+@pytest.mark.parametrize("number", [False, True], ids=["clock", "number"])
+def test_a_real_guided_step_is_two_launches(number):
     x = torch.empty(1, 6144, 64, device="meta")
     cond, uncond = torch.empty(2, 1, 6144, 64, dtype=torch.bfloat16, device="meta")
     table, counter = step_table([1.0, 0.5], device="meta"), clock(x.shape, device="meta")
     scale, scratch = torch.empty(1, device="meta"), torch.empty(scratch_shape(x.shape), device="meta")
     with dry_run(80) as launches:
-        apg_step(x, cond, uncond, x, scale, table, counter, scratch=scratch, out=x, backend="triton")
+        step = 1 if number else counter
+        apg_step(x, cond, uncond, x, scale, table, step, scratch=scratch, out=x, backend="triton")
     assert [one.grid for one in launches] == [(24, 4, 1)] * 2
 
 
-@pytest.mark.parametrize("change", [dict(time_dim=2), dict(state_dtype=torch.bfloat16)], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [dict(time_dim=2), dict(state_dtype=torch.bfloat16), dict(lengths=torch.tensor([7]).expand(2))],
+    ids=["time_dim", "state_dtype", "one length of all"],
+)
 def test_what_the_kernel_does_not_take_is_refused_by_name_and_left_to_the_reference(change):
-    cond, uncond = velocities(1, 9, 16)
+    cond, uncond = velocities(2, 9, 16)
     with interpreted():
         apg(cond, uncond, None, 7.0, **change)
         with pytest.raises(BackendUnavailable, match="no triton kernel for this input"):

@@ -63,6 +63,13 @@ def test_one_set_of_keys_serves_all_rows(lengths, rng):
     assert relative(run(q, weight, k[:1], v[:1], lengths), want) <= GATE[torch.float32]
 
 
+def test_lengths_may_lie_apart(rng):
+    q, weight, k, v = cached(3, 20, 40, 4, 2, torch.float32, rng)
+    apart = torch.tensor([[17, 0], [40, 0], [3, 0]])[:, 0]
+    for lengths in (apart, torch.tensor([17]).expand(3)):
+        assert relative(run(q, weight, k, v, lengths), expected(q, weight, k, v, lengths)) <= GATE[torch.float32]
+
+
 @pytest.mark.parametrize("D", (32, 64, 128))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 def test_real_heads_on_ragged_rows(dtype, D, rng):

@@ -55,6 +55,14 @@ def test_ptx_gives_the_references_bits(options):
     assert_same(results(given, given["out"]), results(twin, sampler_step(**twin)))
 
 
+def test_ptx_takes_a_step_that_the_host_knows():
+    given, twin = ({**arguments(sde="drawn", repaint=True, lengths=True), "step": 1} for _ in range(2))
+    given["out"] = given["latents"]
+    simulated(kernel, given, exact, registers=True)
+    want = sampler_step(**twin)
+    assert torch.equal(given["out"], want) and torch.equal(given["model_latents"], twin["model_latents"])
+
+
 def test_ptx_without_its_barrier_is_a_race():
     """A program's warps all read its clock entry before one of them writes it."""
     with pytest.raises(sim.Finding, match=r"^race: global memory: write over what several warps read"):
@@ -65,11 +73,14 @@ def test_ptx_without_its_barrier_is_a_race():
         )
 
 
-def test_a_real_step_is_one_launch():
+@pytest.mark.parametrize("options", [{}, {"noise": True}], ids=["euler", "sde"])
+@pytest.mark.parametrize("step", [None, 1], ids=["clock", "number"])
+def test_a_real_step_is_one_launch(step, options):
     where = {"device": "meta"}
     x = torch.empty(1, 6144, 64, **where)
+    step, options = clock(x.shape, **where) if step is None else step, {name: x for name in options}
     with dry_run(80) as launches:
-        sampler_step(x, x, step_table(TIMESTEPS, **where), clock(x.shape, **where), out=x, backend="triton")
+        sampler_step(x, x, step_table(TIMESTEPS, **where), step, **options, out=x, backend="triton")
     assert [(one.name, one.grid) for one in launches] == [("_sampler_step_kernel", (24, 4, 1))]
 
 
@@ -79,8 +90,10 @@ def test_a_real_step_is_one_launch():
         lambda a: dict(latents=a["latents"].double()),
         lambda a: dict(times=a["times"].double()),
         lambda a: dict(velocity=a["velocity"].mT.contiguous().mT),
+        lambda a: dict(lengths=torch.tensor([7]).expand(2)),
+        lambda a: dict(seeds=torch.tensor([7]).expand(2)),
     ],
-    ids=["fp64", "fp64 times", "channels apart"],
+    ids=["fp64", "fp64 times", "channels apart", "one length of all", "one seed of all"],
 )
 def test_what_the_kernel_does_not_take_is_refused_by_name_and_left_to_the_reference(change):
     given = arguments(2, 9, 4)

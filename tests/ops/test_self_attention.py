@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 import acefast.ops.self_attention as op
+from acefast.backends import use_backend
 from acefast.ops.self_attention import band, self_attention
 from acefast.sim.graph import check_step
 
@@ -151,6 +153,34 @@ def test_attention_to_everything_without_lengths_passes_no_mask(monkeypatch):
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **o: given.update(o) or library(*a, **o))
     assert self_attention(q, k, v).shape == (1, 256, 512)
     assert given == {"enable_gqa": True}
+
+
+def test_a_reference_that_is_named_anywhere_leaves_the_library_alone(monkeypatch):
+    q, k, v = (torch.empty(1, 256, n, 128, dtype=torch.bfloat16, device="meta") for n in (4, 2, 2))
+    used = []
+    monkeypatch.setattr(op, "library_attention", lambda q, *_: used.append(q) or q.flatten(2))
+    self_attention(q, k, v, backend="reference")
+    with use_backend("reference"):
+        self_attention(q, k, v)
+    with monkeypatch.context() as patch:
+        patch.setenv("ACEFAST_BACKEND", "reference")
+        self_attention(q, k, v)
+    assert not used
+    self_attention(q, k, v)
+    assert used
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "fits"),
+    [("meta", None, True), ("cuda:0", (8, 0), True), ("cuda:0", (7, 5), False), ("mps", None, False)],
+)
+def test_the_library_is_called_where_it_has_flash_attention(device, capability, fits, monkeypatch):
+    monkeypatch.setattr(op, "_has_flash", op._has_flash.__wrapped__)
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    q = SimpleNamespace(device=torch.device(device), dtype=torch.bfloat16, shape=(1, 256, 4, 128))
+    assert op.library_fits(q, None) == fits
 
 
 def test_wrong_arguments_are_refused_with_a_sentence(rng):

@@ -115,6 +115,7 @@ def test_what_the_kernel_does_not_take_is_refused_by_name(rng):
             ((*two, None), {}),
             ((*two, 16), {"pad_rows": True}),
             ((*(t[..., :8] for t in two), 16), {}),
+            ((*(t.expand(2, -1, -1, -1) for t in two), 16), {"lengths": torch.tensor([9]).expand(2)}),
         ):
             with pytest.raises(BackendUnavailable, match="self_attention: backend='triton' cannot run: it has no"):
                 self_attention(*arguments, **options, backend="triton")
