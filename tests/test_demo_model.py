@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 import acefast
 from acefast import locate, metrics
@@ -154,13 +156,16 @@ def test_cover_keeps_the_tempo(pipe, songs):
     assert any(near(found, clip.bpm * factor) for factor in (0.5, 1, 2)), found
 
 
-def test_first_command_of_the_readme_runs_offline(tmp_path, monkeypatch):
+def test_first_command_of_the_readme_makes_its_beat_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    text = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
-    first = re.search(r"acefast generate .*", text)[0]
-    assert "--model demo" in first
     monkeypatch.chdir(tmp_path)
-    assert main(["generate", "boom bap", "--model", "demo", "--duration", "5", "-o", "beat.wav"]) == 0
+    text = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    words = shlex.split(re.search(r"acefast generate .*", text)[0])
+    assert words[-4:] == ["--duration", "12", "-o", "beat.wav"] and "--model demo" in " ".join(words)
+    for seed in range(3):  # the tempo is in the prompt alone
+        assert main([*words[1:], "--seed", str(seed)]) == 0
+        audio, rate = soundfile.read("beat.wav", always_2d=True)
+        assert near(metrics.tempo(audio.T, rate).bpm, 90) and metrics.beat_strength(audio.T, rate) > 0.3
 
 
 def test_demo_is_small_whole_and_described():

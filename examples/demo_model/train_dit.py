@@ -55,7 +55,7 @@ DEMO = Config(
     num_attention_pooler_hidden_layers=1,
 )
 DEMO_TEXT = dict(intermediate_size=384, num_hidden_layers=3, num_attention_heads=3, num_key_value_heads=1, head_dim=64)
-MISSING = {"bpm": 0.1, "key": 0.3, "time_signature": 0.3}  # how often metadata is not told
+MISSING = {"bpm": 0.3, "key": 0.3, "time_signature": 0.3}  # how often metadata is not told
 SHARES = {"text2music": 0.8, "repaint": 0.12, "cover": 0.08}
 LENGTHS = (0.5, 1.0)  # of a clip: shortest and longest stretch that a batch is cut to
 NOTHING = 0.05  # how often a batch's songs have no condition at all
@@ -271,8 +271,9 @@ def quality(run: Run, nets: nn.ModuleDict) -> dict[str, float]:
 
 
 def train(
-    run: Run, minutes: float, *, batch: int = 16, rate: float = 1.5e-3, test_every: float = 180, steps: int | None = None
-) -> nn.Module:
+    run: Run, minutes: float, *, batch: int = 16, rate: float = 1.5e-3, test_every: float = 180,
+    steps: int | None = None,
+) -> nn.Module:  # fmt: skip
     """Train to the end of the budget, or to ``steps``; ``run`` is prepared. Gives back the averaged networks."""
     nets = run.networks()
     trainer = Trainer(nets, run.folder / "dit.pt", minutes, rate, betas=(0.9, 0.98), warmup=300)
