@@ -151,6 +151,16 @@ def test_tokeniser_keeps_every_text_and_learns_tempos_whole():
     assert {"9", "4"} <= set(tokenizer.encode("boom bap, 94 bpm").tokens)  # not among the texts
 
 
+def test_a_tempo_missing_from_the_metadata_is_mostly_in_the_caption():
+    label = dict(prompt="trap, 808, dark", lyrics="", bpm=141, key="A minor", time_signature="4", style="trap")
+    rng = np.random.default_rng(0)
+    texts = [train_dit.prompts(label, "text2music", 12, rng)[0] for _ in range(200)]
+    missing = [text for text in texts if "- bpm: N/A" in text]
+    assert 40 < len(missing) < 80 and all("- bpm: 141" in text for text in texts if text not in missing)
+    told = [text for text in missing if "141 bpm" in text]
+    assert 0.8 < len(told) / len(missing) < 1 and len(set(told)) > 2  # at more than one place
+
+
 def test_the_ruler_tells_every_place_of_half_a_minute_and_goes_on_without_a_seam():
     hands = train_dit.ruler(750, 24)
     assert hands.shape == (750, 24) and hands.abs().max() <= 1
