@@ -29,8 +29,7 @@ def list_models() -> list[Listing]:
             found.setdefault(locate.find(variant, offline=True), locate.PREFIX + variant)
         except CheckpointError:
             continue
-    if locate.DEMO.is_dir():
-        found.setdefault(locate.DEMO, "demo")
+    found[locate.DEMO] = "demo"
     for folder in locate.model_folders():
         for child in sorted(folder.iterdir()) if folder.is_dir() else []:
             known = any(child == path or child in path.parents for path in found)

@@ -17,6 +17,7 @@ VARIANTS = ("turbo", "turbo-shift1", "turbo-shift3", "turbo-continuous", "sft", 
 MAIN_REPO = "ACE-Step/Ace-Step1.5"  # the turbo model, and the audio and text parts that every model shares
 TEXT_REPO = "Qwen/Qwen3-Embedding-0.6B"
 DEMO = Path(__file__).parent / "demo"
+WAY_OUT = "put it into a folder of $ACEFAST_MODELS, or try `--model demo`, which works offline"
 
 # What a download takes of a repository: weights as safetensors, sizes, tokeniser, silence; never code.
 _FILES = ("*.safetensors", "*.json", "merges.txt", "vocab.txt", "silence_latent.pt")
@@ -55,8 +56,6 @@ def find(model: str | os.PathLike, *, offline: bool | None = None, paths: bool =
     if ".." in name:
         raise CheckpointError(f"model name {name!r} must not leave the model folder; {_known(name)}")
     if name == "demo":
-        if not DEMO.is_dir():
-            raise CheckpointError(f"this installation has no demo model; {_way_out()}")
         return DEMO
     variant = None if repo else variant_of(name)
     for folder in model_folders():
@@ -183,7 +182,7 @@ def download(repo_id: str, patterns: Sequence[str], what: str, *, offline: bool 
     looked = [str(f) for f in model_folders()] or ["$ACEFAST_MODELS (not set)"]
     missing = f"{what} is not on this machine (looked in {', '.join([*looked, str(hub_cache())])})"
     if is_offline(offline):
-        raise CheckpointError(f"{missing} and downloads are off; {_way_out()}")
+        raise CheckpointError(f"{missing} and downloads are off; {WAY_OUT}")
     from huggingface_hub import snapshot_download
 
     try:
@@ -191,17 +190,8 @@ def download(repo_id: str, patterns: Sequence[str], what: str, *, offline: bool 
     except Exception as error:  # the hub's client raises its own, its HTTP library's and the system's errors
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise CheckpointError(
-            f"{missing} and {repo_id} could not be downloaded ({reason.strip()}); {_way_out()}"
+            f"{missing} and {repo_id} could not be downloaded ({reason.strip()}); {WAY_OUT}"
         ) from error
-
-
-def _way_out() -> str:
-    if DEMO.is_dir():
-        return "put it into a folder of $ACEFAST_MODELS, or try `--model demo`, which works offline"
-    return (
-        "put it into a folder of $ACEFAST_MODELS, or write a random tiny one to try things out with "
-        "`python -m acefast.testing FOLDER`"
-    )
 
 
 def _known(name: str) -> str:

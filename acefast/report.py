@@ -99,10 +99,10 @@ def as_text(facts: dict[str, Any]) -> str:
         lines.append(f"model    {m['name']}  {m['layout']} layout, {m['version']}, {_bytes(m['bytes'])}  {m['path']}")
         for p in m["parts"]:
             lines.append(f"           {p['name']:18} {p['params'] / 1e6:9.1f} M  {_bytes(p['bytes']):>9}  {p['dtype']}")
-    if not facts["models"]:
+    if {m["name"] for m in facts["models"]} == {"demo"}:
         where = os.environ.get("ACEFAST_MODELS")
         lines.append(
-            "no models found" + (f" in {where}" if where else "; set $ACEFAST_MODELS to a folder of checkpoints")
+            "no other models found" + (f" in {where}" if where else "; set $ACEFAST_MODELS to a folder of checkpoints")
             + " or in the hub's cache; acefast generate downloads the one it needs"
         )  # fmt: skip
     return "\n".join(lines)

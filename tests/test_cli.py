@@ -251,4 +251,4 @@ def test_info_of_one_model_downloads_nothing(models, downloads, capsys):
 
 def test_info_without_models_says_where_to_put_them(capsys):
     assert main(["info"]) == 0
-    assert "no models found" in (text := capsys.readouterr().out) and "ACEFAST_MODELS" in text
+    assert "no other models found" in (text := capsys.readouterr().out) and "ACEFAST_MODELS" in text

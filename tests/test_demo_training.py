@@ -94,7 +94,7 @@ def test_trained_conditions_and_velocity_are_the_ones_acefast_computes(both):
         torch.testing.assert_close(row[mask], ours[:n], **CLOSE)
     latents, context = torch.randn(2, T, 8), torch.randn(2, T, 16)
     for t in (1.0, 0.3):
-        actual = bundle.decoder(latents, torch.full((2,), t), context, conditions, kept)
+        actual, _ = bundle.decoder(latents, torch.full((2,), t), context, conditions, kept)
         prepared = model.transformer.prepare(packed, counts, context)
         assert c.num_hidden_layers > 1 and actual.std() > 0.1
         torch.testing.assert_close(actual, model.transformer(latents, t, prepared), **CLOSE)
@@ -141,13 +141,51 @@ def test_rescaling_latents_leaves_the_audio_alone():
         torch.testing.assert_close(vae.decode(mean / scales), expected, **CLOSE)
 
 
-def test_tokeniser_keeps_every_text_and_splits_numbers_into_digits():
+def test_tokeniser_keeps_every_text_and_learns_tempos_whole():
     tokenizer = train_tokenizer(["boom bap, 93 bpm, dusty drums"] * 9, 300)
     text = "boom bap, 93 bpm \u00e9\u4e2d\n"
     ids = tokenizer.encode(text + END).ids
     assert ids[-2:] == [tokenizer.token_to_id(END)] * 2
     assert tokenizer.decode(ids) == text
-    assert {"9", "3"} <= set(tokenizer.encode(text).tokens)
+    assert "93" in tokenizer.encode(text).tokens
+    assert {"9", "4"} <= set(tokenizer.encode("boom bap, 94 bpm").tokens)  # not among the texts
+
+
+def test_a_tempo_missing_from_the_metadata_is_mostly_in_the_caption():
+    label = dict(prompt="trap, 808, dark", lyrics="", bpm=141, key="A minor", time_signature="4", style="trap")
+    rng = np.random.default_rng(0)
+    texts = [train_dit.prompts(label, "text2music", 12, rng)[0] for _ in range(200)]
+    missing = [text for text in texts if "- bpm: N/A" in text]
+    assert 40 < len(missing) < 80 and all("- bpm: 141" in text for text in texts if text not in missing)
+    told = [text for text in missing if "141 bpm" in text]
+    assert 0.8 < len(told) / len(missing) < 1 and len(set(told)) > 2  # at more than one place
+
+
+def test_the_ruler_tells_every_place_of_half_a_minute_and_goes_on_without_a_seam():
+    hands = train_dit.ruler(750, 24)
+    assert hands.shape == (750, 24) and hands.abs().max() <= 1
+    near = torch.cdist(hands, hands) + 9 * torch.eye(750)
+    assert near.min() > 0.1  # no two frames look alike
+    step = (hands[1:] - hands[:-1]).norm(dim=1)
+    torch.testing.assert_close((hands[0] - hands[-1]).norm(), step.mean(), rtol=1e-3, atol=0)
+    bar = torch.arange(750) / 25 * 93 / 240  # the bars of a tempo between two hands are a mixture of hands
+    angle = 2 * torch.pi * bar[:300, None]
+    target = torch.cat((angle.cos(), angle.sin()), 1)
+    found = torch.linalg.lstsq(hands[:300], target).solution
+    assert (hands[:300] @ found - target).abs().max() < 0.05
+
+
+def test_the_clock_reads_the_place_in_the_bar_that_the_labels_tell():
+    clock = train_dit.Clock(2 * len(train_dit.CLOCK))
+    torch.nn.init.eye_(clock.head.weight)
+    torch.nn.init.zeros_(clock.head.bias)
+    labels = [{"bpm": 90, "time_signature": "4"}, {"bpm": 90, "time_signature": "3"}]
+    seconds = (50 + 2 * torch.arange(40)) / 25  # a song cut at frame 50
+    bars = torch.stack((seconds * 90 / 240, seconds * 90 / 180))
+    angle = 2 * torch.pi * bars[..., None] * torch.tensor(train_dit.CLOCK)
+    hands = torch.cat((angle.cos(), angle.sin()), -1)
+    assert clock.loss(hands, labels, 50) < 1e-8
+    assert clock.loss(hands, labels, 0) > 0.1 and clock.loss(hands, labels[::-1], 50) > 0.1
 
 
 def test_clips_on_disk_go_on_where_an_interrupted_run_stopped(tmp_path):

@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import save_file
 
 import acefast
-from acefast import locate
 from acefast.checkpoint import find, open_checkpoint
 from acefast.inventory import list_models
 from acefast.report import checkpoint as about
@@ -30,7 +29,7 @@ def test_an_explicit_path_wins_then_the_model_folders_then_the_hubs_cache(writte
     monkeypatch.setenv("ACEFAST_MODELS", os.pathsep.join([str(tmp_path / "absent"), str(tmp_path / "models")]))
     assert find("turbo") == tmp_path / "models/acestep-v15-turbo"
     assert find(written("official")) == written("official")
-    assert [m.name for m in list_models() if not m.problem] == ["ace-step-1.5-turbo"]
+    assert [m.name for m in list_models() if not m.problem] == ["ace-step-1.5-turbo", "demo"]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -54,7 +53,7 @@ def test_a_model_of_its_own_repository_takes_shared_parts_from_the_main_one(writ
     checkpoint.check()
     assert checkpoint.traits.version == "sft" and checkpoint.index["norm.weight"].file.parent.name.startswith("Qwen3")
     assert checkpoint.tokenizer().pad_token_id is not None
-    assert {m.name for m in list_models()} == {"ace-step-1.5-turbo", "ace-step-1.5-sft"}
+    assert {m.name for m in list_models()} == {"ace-step-1.5-turbo", "ace-step-1.5-sft", "demo"}
 
 
 def test_a_download_takes_only_the_models_own_files(written, downloads):
@@ -67,7 +66,7 @@ def test_a_download_takes_only_the_models_own_files(written, downloads):
 
 def test_a_failed_download_says_what_where_and_what_to_do(downloads):
     text = refusal(find, "base", offline=False)
-    assert "ACE-Step/acestep-v15-base could not be downloaded (no route)" in text and "acefast.testing" in text
+    assert "ACE-Step/acestep-v15-base could not be downloaded (no route)" in text and "--model demo" in text
 
 
 @pytest.mark.parametrize(
@@ -122,8 +121,6 @@ def test_names_without_weights_are_refused_in_one_sentence(tmp_path, monkeypatch
     assert "known are" in refusal(find, "zzz")
     assert "downloads are off" in refusal(find, "someone/some-model")
     assert "no folder or file" in refusal(find, tmp_path / "absent")
-    if not locate.DEMO.is_dir():
-        assert "no demo" in refusal(find, "demo")
 
 
 @pytest.mark.parametrize("name", ["ace-step-v1-3.5b", "ACE-Step/ACE-Step-v1-3.5B"])
@@ -148,7 +145,7 @@ def test_models_are_listed_under_the_names_that_load_them(written, tmp_path, mon
     (models / "notes.txt").touch()
     monkeypatch.setenv("ACEFAST_MODELS", str(models))
     found = {m.name: m for m in list_models()}
-    assert {*found} == {"mine", "theirs", "finetune"} and not any(m.problem for m in found.values())
+    assert {*found} == {"mine", "theirs", "finetune", "demo"} and not any(m.problem for m in found.values())
     for name in found:
         assert open_checkpoint(name).index == found[name].checkpoint.index
     assert about(found["finetune"].checkpoint)["path"] == str(models / "finetune.safetensors")

@@ -214,8 +214,10 @@ class Transformer(nn.Module):
         self.norm_out = RMSNorm(H, eps=c.rms_norm_eps)
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, H) * H**-0.5)
 
-    def forward(self, latents: Tensor, t: Tensor, context: Tensor, conditions: Tensor, valid: Tensor) -> Tensor:
-        """Velocity [B, T, D] of noisy latents.
+    def forward(
+        self, latents: Tensor, t: Tensor, context: Tensor, conditions: Tensor, valid: Tensor, tap: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Velocity [B, T, D] of noisy latents, and the hidden states [B, S, H] behind ``tap`` layers.
 
         Args:
             latents: [B, T, D]; t: [B] in 0..1; context: [B, T, 2 * D], source latents and mask.
@@ -226,12 +228,13 @@ class Transformer(nn.Module):
         frames = F.pad(torch.cat((context, latents), -1), (0, 0, 0, -T % c.patch_size))
         x = self.proj_in["1"](frames.transpose(1, 2)).transpose(1, 2).float()
         conditions, valid = self.condition_embedder(conditions), valid[:, None, None]
-        rope = rope_of(x.shape[1], c)
+        rope, tapped = rope_of(x.shape[1], c), x
         for i, layer in enumerate(self.layers):
             x = layer(x, m, rope, window_mask(x.shape[1], layer_window(c, i)), conditions, valid)
+            tapped = x if i + 1 == tap else tapped
         shift, scale = (self.scale_shift_table + e[:, None]).split(1, 1)
         x = self.norm_out(x) * (1 + scale) + shift
-        return self.proj_out["1"](x.transpose(1, 2)).transpose(1, 2)[:, :T]
+        return self.proj_out["1"](x.transpose(1, 2)).transpose(1, 2)[:, :T], tapped
 
 
 class AudioTokenizer(nn.Module):
