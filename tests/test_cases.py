@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import acefast
 import acefast.kernels
 from acefast.cases import Case, all_cases
 
@@ -32,8 +33,10 @@ def rooms(monkeypatch):
     return make
 
 
-def test_tests_see_the_kernels_of_their_own_tree():
-    assert Path(acefast.kernels.__file__) == Path(__file__).parents[1] / "kernels/__init__.py"
+def test_tests_see_the_kernels_that_belong_to_the_package_they_test():
+    package = Path(acefast.__file__).parent
+    own = package.parent / "kernels" if package.parent == Path(__file__).parents[1] else package / "kernels"
+    assert Path(acefast.kernels.__file__) == own / "__init__.py"
 
 
 def test_cases_of_all_rooms_come_by_name(rooms):

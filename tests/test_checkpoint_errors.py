@@ -198,7 +198,7 @@ def test_what_the_system_does_not_let_us_look_at_is_one_sentence(copy, monkeypat
 
     monkeypatch.setattr(Path, "is_dir", shut)
     assert "cannot be read: Permission denied; check" in refusal(open_checkpoint, path)
-    assert [found.problem.count("Permission denied") for found in list_models()] == [1]
+    assert [m.problem.count("Permission denied") for m in list_models() if m.name != "demo"] == [1]
 
 
 @pytest.mark.parametrize("layout", ["official", "diffusers"])
