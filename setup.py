@@ -5,5 +5,5 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["acefast", "acefast.*"]), "acefast.kernels"],
     package_dir={"acefast.kernels": "kernels"},
-    package_data={"acefast": ["demo/README.md", "demo/**/*"]},
+    package_data={"acefast": ["demo/**/*"]},
 )

@@ -236,8 +236,8 @@ class Pipeline:
         switch = steps if switched is None else int(steps * request.strength)
 
         def predict(x: Tensor, t: float, step: int, both: bool) -> Tensor | tuple[Tensor, Tensor]:
-            current = switched if official and step >= switch else conditions
-            return model.velocity(x, t, current, unconditional=both)
+            own = switched if official and step >= switch else conditions
+            return model.velocity(x, t, own, unconditional=both)
 
         guidance = Guidance(
             request.guidance_scale,

@@ -135,11 +135,8 @@ def test_seeds_differ_and_a_seed_is_a_song(pipe):
 @pytest.mark.parametrize("task", ["repaint", "extend"])
 def test_what_is_not_asked_for_stays_and_the_rest_keeps_the_tempo(pipe, songs, task):
     clip, source = songs[0]
-    region = dict(start=4, end=8) if task == "repaint" else {}
-    duration = {} if task == "repaint" else dict(duration=18)
-    made = pipe.generate(
-        clip.prompt, task=task, source=source, bpm=clip.bpm, key=clip.key, seed=5, **region, **duration
-    )
+    where = dict(start=4, end=8) if task == "repaint" else dict(duration=18)
+    made = pipe.generate(clip.prompt, task=task, source=source, bpm=clip.bpm, key=clip.key, seed=5, **where)
     kept = slice(0, 3 * RATE) if task == "repaint" else slice(0, 11 * RATE)
     assert np.abs(made.audio[:, kept] - source.audio[:, kept]).max() <= 0.02 * np.abs(source.audio).max()
     if task == "repaint":

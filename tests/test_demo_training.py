@@ -225,6 +225,16 @@ def test_every_stage_trains_resumes_exports_and_makes_a_song(tmp_path):
     assert (song.request.steps, song.request.sigma_shift) == (8, 3.0)
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="the trainings need torch 2.9, for its Muon")
+def test_one_command_makes_the_model_from_nothing(tmp_path):
+    import make
+
+    moment = [x for stage in ("vae", "dit", "refine") for x in (f"--{stage}-minutes", "0.001")]
+    make.main([str(tmp_path / "run"), str(tmp_path / "model"), "--clips", "2", "--threads", "1", *moment])
+    song = acefast.load(tmp_path / "model").generate("boom bap", bpm=90, duration=5.12, seed=1, steps=1)
+    assert np.isfinite(song.audio).all() and song.audio.shape == (2, 48_000 * 512 // 100)
+
+
 def test_beat_locked_tells_latents_that_follow_the_bar_from_those_that_swing():
     rng = np.random.default_rng(0)
     bpm = rng.integers(80, 100, 16)
