@@ -12,6 +12,8 @@ Here bf16 goes to fp32, through the operation and back with one rounding to near
 - lanes that a mask without ``other=`` leaves out are NaN (the largest integer), not the stock interpreter's zero;
 - memory from ``torch.empty`` and its kind is NaN, so that ``check_written`` finds what no program wrote.
 
+Of inline assembly it understands what our kernels use, the stock interpreter none.
+
 Works on kernels decorated in the ordinary way, in the process that also compiles them; TRITON_INTERPRET is not needed.
 Not seen: races through atomics, accesses between the rows of a strided view, tf32's rounding in fp32 dots, everything
 below the level of tiles. Patches Triton for the whole process while the block lasts: one thread, not nested.
@@ -44,6 +46,8 @@ _BF16_OPS = (
     *("create_minimumf", "create_minnumf", "create_maximumf", "create_maxnumf"),
     *(f"create_fcmp{order}{test}" for order in "OU" for test in ("LT", "GT", "LE", "GE", "EQ", "NE")),
 )
+# Inline assembly that is understood, a function of fp32 arrays each; any other is refused as before.
+_ASSEMBLY = {"sin.approx.f32 $0, $1;": np.sin}
 # What is replaced, with the arguments it must have: another Triton may have renamed or reordered them.
 _EXPECTED = {
     "InterpreterBuilder.create_masked_load": ("ptrs", "mask", "other", "cache_policy", "is_volatile"),
@@ -53,6 +57,7 @@ _EXPECTED = {
     "InterpreterBuilder.create_dot": ("a", "b", "d", "input_precision", "max_num_imprecise_acc"),
     "InterpreterBuilder.create_fp_to_fp": ("src", "dst_type", "rounding_mode"),
     "InterpreterBuilder.cast_impl": ("src", "dst_type"),
+    "InterpreterBuilder.create_inline_asm": ("inlineAsm", "constraints", "values", "type", "isPure", "pack"),
     **{f"InterpreterBuilder.{name}": None for name in _BF16_OPS},
     "ReduceScanOpInterface.apply": ("input",),
     "GridExecutor._init_args_hst": ("args_dev", "kwargs"),
@@ -81,6 +86,7 @@ def interpreted(*, repair_bf16: bool = True, checks: bool = True, races: bool = 
     with contextlib.ExitStack() as undo:
         undo.enter_context(emulated())
         _run_interpreted(triton, ti, undo)
+        _understand_assembly(triton.language, ti, undo)
         if repair_bf16:
             _repair_bf16(triton.language, ti, undo)
         if checks:
@@ -160,6 +166,16 @@ def _run_interpreted(triton: Any, ti: Any, undo: contextlib.ExitStack) -> None:
     _patch(undo, jit_function, "__call__", lambda self, *args, **kwargs: twin(self).rewrite()(*args, **kwargs))
     _patch(undo, ti.InterpretedFunction, "__call__", lambda self, *args, **kwargs: self.rewrite()(*args, **kwargs))
     execute = _patch(undo, ti.GridExecutor, "__call__", launch)
+
+
+def _understand_assembly(tl: Any, ti: Any, undo: contextlib.ExitStack) -> None:
+    def run(self: Any, asm: str, constraints: str, values: list, *rest: Any) -> Any:
+        if asm not in _ASSEMBLY:
+            return refuse(self, asm, constraints, values, *rest)
+        result = ti.TensorHandle(_ASSEMBLY[asm](*(value.data for value in values)), tl.float32)
+        return SimpleNamespace(get_result=lambda index: result)
+
+    refuse = _patch(undo, ti.InterpreterBuilder, "create_inline_asm", run)
 
 
 def _to_float(bits: np.ndarray) -> np.ndarray:
