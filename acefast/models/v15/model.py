@@ -273,7 +273,7 @@ class Model:
 
     def decode(self, latents: Tensor, on_tile: Callable[[int, int], None] | None = None) -> Tensor:
         """[B, T, D] latents to audio [B, 2, 1920 * T] float32 on the CPU, tile by tile."""
-        return vae.decode(self.decoder, latents, on_tile=on_tile).cpu()
+        return vae.decode(self.decoder, latents, on_tile=on_tile).audio.cpu()
 
     def decode_tiles(self, latents: Tensor) -> Iterator[tuple[int, Tensor]]:
         """(first frame, audio) of each tile, as it is decoded."""
