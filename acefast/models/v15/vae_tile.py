@@ -25,7 +25,7 @@ from torch import Tensor
 
 from acefast.guarded import elements, guarded
 from acefast.models.v15.vae_layers import Conv, ResidualUnit, Snake
-from acefast.ops.audio_conv1d import audio_conv1d, peak_slots
+from acefast.ops.audio_conv1d import audio_conv1d
 from acefast.ops.conv1d import conv1d
 from acefast.ops.conv_transpose1d import conv_transpose1d
 from acefast.ops.residual_unit import TAPS, fused, residual_unit
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from acefast.models.v15.vae import Decoder, Encoder
 
 WIDTH = 16  # of which a width is a multiple: the smallest tile of a matrix product
-FRAMES = (1024, 512, 256, 128)  # of a decoder's tile: the first whose arena takes at most SHARE of the GPU's memory
-SHARE = 1 / 8
 
 Wave = tuple[Tensor, Tensor]  # a snake's alpha and inv_beta
 
@@ -69,6 +67,10 @@ class Tile:
         self.memory = memory
         self._pieces = list(memory[: 3 * piece].split(piece))  # x, activated, free
         self.launches: list[Callable[[], object]] = []
+
+    def fits(self, weight: Tensor, batch: int, *size: int) -> bool:
+        """Whether this is a tile of such weights, songs and size."""
+        return self.like is weight and self.memory.dtype == weight.dtype and (self.batch, self.size) == (batch, size)
 
     def launch(self) -> None:
         """The tile's launches and nothing else."""
@@ -113,22 +115,20 @@ class Tile:
 
 
 class DecoderTile(Tile):
-    """``frames`` latent frames of ``batch`` songs to audio: ``load``, then ``launch``.
-
-    ``peaks`` [B, n] gathers the largest samples of all launches since it was zero.
-    """
+    """``frames`` latent frames of ``batch`` songs to audio: ``load``, then ``launch``."""
 
     def __init__(self, decoder: Decoder, batch: int, frames: int, memory: Tensor | None = None) -> None:
         like = decoder.conv1.weight
-        super().__init__(decoder_levels(decoder, frames), batch, like, memory)
+        super().__init__(decoder.levels(frames), batch, like, memory)
         weight, bias = conv_of(decoder.conv1)
-        self.frames, self.hop = frames, decoder.hop
+        self.size = (frames,)
         self.latents = guarded(batch, frames, weight.shape[2], dtype=like.dtype, device=like.device)
         self.latents.zero_()  # channels beyond the model's stay so
         self.place = torch.zeros(3, dtype=torch.int32, device=like.device)
-        self.peaks = torch.zeros(batch, peak_slots(frames * self.hop), device=like.device)
         blocks = list(decoder.block)
-        waves = [wave_of(layer.snake1) for layer in (*blocks, decoder)]  # what reads a block's result, the last one's too
+        waves = [
+            wave_of(layer.snake1) for layer in (*blocks, decoder)
+        ]  # what reads a block's result, the last one's too
         rows, (_, activated, _) = frames, self._rows(frames, len(bias))
         self._add(conv1d, self.latents, weight, bias, padding=3, wave=waves[0], keep=False, out=(None, activated))
         for block, after in zip(blocks, waves[1:]):
@@ -147,14 +147,19 @@ class DecoderTile(Tile):
         self.last = partial(audio_conv1d, self._rows(rows, weight.shape[2])[1], weight, guarded=True)
 
     def load(self, latents: Tensor, place: Tensor) -> None:
-        """Put a tile's latents [B, frames, 64] and its ``place``, see ``acefast.ops.audio_conv1d``, where they are read."""
+        """Put latents [B, frames, 64] and the audio's ``place``, see acefast.ops.audio_conv1d, where they are read."""
         self.latents[..., : latents.shape[2]].copy_(latents)
         self.place.copy_(place)
 
-    def launch(self, audio: Tensor) -> None:
-        """The tile's launches and nothing else; ``audio`` [B, 2, N] fp32 gets the rows that ``place`` says."""
+    def launch(self, audio: Tensor, peaks: Tensor) -> None:
+        """The tile's launches and nothing else.
+
+        Args:
+            audio: [B, 2, N] fp32, gets the rows that ``place`` says.
+            peaks: [B, n] fp32, n as ``peak_slots`` says of a tile's rows, raised to the largest samples of those.
+        """
         super().launch()
-        self.last(place=self.place, peaks=self.peaks, out=audio)
+        self.last(place=self.place, peaks=peaks, out=audio)
 
 
 class EncoderTile(Tile):
@@ -165,8 +170,8 @@ class EncoderTile(Tile):
 
     def __init__(self, encoder: Encoder, batch: int, frames: int, extra: int = 0, memory: Tensor | None = None) -> None:
         like, rows = encoder.conv1.weight, frames * encoder.hop + extra
-        super().__init__(encoder_levels(encoder, frames, extra), batch, like, memory)
-        self.frames, self.rows = frames, rows
+        super().__init__(encoder.levels(frames, extra), batch, like, memory)
+        self.size, self.rows = (frames, extra), rows
         weight, bias = conv_of(encoder.conv1, inputs=False)
         taps = -(-weight.shape[1] * weight.shape[2] // WIDTH) * WIDTH // weight.shape[2]  # 8, the last one zero,
         beyond = taps - weight.shape[1]
@@ -204,27 +209,6 @@ class EncoderTile(Tile):
 def padded(width: int) -> int:
     """Channels that activations of so many take in a tile."""
     return -(-width // WIDTH) * WIDTH
-
-
-def decoder_levels(decoder: Decoder, frames: int) -> list[tuple[int, int]]:
-    """Rows and width of a tile's activations, level by level."""
-    levels = [(frames, len(decoder.conv1.weight))]
-    for block in decoder.block:
-        levels.append((levels[-1][0] * block.stride, len(block.conv_t1.bias)))
-    return levels
-
-
-def encoder_levels(encoder: Encoder, frames: int, extra: int = 0) -> list[tuple[int, int]]:
-    """The same of an encoder."""
-    levels = [(frames * encoder.hop + extra, len(encoder.conv1.weight))]
-    for block in encoder.block:
-        levels.append((levels[-1][0] // block.conv1.stride, len(block.conv1.weight)))
-    return levels
-
-
-def arena_bytes(levels: list[tuple[int, int]], batch: int, dtype: torch.dtype) -> int:
-    """Memory of a tile's activations: 1.5 GB for a song's tile of 1024 frames."""
-    return 3 * max(elements(batch, rows, padded(width)) for rows, width in levels) * dtype.itemsize
 
 
 def filled(t: Tensor, *sizes: int) -> Tensor:
