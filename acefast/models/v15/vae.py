@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acefast.backends import cpu_multiplies
+from acefast.backends import cpu_multiplies, emulated_sm
 from acefast.checks import check_shape
 from acefast.models.v15.config import VAEConfig
 from acefast.models.v15.vae_layers import (
@@ -62,9 +62,9 @@ def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """The dtype to load the autoencoder in when the pipeline's is ``dtype``.
 
     The same, except on a CPU that is slow at it (two AVX-512 cores: 280-320 GFLOP/s in fp32, 55-150 in emulated bf16):
-    there it is fp32.
+    there it is fp32. A CPU that stands in for a GPU (acefast.backends.emulated) is as good as one.
     """
-    if device.type != "cpu" or cpu_multiplies(dtype):
+    if device.type != "cpu" or emulated_sm() or cpu_multiplies(dtype):
         return dtype
     return torch.float32
 

@@ -66,7 +66,14 @@ class Tile:
             memory = like.new_empty(3 * piece)
         self.memory = memory
         self._pieces = list(memory[: 3 * piece].split(piece))  # x, activated, free
-        self.launches: list[Callable[[], object]] = []
+        self.launches: list[partial] = []
+
+    @property
+    def static(self) -> list[Tensor]:
+        """All tensors of the launches, which a graph may count on."""
+        values = [v for launch in self.launches for v in (*launch.args, *launch.keywords.values())]
+        values = [t for v in values for t in (v if isinstance(v, tuple) else (v,))]
+        return [self.memory, *(t for t in values if isinstance(t, Tensor))]
 
     def fits(self, weight: Tensor, batch: int, *size: int) -> bool:
         """Whether this is a tile of such weights, songs and size."""
@@ -145,6 +152,10 @@ class DecoderTile(Tile):
             self._units(units, rows, after)
         weight, _ = conv_of(decoder.conv2, outputs=False)
         self.last = partial(audio_conv1d, self._rows(rows, weight.shape[2])[1], weight, guarded=True)
+
+    @property
+    def static(self) -> list[Tensor]:
+        return [*super().static, *self.last.args, self.place]
 
     def load(self, latents: Tensor, place: Tensor) -> None:
         """Put latents [B, frames, 64] and the audio's ``place``, see acefast.ops.audio_conv1d, where they are read."""

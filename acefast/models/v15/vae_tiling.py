@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 TILE_FRAMES = {"decode": 128, "encode": 256}  # on the references
 KERNEL_FRAMES = (1024, 512, 256, 128)  # on a GPU's kernels: the first whose arena takes at most SHARE of the memory
-SHARE = 1 / 8
+SHARE = 1 / 6
 
 
 class Window(NamedTuple):
@@ -56,9 +56,13 @@ def even_size(length: int, largest: int, halo: int, step: int = 64) -> int:
 
 def on_kernels(coder: Decoder | Encoder) -> bool:
     """Whether tiles are a list of launches on static memory: in 16 bits, where Triton's kernels are in force."""
-    weight = coder.conv1.weight
-    fits = weight.dtype in (torch.float16, torch.bfloat16)
-    return choose_backend("vae", None, weight.device, ("triton",) if fits else ()) == "triton"
+    return kernels_take(coder.conv1.weight.dtype, coder.conv1.weight.device)
+
+
+def kernels_take(dtype: torch.dtype, device: torch.device) -> bool:
+    """The same of weights that are not there yet."""
+    fits = dtype in (torch.float16, torch.bfloat16)
+    return choose_backend("vae", None, device, ("triton",) if fits else ()) == "triton"
 
 
 def tiles(what: str, coder: Decoder | Encoder, batch: int, frames: int, tile_frames: int | None) -> list[Window]:
