@@ -6,13 +6,18 @@ kernels compute them, in the interpreter in 16 bits, at strides whose songs are 
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
-from acefast.models.v15 import names, vae, vae_tiling
+import acefast
+from acefast.backends import use_backend
+from acefast.models.v15 import names, vae, vae_storage, vae_tiling
 from acefast.models.v15.config import VAEConfig
 from acefast.models.v15.vae_tile import DecoderTile, EncoderTile
 from acefast.ops.audio_conv1d import peak_slots
+from acefast.sim.interpreter import interpreted
 from tests.models.test_vae import build, poisoned_frames, relative
 
 SIZES = dict(encoder_hidden_size=8, decoder_channels=8, decoder_input_channels=4)  # widths 8 (padded), 16, 32, 64, 128
@@ -206,7 +211,7 @@ def test_kernels_decode_as_near_to_fp32_as_the_references(small):
 def test_a_row_has_the_same_bits_in_any_tile_and_any_batch(small, size):
     """In another place of a tile of another length, beside another song, at the song's ends and where tiles meet."""
     decoder, z, songs = small
-    assert decoder.halo == 34 and len([*vae.windows(90, size, 34)]) > 1
+    assert decoder.halo == 34 and len([*vae_tiling.windows(90, size, 34)]) > 1
     tiled = on_triton(vae.decode, decoder, z, size).audio
     assert torch.equal(tiled, torch.cat([song.audio for song in songs]))
 
@@ -232,6 +237,33 @@ def test_the_demo_models_autoencoder(what, demo):
         assert relative(made, exact) <= 1.1 * relative(near, exact)
 
 
+# -- storage ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", (vae.Decoder, vae.Encoder))
+@pytest.mark.parametrize("asked", (torch.float16, torch.bfloat16), ids=str)
+def test_kernels_keep_fp16_where_a_probe_stays_in_its_range(monkeypatch, kind, asked):
+    def load(offset):
+        def loaded(dtype):
+            coder = made(kind, PUBLISHED, dtype)
+            coder.block[2].units[1].conv2.bias += offset
+            return coder
+
+        return vae_storage.load_stored(loaded, asked, torch.device("cpu")).conv1.weight.dtype
+
+    assert load(0) == asked  # no kernels: nothing is tried
+    monkeypatch.setattr(vae_storage, "kernels_take", lambda *_: True)
+    monkeypatch.setattr(vae_storage, "PROBE_FRAMES", 1)
+    assert load(0) == torch.float16
+    assert load(21e3) == load(1e5) == load(torch.nan) == torch.bfloat16  # near fp16's end, beyond it, and not a number
+
+
+def test_the_probe_sees_what_an_encoder_or_decoder_stores(decoder, encoder, monkeypatch):
+    monkeypatch.setattr(vae_storage, "PROBE_FRAMES", 1)
+    for coder in (decoder, encoder):
+        assert 1 < vae_storage.largest_activation(coder) < 100
+
+
 # -- how long a tile is ----------------------------------------------------------------------------------------------
 
 
@@ -255,6 +287,6 @@ def test_tiles_take_at_most_a_sixth_of_a_gpus_memory():
 @pytest.mark.parametrize("length", (1, 750, 1024, 1025, 1030, 3000, 6000, 15_000))
 def test_tiles_are_no_more_and_hardly_longer_than_needed(length):
     size = vae_tiling.even_size(length, 1024, 9)
-    count = len([*vae.windows(length, size, 9)])
-    assert size <= 1024 and count == len([*vae.windows(length, 1024, 9)])
+    count = len([*vae_tiling.windows(length, size, 9)])
+    assert size <= 1024 and count == len([*vae_tiling.windows(length, 1024, 9)])
     assert count == 1 or (size % 64 == 0 and (size - 64 - 18) * count + 18 < length)
