@@ -3,7 +3,7 @@
 Math    as the op's docstring has it
 Tiling  the peaks of a song, or its samples, are gone over by up to PARTS programs, BLOCK elements at a time, each of
         which leaves one peak in scratch; then one program per BLOCK samples of a song, which takes the largest of
-        those peaks. A thread moves 16 bytes at a time where a song's samples are a multiple of 16
+        those peaks. A thread reads 16 bytes at a time where a song's samples are a multiple of 16
 Bytes   8 or 6 per sample, 4 more where there are no peaks yet
 Bound   memory
 
@@ -33,7 +33,7 @@ _INFINITY = tl.constexpr(0x7F800000)  # its bits
 _ROUND = tl.constexpr(1.5 * 2**23)  # a sum of it and a number below 2**22 has no fraction left
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def _peaks_kernel(x_ptr, parts_ptr, n, parts, PARTS: tl.constexpr, BLOCK: tl.constexpr):
     """The largest |x| of every ``parts``-th block of a song's n numbers."""
     song = tl.program_id(1).to(tl.int64)
@@ -45,7 +45,7 @@ def _peaks_kernel(x_ptr, parts_ptr, n, parts, PARTS: tl.constexpr, BLOCK: tl.con
     tl.store(parts_ptr + song * PARTS + tl.program_id(0), tl.max(largest, 0).to(tl.float32, bitcast=True))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def _convert_kernel(x_ptr, levels_ptr, parts_ptr, out_ptr, n, parts, PARTS: tl.constexpr, BLOCK: tl.constexpr):
     song = tl.program_id(1).to(tl.int64)
     part = tl.arange(0, PARTS)
@@ -54,7 +54,8 @@ def _convert_kernel(x_ptr, levels_ptr, parts_ptr, out_ptr, n, parts, PARTS: tl.c
     peak = largest.to(tl.float32, bitcast=True).to(tl.float64)
     factor = (tl.load(levels_ptr + song) / tl.maximum(peak, _QUIETEST)).to(tl.float32)
 
-    samples = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    within = tl.max_contiguous(tl.multiple_of(tl.arange(0, BLOCK), 4), 4)  # 4 a thread, of int16 as well
+    samples = tl.program_id(0) * BLOCK + within
     x = tl.load(x_ptr + song * n + samples, mask=samples < n, other=0.0)
     y = tl.minimum(tl.maximum(x * factor, -1.0), 1.0)
     if out_ptr.dtype.element_ty == tl.int16:

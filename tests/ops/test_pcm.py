@@ -1,4 +1,4 @@
-"""pcm against acefast.waveform.normalise and acefast.audio's 16 bits, which it is bit for bit; the Triton kernels too."""
+"""pcm is acefast.waveform.normalise and acefast.audio's 16 bits, bit for bit; the Triton kernels in the interpreter."""
 
 from __future__ import annotations
 
@@ -131,6 +131,21 @@ def test_each_program_of_few_goes_over_several_blocks(monkeypatch):
             audio[0, 0, at] = -8.0
             kernel.pcm(audio, levels(0.0), peaks=None, out=out, scratch=scratch)
             assert out[0, 0, at] == -1 and out.max() == out[0, 0, at - 1] == 0.03125
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.int16), ids=str)
+@pytest.mark.parametrize("N", (64, 4099))
+def test_ptx_gives_the_references_bits(dtype, N, rng):
+    pytest.importorskip("triton", "3.9", reason="triton 3.9 is not installed")
+    from acefast.kernels.pcm import pcm as kernel
+    from tests.ops.simulated import simulated
+
+    audio = songs(3, N, rng)
+    audio[1, 1, 5] = torch.nan
+    given = {"audio": audio, "levels": levels(0.0, 0.0, -6.0), "peaks": None, "scratch": torch.empty(3, PARTS)}
+    given["out"] = torch.full_like(audio, 99, dtype=dtype)
+    simulated(kernel, given, registers=True)
+    assert same(given["out"], pcm_reference(audio, given["levels"], dtype=dtype))
 
 
 @pytest.mark.parametrize("channels", (1, 3))
