@@ -1,16 +1,20 @@
-"""Prompt to latents with ``backend="triton"``: whole steps on static buffers, the kernels in the interpreter."""
+"""Prompt to latents and to audio with ``backend="triton"``: static buffers, the kernels in the interpreter."""
 
 from __future__ import annotations
+
+import copy
 
 import pytest
 import torch
 
 import acefast
 from acefast import sampling
+from acefast.models.v15 import vae_storage
 from acefast.models.v15.step import Step
+from acefast.models.v15.vae_tile import DecoderTile
 from acefast.pipeline import Pipeline
 from acefast.sim.interpreter import interpreted
-from tests.songs import counted, distance, song, velocities
+from tests.songs import HOP, counted, distance, song, velocities
 
 pytestmark = pytest.mark.usefixtures("offline", "undecoded", "few_programs")
 
@@ -72,3 +76,18 @@ def test_hooks_replace_and_cancel(tiny_pipe):
     torch.testing.assert_close(seen[2:], seen[:2])  # tensors of their own: the second step left the first's alone
     with pytest.raises(sampling.Cancelled, match="after step 1"):
         on_triton(tiny_pipe, on_step=lambda info: False)
+
+
+def test_a_song_is_decoded_by_the_kernels_too(tiny, tiny_pipe, monkeypatch):
+    """In fp16, which a probe at load allows: its audio is as near to fp32 as the references' in fp16."""
+    monkeypatch.setattr(vae_storage, "PROBE_FRAMES", 1)
+    with interpreted():
+        pipe = acefast.load(tiny, device="cpu", dtype="bfloat16", backend="triton")
+    launched = counted(monkeypatch, DecoderTile, "launch")
+    made = on_triton(pipe, codes=[7, 3], normalize=None)
+    assert len(launched) == 1 and pipe.model.decoder.conv1.weight.dtype == torch.float16
+    z, decoder = made.latents[None], pipe.model.decoder
+    exact = copy.deepcopy(decoder).float()(z)[0]
+    assert made.audio.shape == exact.shape == (2, 10 * HOP)
+    error, reference = ((torch.from_numpy(made.audio) - exact).norm(), (decoder(z)[0] - exact).norm())
+    assert error <= 1.1 * reference <= 0.1 * exact.norm()
