@@ -19,6 +19,7 @@ from acefast.models.v15.dit import DiT
 from acefast.models.v15.step import Step
 from acefast.models.v15.tasks import REFERENCE_STREAM, build_task, posterior
 from acefast.models.v15.vae_storage import load_stored
+from acefast.ops.pcm import pcm
 from acefast.ops.sampler_step import Repaint
 from acefast.options import listed
 from acefast.prompts import LYRIC_TOKENS, TEXT_TOKENS, Tokens, lost_hints, lyric_prompt, text_prompt, tokenize
@@ -276,9 +277,19 @@ class Model:
         """[1, 5 * n, D] float32 latents of 5 Hz codes."""
         return self.audio_detokenizer(torch.tensor([codes], device=self.device)).float()
 
-    def decode(self, latents: Tensor, on_tile: Callable[[int, int], None] | None = None) -> Tensor:
-        """[B, T, D] latents to audio [B, 2, 1920 * T] float32 on the CPU, tile by tile."""
-        return vae.decode(self.decoder, latents, on_tile=on_tile).audio.cpu()
+    def decode(
+        self, latents: Tensor, on_tile: Callable[[int, int], None] | None = None, level: float | None = None
+    ) -> Tensor:
+        """[B, T, D] latents to audio [B, 2, 1920 * T] float32 on the CPU, tile by tile.
+
+        Args:
+            level: each song's peak, in dBFS; None leaves it as decoded, as does a sample that is NaN or infinite.
+        """
+        audio, peaks = vae.decode(self.decoder, latents, on_tile=on_tile)
+        if level is not None:
+            levels = torch.full((len(audio),), 10 ** (level / 20), dtype=torch.float64, device=audio.device)
+            pcm(audio, levels, peaks=peaks, out=audio)
+        return audio.cpu()
 
     def decode_tiles(self, latents: Tensor) -> Iterator[tuple[int, Tensor]]:
         """(first frame, audio) of each tile, as it is decoded."""
