@@ -77,7 +77,8 @@ class Tile:
 
     def fits(self, weight: Tensor, batch: int, *size: int) -> bool:
         """Whether this is a tile of such weights, songs and size."""
-        return self.like is weight and self.memory.dtype == weight.dtype and (self.batch, self.size) == (batch, size)
+        where = (self.memory.dtype, self.memory.device) == (weight.dtype, weight.device)
+        return where and self.like is weight and (self.batch, self.size) == (batch, size)
 
     def launch(self) -> None:
         """The tile's launches and nothing else."""
