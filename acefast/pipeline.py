@@ -106,15 +106,16 @@ def load(
         RequestError: there is no such device or dtype here, or not memory enough.
         BackendUnavailable: the backend named cannot run here.
     """
-    with use_backend(backend) if backend else contextlib.nullcontext():  # or refused before anything is read
-        device = as_device(device)
-        dtype = as_dtype(dtype, device)
-        checkpoint = open_checkpoint(model)
-        checkpoint.check()
-        from acefast.models.v15.model import Model
+    with use_backend(backend) if backend else contextlib.nullcontext():
+        pass  # refuse a backend that cannot run before anything is read
+    device = as_device(device)
+    dtype = as_dtype(dtype, device)
+    checkpoint = open_checkpoint(model)
+    checkpoint.check()
+    from acefast.models.v15.model import Model
 
-        with memory_told("loading", "take a device with more memory, or dtype='bfloat16'"), current(device):
-            return Pipeline(Model(checkpoint, device, dtype), backend)
+    with memory_told("loading", "take a device with more memory, or dtype='bfloat16'"):
+        return Pipeline(Model(checkpoint, device, dtype), backend)
 
 
 class Pipeline:

@@ -18,7 +18,6 @@ from acefast.models.v15.conditions import ConditionEncoder
 from acefast.models.v15.dit import DiT
 from acefast.models.v15.step import Step
 from acefast.models.v15.tasks import REFERENCE_STREAM, build_task, posterior
-from acefast.models.v15.vae_storage import load_stored
 from acefast.ops.pcm import pcm
 from acefast.ops.sampler_step import Repaint
 from acefast.options import listed
@@ -40,7 +39,7 @@ class Model:
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
         self.config, self.traits = checkpoint.config, checkpoint.traits
         self.tokenizer = checkpoint.tokenizer()
-        self.decoder = self._load_coder(vae.Decoder)
+        self.decoder = self._load(vae.Decoder, checkpoint.vae_config, vae.compute_dtype(dtype, device))
         self.text_encoder = load_text_encoder(checkpoint, device, dtype)
         self.condition_encoder = self._load(ConditionEncoder, self.config)
         self.transformer = self._load(DiT, self.config)
@@ -48,7 +47,7 @@ class Model:
     @cached_property
     def encoder(self) -> nn.Module:
         """The audio encoder, for tasks with source or reference audio."""
-        return self._load_coder(vae.Encoder)
+        return self._load(vae.Encoder, self.checkpoint.vae_config, vae.compute_dtype(self.dtype, self.device))
 
     @cached_property
     def audio_tokenizer(self) -> nn.Module:
@@ -65,10 +64,6 @@ class Model:
             module = kind(config)
         load(module, kind.weight_table(config), self.checkpoint, self.device, dtype or self.dtype)
         return module.eval()
-
-    def _load_coder(self, kind: type[nn.Module]) -> nn.Module:
-        dtype = vae.compute_dtype(self.dtype, self.device)
-        return load_stored(lambda d: self._load(kind, self.checkpoint.vae_config, d), dtype, self.device)
 
     # -- before work starts ------------------------------------------------------------------------------------------
 

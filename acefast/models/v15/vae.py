@@ -107,7 +107,8 @@ class Decoder(nn.Module):
         """Static memory and launches for tiles of so many frames; the last one is kept, and its memory for the next."""
         kept = self._tile
         if kept is None or not kept.fits(self.conv1.weight, batch, frames):
-            self._tile = DecoderTile(self, batch, frames, memory=kept and kept.memory)
+            with torch.inference_mode(False):  # memory that may be written within it and outside
+                self._tile = DecoderTile(self, batch, frames, memory=kept and kept.memory)
         return self._tile
 
     def forward(self, latents: Tensor, keep: tuple[int, int] | None = None) -> Tensor:
@@ -190,7 +191,8 @@ class Encoder(nn.Module):
         """As ``Decoder.tile``; see ``EncoderTile`` for ``extra``."""
         kept = self._tile
         if kept is None or not kept.fits(self.conv1.weight, batch, frames, extra):
-            self._tile = EncoderTile(self, batch, frames, extra, memory=kept and kept.memory)
+            with torch.inference_mode(False):
+                self._tile = EncoderTile(self, batch, frames, extra, memory=kept and kept.memory)
         return self._tile
 
     def forward(self, audio: Tensor) -> tuple[Tensor, Tensor]:
