@@ -99,23 +99,23 @@ def load(
         model: a name such as "ace-step-1.5-turbo" (``acefast info`` lists them), a folder or file, or a hub repo id.
         device: "cuda" where there is a GPU, else "cpu", where none is given.
         dtype: of weights and activations: bfloat16 where none is given, the dtype of published checkpoints (float32 on
-            mps). A CPU that is slow at it still multiplies in float32.
+            mps). A CPU that is slow at it still multiplies in float32; a GPU's kernels keep the audio autoencoder in
+            float16 where its activations fit, else in bfloat16.
         backend: "reference", "triton", "cuda", "cpu" or "auto"; see ``acefast.use_backend``.
     Raises:
         CheckpointError: the checkpoint is missing, damaged or incomplete.
         RequestError: there is no such device or dtype here, or not memory enough.
         BackendUnavailable: the backend named cannot run here.
     """
-    with use_backend(backend) if backend else contextlib.nullcontext():
-        pass  # refuse a backend that cannot run before anything is read
-    device = as_device(device)
-    dtype = as_dtype(dtype, device)
-    checkpoint = open_checkpoint(model)
-    checkpoint.check()
-    from acefast.models.v15.model import Model
+    with use_backend(backend) if backend else contextlib.nullcontext():  # refused before anything is read
+        device = as_device(device)
+        dtype = as_dtype(dtype, device)
+        checkpoint = open_checkpoint(model)
+        checkpoint.check()
+        from acefast.models.v15.model import Model
 
-    with memory_told("loading", "take a device with more memory, or dtype='bfloat16'"):
-        return Pipeline(Model(checkpoint, device, dtype), backend)
+        with memory_told("loading", "take a device with more memory, or dtype='bfloat16'"):
+            return Pipeline(Model(checkpoint, device, dtype), backend)
 
 
 class Pipeline:
