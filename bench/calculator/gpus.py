@@ -12,6 +12,7 @@ class Device:
     gpu: Gpu
     sm: int  # what kernels are compiled for
     multiprocessors: int
+    memory: int  # GB
     mma_cycles: int | None  # of one m16n8k16 with fp32 sums on a quarter of a multiprocessor; None: other instructions
 
     @property
@@ -28,17 +29,17 @@ class Device:
         return self.gpu.bandwidth * 1e9
 
 
-_A100 = Device(GPUS[80], 80, 108, mma_cycles=8)
+_A100 = Device(GPUS[80], 80, 108, 40, mma_cycles=8)
 
 DEVICES = {
     "a100-40": _A100,
-    "a100-80": replace(_A100, gpu=replace(GPUS[80], name="A100 SXM 80GB", bandwidth=2039)),
-    "h100": Device(GPUS[90], 90, 132, mma_cycles=None),
-    "4090": Device(GPUS[89], 89, 128, mma_cycles=32),
-    "3090": Device(GPUS[86], 86, 82, mma_cycles=32),
-    "l4": Device(Gpu("L4", 121, 30.3, 300, 48), 89, 58, mma_cycles=16),
+    "a100-80": replace(_A100, gpu=replace(GPUS[80], name="A100 SXM 80GB", bandwidth=2039), memory=80),
+    "h100": Device(GPUS[90], 90, 132, 80, mma_cycles=None),
+    "4090": Device(GPUS[89], 89, 128, 24, mma_cycles=32),
+    "3090": Device(GPUS[86], 86, 82, 24, mma_cycles=32),
+    "l4": Device(Gpu("L4", 121, 30.3, 300, 48), 89, 58, 24, mma_cycles=16),
 }
 ANCHORS = {  # only to hold the calculator against published measurements
-    "pro6000": Device(Gpu("RTX PRO 6000 Blackwell", 503.8, 126, 1792, 128), 120, 188, mma_cycles=16),
-    "5090": Device(GPUS[120], 120, 170, mma_cycles=32),
+    "pro6000": Device(Gpu("RTX PRO 6000 Blackwell", 503.8, 126, 1792, 128), 120, 188, 96, mma_cycles=16),
+    "5090": Device(GPUS[120], 120, 170, 32, mma_cycles=32),
 }
