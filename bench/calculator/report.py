@@ -26,7 +26,8 @@ Row = dict[str, Any]
 
 def song(found: Row, kernels: bool = False) -> Iterator[str]:
     """A song's stages, and its kernels, in lines."""
-    yield f"{found['model']}, {found['seconds']:g} s, batch {found['batch']}, {found['device']}; milliseconds, predicted"
+    name = f"{found['model']}, {found['seconds']:g} s, batch {found['batch']}"
+    yield f"{name}, {found['device']}; milliseconds, predicted"
     yield f"{'':8}" + "".join(f"{TITLES[kind]:>20}" for kind in ESTIMATES) + f"{'launches':>10}"
     for stage in STAGES:
         cells = "".join(f"{found['stages'][stage][f'{kind}_ms']:20.2f}" for kind in ESTIMATES)
@@ -61,10 +62,11 @@ def write(counts: dict[str, dict[str, Counts]]) -> None:
 def _report(found: dict[tuple, Row], counts: dict) -> Iterator[str]:
     yield "# Predicted: songs of ACE-Step 1.5 on an A100"
     yield ""
-    yield "Nothing here was run on a GPU. Milliseconds per call, written by `python bench/predict.py --report`: *floor*,"
-    yield "*target*, *compiled* and *eager PyTorch* are the calculator's estimates (bench/calculator/song.py); *predicted*"
-    yield "takes this repository's launches and what its compiled kernels were counted to do (bench/calculator/counted.py"
-    yield "says how). Turbo: 8 steps; base: 50 steps, all guided. 501 conditions. Copies to the host are left out."
+    yield "Nothing here was run on a GPU. Milliseconds per call, written by `python bench/predict.py --report`."
+    yield "*Floor*, *target*, *compiled* and *eager PyTorch* are the calculator's estimates (bench/calculator/song.py)."
+    yield "*Predicted* takes this repository's launches and what its compiled kernels were counted to do: the formula"
+    yield "stands in bench/calculator/counted.py; prep is the calculator's plan. Turbo takes 8 steps; base 50,"
+    yield "all of them guided. 501 conditions. Copies to the host are left out."
     yield ""
     yield "![stages of turbo](predicted-a100.png)"
     for key in ("a100-40", "a100-80"):
@@ -137,7 +139,9 @@ def _plot(rows: list[Row], file: Path) -> None:
 
     figure = Figure(figsize=(14, 5), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(f"{rows[0]['model']} on {rows[0]['device']}, batch 1: milliseconds by stage. Predicted, not measured")
+    figure.suptitle(
+        f"{rows[0]['model']} on {rows[0]['device']}, batch 1: milliseconds by stage. Predicted, not measured"
+    )
     for axes, row in zip(figure.subplots(1, len(rows)), rows):
         below = [0.0] * len(ESTIMATES)
         for stage in STAGES:
