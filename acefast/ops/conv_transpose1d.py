@@ -16,12 +16,13 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_contiguous, check_shape
-from acefast.guarded import check_rows, lay
+from acefast.guarded import check_rows, elements, lay, with_guards
+from acefast.guarded import guarded as rows_of
 from acefast.ops.conv1d import Pair, check_dtype, check_results
 from acefast.ops.snake import Wave, snake_reference
 
 OP = "conv_transpose1d"
-ORDER = ()  # kernels, fastest first
+ORDER = ("triton",)  # kernels, fastest first
 
 
 def conv_transpose_weight(weight: Tensor) -> Tensor:
@@ -92,7 +93,8 @@ def conv_transpose1d(
         guarded: x, out and what is returned lie between zeros, as acefast.guarded lays rows.
         out: where what is returned is written, of the same form, [B, stride * L, Cout] each; shares no memory with x.
             None: new memory.
-        backend: "reference"; None leaves the choice to acefast.backends.
+        backend: "triton" (16 bits, Cin and Cout multiples of 16) or "reference"; None leaves the choice to
+            acefast.backends.
     Returns:
         The result y, [B, stride * L, Cout], contiguous or guarded. With a wave the pair (y, snake(y)), of which y is
         None unless kept.
@@ -113,5 +115,33 @@ def conv_transpose1d(
     check_contiguous(OP, "weight", weight)
     check_dtype(OP, "weight", weight, x)
     check_results(OP, (B, stride * L, Cout), "[B, stride * L, Cout]", x, wave, keep, guarded, out)
-    choose_backend(OP, backend, x.device, ORDER)
-    return conv_transpose1d_reference(x, weight, bias, stride=stride, wave=wave, keep=keep, guarded=guarded, out=out)
+    options = {"stride": stride, "wave": wave, "keep": keep, "guarded": guarded, "out": out}
+    fits = x.dtype in (torch.bfloat16, torch.float16) and Cin % 16 == 0 and Cout % 16 == 0 and x.numel() > 0
+    if choose_backend(OP, backend, x.device, ORDER if fits else ()) == "triton":
+        return _on_kernel(x, weight, bias, **options)
+    return conv_transpose1d_reference(x, weight, bias, **options)
+
+
+def _on_kernel(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: int,
+    wave: Wave | None,
+    keep: bool,
+    guarded: bool,
+    out: Tensor | Pair | None,
+) -> Tensor | Pair:
+    from acefast.kernels.conv_transpose1d import conv_transpose1d as kernel
+
+    shape, like = (len(x), stride * x.shape[1], len(bias)), {"dtype": x.dtype, "device": x.device}
+    given = (out, None) if wave is None else out or (None, None)
+    into: list[Tensor | None] = []
+    for wanted, there in zip((keep, wave is not None), given):
+        if wanted and (there is None or not guarded):
+            there = rows_of(*shape, **like, memory=x.new_empty(elements(*shape)))
+        into.append(there)
+    kernel(x if guarded else with_guards(x), weight, bias, stride=stride, wave=wave, out=(into[0], into[1]))
+    if not guarded:
+        into = [r if r is None else lay(r.contiguous(), there, False) for r, there in zip(into, given)]
+    return into[0] if wave is None else (into[0], into[1])
