@@ -278,8 +278,7 @@ def decode_tiles(decoder: Decoder, latents: Tensor, tile_frames: int | None = No
 
 def decode(decoder: Decoder, latents: Tensor, tile_frames: int | None = None, on_tile: OnTile | None = None) -> Decoded:
     """All of ``decode_tiles`` in one tensor; ``on_tile`` hears of every tile."""
-    B, T, _ = latents.shape
-    hop = decoder.hop
+    B, T, hop = *latents.shape[:2], decoder.hop
     if on_kernels(decoder):
         windows = tiles("decode", decoder, B, T, tile_frames)
         decoded = _memory(decoder, latents, windows)
