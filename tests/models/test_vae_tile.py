@@ -207,7 +207,7 @@ def test_kernels_decode_as_near_to_fp32_as_the_references(small):
     assert all(torch.equal(song.peaks.amax(1), song.audio.abs().amax((1, 2))) for song in songs)
 
 
-@pytest.mark.parametrize("size", (72, 80))
+@pytest.mark.parametrize("size", (77, 79))
 def test_a_row_has_the_same_bits_in_any_tile_and_any_batch(small, size):
     """In another place of a tile of another length, beside another song, at the song's ends and where tiles meet."""
     decoder, z, songs = small

@@ -61,8 +61,8 @@ class Decoded(NamedTuple):
 def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """The dtype to load the autoencoder in when the pipeline's is ``dtype``.
 
-    The same, except on a CPU that is slow at it (two AVX-512 cores: 280-320 GFLOP/s in fp32, 55-150 in emulated bf16):
-    there it is fp32. A CPU that stands in for a GPU (acefast.backends.emulated) is as good as one.
+    The same, except on a CPU that is slow at it (two AVX-512 cores: 280-320 GFLOP/s in fp32, 55-150 in emulated bf16)
+    and does not stand in for a GPU: there it is fp32.
     """
     if device.type != "cpu" or emulated_sm() or cpu_multiplies(dtype):
         return dtype
@@ -278,8 +278,7 @@ def decode_tiles(decoder: Decoder, latents: Tensor, tile_frames: int | None = No
 
 def decode(decoder: Decoder, latents: Tensor, tile_frames: int | None = None, on_tile: OnTile | None = None) -> Decoded:
     """All of ``decode_tiles`` in one tensor; ``on_tile`` hears of every tile."""
-    B, T, _ = latents.shape
-    hop = decoder.hop
+    B, T, hop = *latents.shape[:2], decoder.hop
     if on_kernels(decoder):
         windows = tiles("decode", decoder, B, T, tile_frames)
         decoded = _memory(decoder, latents, windows)
@@ -323,7 +322,8 @@ def encode(
 
     Args:
         audio: [B, 2, N], N at least 1920; samples beyond the last whole frame give no frame of their own.
-        tile_frames: frames of audio that the network sees at a time, at least 15; None takes 256 (10.2 s).
+        tile_frames: frames of audio that the network sees at a time, at least 15; None takes 256 (10.2 s), on a GPU's
+            kernels as ``decode_tiles``.
         on_tile: hears of every tile.
     Returns:
         Mean and standard deviation, both [B, N // 1920, 64] fp32.

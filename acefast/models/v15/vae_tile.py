@@ -134,9 +134,7 @@ class DecoderTile(Tile):
         self.latents.zero_()  # channels beyond the model's stay so
         self.place = torch.zeros(3, dtype=torch.int32, device=like.device)
         blocks = list(decoder.block)
-        waves = [
-            wave_of(layer.snake1) for layer in (*blocks, decoder)
-        ]  # what reads a block's result, the last one's too
+        waves = [wave_of(layer.snake1) for layer in (*blocks, decoder)]  # each reads what lies before it
         rows, (_, activated, _) = frames, self._rows(frames, len(bias))
         self._add(conv1d, self.latents, weight, bias, padding=3, wave=waves[0], keep=False, out=(None, activated))
         for block, after in zip(blocks, waves[1:]):
@@ -185,11 +183,11 @@ class EncoderTile(Tile):
         super().__init__(encoder.levels(frames, extra), batch, like, memory)
         self.size, self.rows = (frames, extra), rows
         weight, bias = conv_of(encoder.conv1, inputs=False)
-        taps = -(-weight.shape[1] * weight.shape[2] // WIDTH) * WIDTH // weight.shape[2]  # 8, the last one zero,
+        taps = -(-weight.shape[1] * weight.shape[2] // WIDTH) * WIDTH // weight.shape[2]  # 8, the last one zero
         beyond = taps - weight.shape[1]
         weight = filled(weight, len(weight), taps, weight.shape[2])
         self.audio = guarded(batch, rows + beyond, weight.shape[2], dtype=like.dtype, device=like.device)
-        self.audio.zero_()  # so there is a row of zeros more, for as many rows to come out as audio goes in
+        self.audio.zero_()  # the row beyond stays so: the tap more takes a row from what comes out
         blocks = list(encoder.block)
         units = [[unit_of(unit) for unit in block.units] for block in blocks]
         x, activated, _ = self._rows(rows, len(bias))
