@@ -163,10 +163,12 @@ def padding(case: Case, call: Call) -> float:
     """Whole tiles over the outputs that count; 1 for attention, whose ragged blocks are in its executed products."""
     if "attention" in case.kernel:
         return 1.0
-    constants = call.launches[0].constants
-    wide = constants.get("BLOCK_N", constants.get("C"))
-    outputs = max(t.numel() for t in _outputs(case, call))
-    return call.launches[0].programs * constants["BLOCK_M"] * wide / outputs
+    high, wide = _tile(case, call)
+    if case.kernel == "audio_conv1d":  # stores few of its columns, and rows that lie anywhere
+        outputs = call.arguments["x"].shape[:2].numel() * wide
+    else:
+        outputs = max(t.numel() for t in _outputs(case, call)) * (2 if case.kernel == "linear_swiglu" else 1)
+    return call.launches[0].programs * high * wide / outputs
 
 
 def tile_bytes(case: Case, call: Call, executed: float) -> float:
@@ -190,7 +192,7 @@ def _tile(case: Case, call: Call) -> tuple[int, int]:
     if "attention" in case.kernel:
         return constants["M"], constants["KEYS"]
     wide = constants.get("BLOCK_N", constants.get("C"))
-    return constants["BLOCK_M"], 2 * wide if case.kernel == "linear_swiglu" else wide  # gate and up
+    return constants["BLOCK_M"], (2 if case.kernel == "linear_swiglu" else 1) * wide  # gate and up
 
 
 def _outputs(case: Case, call: Call) -> list[Tensor]:

@@ -29,6 +29,7 @@ from acefast.guidance import Guidance
 from acefast.models.v15.dit import DiT
 from acefast.models.v15.step import Step
 from acefast.models.v15.vae import Decoder
+from acefast.models.v15.vae_layers import Snake
 from acefast.models.v15.vae_tiling import even_size, frames_that_fit, windows
 from acefast.ops.audio_conv1d import peak_slots
 from acefast.ops.pcm import pcm
@@ -184,7 +185,11 @@ def _transformer(xl: bool, config: Any) -> DiT:
 @functools.cache
 def _decoder() -> Decoder:
     with torch.device("meta"):
-        return Decoder(VAE).to(torch.float16)
+        decoder = Decoder(VAE).to(torch.float16)
+    for layer in decoder.modules():
+        if isinstance(layer, Snake):
+            layer.float()
+    return decoder
 
 
 def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
