@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from acefast.backends import choose_backend
-from acefast.checks import check_contiguous, check_shape
+from acefast.checks import check_dtype, check_shape
+from acefast.guarded import check_rows, lay
 
 OP = "snake"
 ORDER = ()  # kernels, fastest first
+Wave = tuple[Tensor, Tensor]  # alpha and inv_beta, folded: fp32 [C] each
 
 
 def block_elements(device: torch.device) -> int:
@@ -44,24 +46,37 @@ def snake_rows(x: Tensor, alpha: Tensor, inv_beta: Tensor, out: Tensor, scratch:
         out.copy_(x32.addcmul_(wave, inv_beta))
 
 
-def snake_reference(x: Tensor, alpha: Tensor, inv_beta: Tensor) -> Tensor:
+def snake_reference(
+    x: Tensor, alpha: Tensor, inv_beta: Tensor, *, guarded: bool = False, out: Tensor | None = None
+) -> Tensor:
     """What the op means, in fp32 PyTorch; every kernel is held to it."""
     C = x.shape[-1]
+    x = x.contiguous()  # of guarded rows a copy
     y = torch.empty_like(x)
     x_rows, y_rows = x.view(-1, C), y.view(-1, C)
     n = min(max(1, block_elements(x.device) // C), len(x_rows))
     scratch = x.new_empty((1 if x.dtype == torch.float32 else 2, n, C), dtype=torch.float32)
     for i in range(0, len(x_rows), max(n, 1)):
         snake_rows(x_rows[i : i + n], alpha, inv_beta, y_rows[i : i + n], scratch)
-    return y
+    return lay(y, out, guarded)
 
 
-def snake(x: Tensor, alpha: Tensor, inv_beta: Tensor, *, backend: str | None = None) -> Tensor:
+def snake(
+    x: Tensor,
+    alpha: Tensor,
+    inv_beta: Tensor,
+    *,
+    guarded: bool = False,
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
     """Add a periodic bump to every sample: ``x + inv_beta * sin(alpha * x)**2``.
 
     Args:
-        x: audio features, [B, L, C], contiguous; L is samples at the layer's own rate. fp32, bf16 or fp16.
+        x: audio features, [B, L, C], contiguous, or guarded; L is samples at the layer's own rate. fp32, bf16 or fp16.
         alpha, inv_beta: fp32 [C], see the module.
+        guarded: x, out and the result lie between zeros, as acefast.guarded lays rows.
+        out: [B, L, C] of x's dtype, written and returned; may be x. None: new memory.
         backend: "reference"; None leaves the choice to acefast.backends.
     Returns:
         [B, L, C] in x's dtype, rounded once: the arithmetic before is fp32.
@@ -72,11 +87,15 @@ def snake(x: Tensor, alpha: Tensor, inv_beta: Tensor, *, backend: str | None = N
         computes in x's dtype.
     """
     check_shape(OP, "x", x, (None, None, None), "[B, L, C]")
-    check_contiguous(OP, "x", x)
+    check_rows(OP, "x", x, guarded)
     check_wave(OP, "alpha", alpha, x.shape[-1])
     check_wave(OP, "inv_beta", inv_beta, x.shape[-1])
+    if out is not None:
+        check_shape(OP, "out", out, x.shape, "[B, L, C]")
+        check_dtype(OP, "out", out, x.dtype)
+        check_rows(OP, "out", out, guarded)
     choose_backend(OP, backend, x.device, ORDER)
-    return snake_reference(x, alpha, inv_beta)
+    return snake_reference(x, alpha, inv_beta, guarded=guarded, out=out)
 
 
 def check_wave(op: str, name: str, wave: Tensor, channels: int) -> None:
