@@ -68,8 +68,7 @@ def test_a_bad_sample_is_seen_in_the_peaks_and_stays_there(bad):
         assert found.isfinite().tolist() == [[True, True, True], [True, False, True]]
 
 
-@pytest.mark.parametrize("sign", (1.0, -1.0), ids=("NaN", "-NaN"))
-def test_compiled_ptx_shows_one_nan_among_the_peaks_and_keeps_it(sign):
+def test_compiled_ptx_shows_one_nan_among_the_peaks_and_keeps_it():
     """A maximum of floats would drop it: so does the GPU's max.f32, which the simulator has."""
     x, weight = inputs(1, 20, 16, 2, torch.float16)
     x[0, 11] = torch.nan
@@ -77,13 +76,11 @@ def test_compiled_ptx_shows_one_nan_among_the_peaks_and_keeps_it(sign):
     arguments = dict(x=with_guards(x), weight=weight, place=None, out=out, peaks=peaks)
     simulated(kernel, arguments, registers=True)
     assert peaks.isnan().all() and out.isnan().any(1).nonzero()[:, 1].tolist() == list(range(8, 15))
-    peaks.copysign_(torch.tensor(sign))
     arguments["x"][:] = 1
-    simulated(kernel, arguments, registers=True)
-    assert peaks.isnan().all() and out.isfinite().all()
-    peaks.zero_()
-    simulated(kernel, arguments, registers=True)
-    assert peaks.item() == out.abs().max()
+    for before, still in ((torch.nan, True), (-torch.nan, True), (0.0, False)):
+        peaks.fill_(before)
+        simulated(kernel, arguments, registers=True)
+        assert out.isfinite().all() and (peaks.isnan().all() if still else peaks.item() == out.abs().max())
 
 
 def test_a_row_has_the_same_bits_wherever_it_lies():
@@ -103,8 +100,8 @@ def test_compiled_ptx_reads_rows_once_and_gives_each_the_same_bits_wherever_it_l
         (report,) = simulated(kernel, dict(x=with_guards(rows), weight=weight, place=None, out=out, peaks=peaks))
         return out, report.counters.totals()["sectors"]
 
-    (song, sectors), (tile, _) = run(x[:, : 2 * SLOT_ROWS]), run(x[:, 37:300])
-    assert torch.equal(song[:, :, 40:297], tile[:, :, 3:260])
+    (song, sectors), (tile, _) = run(x[:, : 2 * SLOT_ROWS]), run(x[:, 37:250])
+    assert torch.equal(song[:, :, 40:247], tile[:, :, 3:210])
     once = (2 * SLOT_ROWS * (128 * 2 + 2 * 4) + weight.nbytes) / 32  # x, the samples, the weight
     assert sectors <= 1.08 * once  # the rows between programs and the weight twice
 
