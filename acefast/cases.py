@@ -35,6 +35,7 @@ class Case:
     dots: bool = False  # has matrix products: tensor cores and asynchronous copies must be in use
     sector_limit: float = 1.05  # sectors over the fewest that hold what is asked for
     wavefront_limit: float = 1.1
+    loop_mix: float | None = None  # most other instructions per tensor-core one in the main loop, on sm_80
     tolerance: float = 4e-3  # relative L2 against fp64, bf16
     plain: Callable[..., tuple[Tensor, ...]] | None = None  # what PyTorch makes of it in bf16; None: the reference
     ordered: bool = False  # programs hand data over by their own atomics: no search for races between them

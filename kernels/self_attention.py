@@ -176,6 +176,7 @@ def _case(config: str, real: Arguments, small: Arguments) -> Case:
         bytes=lambda a: sum(a[name].numel() * a[name].itemsize for name in ("q", "k", "v", "out")),
         dots=True,
         sector_limit=1.15,
+        loop_mix=3.9 if real["D"] == 128 else None,
     )
 
 

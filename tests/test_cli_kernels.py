@@ -13,6 +13,7 @@ from acefast.sim.driver import BLOCK_SHARED_LIMIT
 
 KEYS = {
     *("kernel", "config", "sm", "registers", "spill_bytes", "shared_bytes", "mma", "cp_async"),
+    *("loop_mma", "loop_other", "loop_mix"),
     *("sectors", "sectors_min", "wavefronts", "wavefronts_min", "predicted_us"),
 }
 

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-AT_MOST = ("launches", "registers", "spill_bytes", "shared_bytes", "mma", "sectors", "wavefronts")
-Budgets = dict[str, dict[str, dict[str, int]]]
+AT_MOST = ("launches", "registers", "spill_bytes", "shared_bytes", "mma", "loop_mix", "sectors", "wavefronts")
+Budgets = dict[str, dict[str, dict[str, int | float]]]
 
 
 def read_budgets(path: Path) -> Budgets:
@@ -26,7 +26,7 @@ def write_budgets(path: Path, rows: Iterable[dict[str, Any]], cases: Iterable[st
     """Make the rows' figures their budgets; those of other sm's and of other ``cases`` that exist stay."""
     found = read_budgets(path) if path.exists() else {}
     for row in rows:
-        found.setdefault(_name(row), {})[str(row["sm"])] = {k: row[k] for k in AT_MOST if row[k] is not None}
+        found.setdefault(_name(row), {})[str(row["sm"])] = {k: row[k] for k in AT_MOST if row.get(k) is not None}
     path.write_text(_text({name: found[name] for name in sorted(set(cases) & set(found))}))
 
 

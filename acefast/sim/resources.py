@@ -2,6 +2,7 @@
 
     resources = read_kernel(launches[0].kernel)  # of acefast.sim.driver; read_cubin for any other cubin
     resources.registers, resources.spill_bytes, resources.shared_bytes, resources.tensor_core, resources.cp_async
+    resources.loop_mma, resources.loop_other  # tensor-core and other instructions of the main loop
     assemble(launches[0].ptx, sm=90).spill_store_bytes  # the same PTX for another GPU, as ptxas -v reports it
 
 The tools come with the triton wheel (triton/backends/nvidia/bin) or else from a CUDA toolkit on PATH. Nothing here
@@ -29,6 +30,8 @@ TENSOR_CORE = (
 )
 _RESERVED_SHARED = 1024  # bytes; cuobjdump counts them, the limit of a block and ptxas do not
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", re.MULTILINE)
+_LABEL = re.compile(r"^(\.L\w+):", re.MULTILINE)
+_BRANCH = re.compile(r"\bBRA\b.*`\((\.L\w+)\)")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Resources:
     static_shared: int  # what the kernel declares, without the 1024 bytes that sm_90 and newer keep for themselves
     dynamic_shared: int  # Triton's shared memory is all dynamic; the cubin does not know it
     instructions: dict[str, int]  # "HMMA.16816.F32.BF16" -> how often it stands in the code
+    loop_mma: int = 0  # tensor-core instructions of the main loop, see main_loop
+    loop_other: int = 0  # all others there
 
     @property
     def shared_bytes(self) -> int:
@@ -72,9 +77,14 @@ class Resources:
     def barriers(self) -> int:
         return self.count("BAR")
 
+    @property
+    def loop_mix(self) -> float | None:
+        """Other instructions per tensor-core instruction of the main loop."""
+        return round(self.loop_other / self.loop_mma, 3) if self.loop_mma else None
+
     def as_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
-        derived = ("shared_bytes", "tensor_core", "cp_async", "ldmatrix", "local", "barriers")
+        derived = ("shared_bytes", "tensor_core", "cp_async", "ldmatrix", "local", "barriers", "loop_mix")
         return asdict(self) | {name: getattr(self, name) for name in derived}
 
 
@@ -133,7 +143,33 @@ def read_cubin(cubin: bytes, name: str | None = None, *, dynamic_shared: int = 0
         static_shared=max(0, used["SHARED"] - (_RESERVED_SHARED if sm >= 90 else 0)),  # 0 where there is none at all
         dynamic_shared=dynamic_shared,
         instructions=dict(sorted(mix.items())),
+        **dict(zip(("loop_mma", "loop_other"), main_loop(code))),
     )
+
+
+def main_loop(code: str) -> tuple[int, int]:
+    """Tensor-core and other instructions of a kernel's main loop, from its text as nvdisasm writes it; (0, 0) if none.
+
+    A loop is what stands from a label to the last branch back to it. The main loop has the most tensor-core
+    instructions of those without such a loop inside them.
+    """
+    starts, ends, opcodes = {}, {}, []
+    for line in code.splitlines():
+        if label := _LABEL.match(line):
+            starts[label[1]] = len(opcodes)
+        elif found := _INSTRUCTION.match(line):
+            opcodes.append(found[1].split(".")[0])
+            if (branch := _BRANCH.search(line)) and branch[1] in starts:
+                ends[branch[1]] = len(opcodes)
+    loops = {}  # (from, to) -> tensor-core instructions
+    for label, end in ends.items():
+        if products := sum(opcode in TENSOR_CORE for opcode in opcodes[starts[label] : end]):
+            loops[starts[label], end] = products
+    inner = [a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
+    if not inner:
+        return 0, 0
+    first, end = max(inner, key=loops.__getitem__)
+    return loops[first, end], end - first - loops[first, end]
 
 
 def assemble(ptx: str, sm: int, name: str | None = None) -> Assembly:

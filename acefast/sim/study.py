@@ -25,24 +25,30 @@ from acefast.sim.tensors import Arrays, copy_of, share_memory, tensors_of
 
 FIGURES = (
     *("launches", "registers", "spill_bytes", "local", "shared_bytes", "mma", "cp_async"),
+    *("loop_mma", "loop_other", "loop_mix"),
     *("sectors", "sectors_min", "sectors_once", "wavefronts", "wavefronts_min"),
     *("simulated_mma", "simulated_cp_async", "error", "torch_error"),
 )
 SIMULATED = (80, 86, 89)  # whose PTX the simulator runs
+LOOP_MIX_SM = 80  # where Case.loop_mix holds: others have smaller tiles, or another kind of tensor core
 WORSE_THAN_TORCH = 1.1  # times PyTorch's own error
 FP32_ERROR = 1e-6  # relative L2 that the order of an fp32 sum may cost, whatever PyTorch's own error is
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """A case's launches at real size; figures of several launches are the largest, instructions their sum."""
+    """A case's launches at real size.
+
+    Figures of several launches are the largest, instructions their sum; the main loop is the one with the worst mix.
+    """
 
     sm: int
     launches: tuple[Launch, ...]
     resources: tuple[Resources, ...]
 
-    def row(self) -> dict[str, int]:
+    def row(self) -> dict[str, int | float | None]:
         found = self.resources
+        loop = max(found, key=lambda r: r.loop_mix or 0)
         return {
             "launches": len(found),
             "registers": max(r.registers for r in found),
@@ -51,6 +57,9 @@ class Compiled:
             "shared_bytes": max(r.shared_bytes for r in found),
             "mma": sum(r.tensor_core for r in found),
             "cp_async": sum(r.cp_async for r in found),
+            "loop_mma": loop.loop_mma,
+            "loop_other": loop.loop_other,
+            "loop_mix": loop.loop_mix,
         }
 
 
@@ -171,6 +180,9 @@ def faults(case: Case, compiled: Compiled, simulated: Simulated | None = None) -
     if row["shared_bytes"] > limit:
         found.append(f"{row['shared_bytes']} bytes of shared memory, a block has {limit}")
     found += [f"a matrix product without {name}" for name in ("mma", "cp_async") if case.dots and not row[name]]
+    if case.loop_mix is not None and compiled.sm == LOOP_MIX_SM and (row["loop_mix"] or math.inf) > case.loop_mix:
+        mix = f"{row['loop_other']} other instructions per {row['loop_mma']} on tensor cores"
+        found.append(f"{mix} in the main loop; at most {case.loop_mix:.3f} times as many")
     if simulated is None:
         return found
     if _shape(simulated.launches) != _shape(compiled.launches):

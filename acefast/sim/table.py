@@ -13,6 +13,7 @@ COLUMNS = {
     "shared": "shared_bytes",
     "mma": "mma",
     "cp.async": "cp_async",
+    "loop mix": "loop_mix",
     "sectors": "sectors",
     "x min": "sectors_min",
     "wavefronts": "wavefronts",
@@ -44,4 +45,5 @@ def _cell(row: dict[str, Any], key: str) -> str:
         return "-"
     if key in ("sectors_min", "wavefronts_min"):
         return f"{row[key.removesuffix('_min')] / value:.3f}" if value else "-"
-    return f"{value:.1e}" if key == "error" else f"{value:.1f}" if key == "predicted_us" else str(value)
+    places = {"error": ".1e", "predicted_us": ".1f", "loop_mix": ".3f"}
+    return format(value, places.get(key, ""))

@@ -8,7 +8,7 @@ from acefast.sim.budgets import over_budget, read_budgets, write_budgets
 
 ROW = {
     **{"kernel": "scale", "config": "narrow", "sm": 80, "launches": 1, "registers": 30, "spill_bytes": 0},
-    **{"shared_bytes": 64, "mma": 8, "sectors": 192, "wavefronts": 16, "error": 1e-3},
+    **{"shared_bytes": 64, "mma": 8, "loop_mix": 1.25, "sectors": 192, "wavefronts": 16, "error": 1e-3},
 }
 
 
@@ -23,7 +23,7 @@ def test_a_row_is_within_the_budget_made_of_it_and_so_is_a_leaner_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["launches", "registers", "spill_bytes", "shared_bytes", "mma", "sectors", "wavefronts"]
+    "name", ["launches", "registers", "spill_bytes", "shared_bytes", "mma", "loop_mix", "sectors", "wavefronts"]
 )
 def test_each_figure_that_grows_is_named(tmp_path, name):
     budgets = written(tmp_path / "b.json", ROW)

@@ -9,7 +9,7 @@ import torch
 
 from acefast.sim import resources
 from acefast.sim.driver import BLOCK_SHARED_LIMIT, dry_run
-from acefast.sim.resources import AssemblerError, Resources, assemble, read_cubin, read_kernel
+from acefast.sim.resources import AssemblerError, Resources, assemble, main_loop, read_cubin, read_kernel
 
 pytest.importorskip("triton", "3.9", reason="triton 3.9 is not installed")
 
@@ -70,6 +70,44 @@ def test_a_pipelined_dot_shows_tensor_cores_and_async_copies_and_others_do_not(r
     assert (add.tensor_core, add.cp_async, add.ldmatrix, add.barriers) == (0, 0, 0, 0)
     assert (add.count("LDG"), add.count("STG")) == (2, 1)  # masked, so each has a predicate before its name
     assert (pipelined.name, pipelined.sm, add.name) == ("matmul", 80, "add")
+
+
+SASS = """
+        /*0000*/                   HMMA.16816.F32 R0, R4, R8, R0 ;
+.L_x_0:
+        /*0010*/                   IADD3 R2, R2, 0x1, RZ ;
+.L_x_1:
+        /*0020*/                   LDSM.16.M88.4 R4, [R2] ;
+        /*0030*/                   HMMA.16816.F32 R0, R4, R8, R0 ;
+        /*0040*/               @P0 BRA `(.L_x_2) ;
+        /*0050*/                   HFMA2.MMA R1, -RZ, RZ, 0, 0 ;
+        /*0060*/              @!P1 BRA `(.L_x_1) ;
+        /*0070*/                   HMMA.16816.F32 R0, R4, R8, R0 ;
+        /*0080*/                   BRA `(.L_x_1) ;
+        /*0090*/                   HMMA.16816.F32 R0, R4, R8, R0 ;
+        /*00a0*/              @!P3 BRA `(.L_x_0) ;
+.L_x_2:
+        /*00b0*/                   HMMA.16816.F32 R0, R4, R8, R0 ;
+        /*00c0*/               @P2 BRA `(.L_x_2) ;
+        /*00d0*/                   EXIT ;
+.L_x_3:
+        /*00e0*/                   BRA `(.L_x_3);
+"""
+
+
+def test_the_main_loop_is_the_innermost_with_most_products():
+    assert main_loop(SASS) == (2, 5)  # from .L_x_1 to the last branch back to it
+    assert main_loop(SASS.replace("BRA `(.L_x_1)", "BRA `(.L_x_2)")) == (3, 7)  # .L_x_0 holds no loop now
+    assert main_loop(SASS.replace("HMMA", "HADD2")) == main_loop("") == (0, 0)
+
+
+def test_the_main_loop_of_a_compiled_product_is_counted(read):
+    pipelined, plain, add = (read[name] for name in ("pipelined", "plain", "add"))
+    for product in (pipelined, plain):  # 4 warps, 64 x 64 x 32: 8 tiles of 16 x 8 each, two steps of k
+        assert product.loop_mma == 64 * 64 * 32 // (16 * 8 * 16) // 4
+        assert product.loop_mix == round(product.loop_other / product.loop_mma, 3)
+    assert 0 < pipelined.loop_other < sum(pipelined.instructions.values()) - pipelined.loop_mma
+    assert (add.loop_mma, add.loop_other, add.loop_mix) == (0, 0, None)
 
 
 def test_a_kernel_short_of_registers_spills_and_its_twin_does_not(launches, read):

@@ -38,8 +38,9 @@ def test_a_sound_kernel_is_without_fault_and_counted():
 
 
 def test_a_product_uses_tensor_cores_and_asynchronous_copies():
-    row = study(MATMUL)
+    row = study(replace(MATMUL, loop_mix=6.0))
     assert row["faults"] == [] and row["mma"] > 0 and row["cp_async"] > 0
+    assert row["loop_mma"] == 16 and row["loop_mix"] == row["loop_other"] / 16 < 6
     assert row["simulated_mma"] == 64 * 64 * 64 // (16 * 8 * 16)
     assert row["wavefronts"] == row["wavefronts_min"] > 0 and row["shared_bytes"] > 0
 
@@ -64,11 +65,19 @@ def test_other_gpus_are_compiled_for_and_simulated_where_that_is_possible(sm):
         (replace(SCALE, dots=True), "a matrix product without mma"),
         (with_fault(SCALE, wrong=1.01), r"relative L2 1.0.e-02 against fp64, .* at most 1.71e-03"),
         (replace(SCALE, tolerance=1e-3), r"at most 1.00e-03"),
+        (
+            with_fault(replace(MATMUL, loop_mix=6.0), BLOCK_K=16),
+            "90 other instructions per 8 on tensor cores in the main",
+        ),
+        (
+            replace(SCALE, loop_mix=100.0),
+            "0 other instructions per 0 on tensor cores in the main loop; at most 100.000",
+        ),
         (with_fault(SCALE, step=4), r"768 sectors, 4.000 times the fewest possible; at most 1.05"),
         (replace(SCALE, reference=lambda x, weight, out: (torch.zeros_like(x),)), "relative L2 "),
         (replace(IN_PLACE, reference=lambda x, total, count: (total + x, count)), "relative L2 1.00e[+]00"),
     ],
-    ids=["spill", "no-cp-async", "no-mma", "wrong", "tolerance", "sectors", "zero", "integers"],
+    ids=["spill", "no-cp-async", "no-mma", "wrong", "tolerance", "loop", "no-loop", "sectors", "zero", "integers"],
 )
 def test_a_planted_fault_is_found(case, fault):
     found = faults_of(case)
