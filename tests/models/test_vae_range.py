@@ -76,11 +76,18 @@ def test_each_layer_is_looked_at(module, monkeypatch):
     assert largest_stored(module) < 100
 
 
-def test_a_layer_within_a_unit_is_looked_at_though_the_unit_hides_it(module):
-    unit = layers(module, ResidualUnit)[1]
-    unit.conv1.bias.fill_(2.1e4)
-    unit.conv2.weight.zero_()
-    unit.snake1.inv_beta.zero_(), unit.snake2.inv_beta.zero_()
+@pytest.mark.parametrize("layer", ("snake1", "conv1", "snake2"))
+def test_a_layer_within_a_unit_is_looked_at_though_the_unit_hides_it(module, layer):
+    unit, loud = layers(module, ResidualUnit)[1], 2.1e4
+    for name in ("weight", "bias"):
+        getattr(unit.conv1, name).zero_()  # what snake1 makes ends here
+        getattr(unit.conv2, name).zero_()  # and the rest here
+    if layer == "snake1":
+        unit.snake1.inv_beta.fill_(loud)
+    else:
+        unit.conv1.bias.fill_(-loud if layer == "conv1" else 1.0)
+        unit.snake2.alpha.copy_(torch.pi / 2 / unit.conv1.bias.float())  # its sine is 1: conv1's -loud is brought to 0
+        unit.snake2.inv_beta.fill_(loud)
     assert 2.05e4 < largest_stored(module) < 2.15e4
 
 
