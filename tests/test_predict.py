@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 pytest.importorskip("triton", "3.9", reason="triton 3.9 is not installed")
 
 from acefast.cases import all_cases
+from acefast.sim.budgets import read_budgets
 from acefast.sim.driver import dry_run
 from bench import predict
 from bench.calculator import counted, recorded, report
@@ -21,6 +23,7 @@ from bench.calculator.recorded import Call, recorded_case, recorded_decode, reco
 from bench.calculator.song import MODELS, Job
 from tests.sim.toy_cases import MATMUL, SCALE, scale, scale_kernel
 
+ROOT = Path(__file__).parents[1]
 A100 = DEVICES["a100-40"]
 
 
@@ -158,6 +161,16 @@ def test_counts_are_of_cases_that_exist_and_of_whole_tiles(counts):
             assert row["sectors"] >= row["sectors_min"] > 0
             if cases[name].dots:
                 assert 0.99 < row["simulated_mma"] * counted.MMA_FLOPS / row["flops"] < 3, name
+
+
+def test_counts_are_as_new_as_the_budgets(counts):
+    """A kernel that has changed since has other budgets: python bench/predict.py --count KERNEL."""
+    budgets = read_budgets(ROOT / "kernels/budgets.json")
+    for name, of in counts.items():
+        for sm, row in of.items():
+            mix = round(row["loop_other"] / row["loop_mma"], 3) if row["loop_mma"] else None
+            found = {"registers": row["registers"], "sectors": row["sectors"], "loop_mix": mix}
+            assert found == {key: budgets[name][sm].get(key) for key in found}, (name, sm)
 
 
 def test_a_faulty_case_is_not_counted():

@@ -82,7 +82,7 @@ def write_counts(cases: tuple[Case, ...]) -> None:
 def case_of(call: Call, sm: int) -> Case:
     """The proved case that is compiled as a call's launches are: same tiles, warps and stages, most like it otherwise.
 
-    That is in its other constants first, then in which arguments there are.
+    That is in its other constants first, then in its arguments' dtypes and which of them there are.
 
     Raises:
         LookupError: there is none.
@@ -200,8 +200,10 @@ def _outputs(case: Case, call: Call) -> list[Tensor]:
 
 
 def _present(value: Any) -> Any:
-    """Which of an argument's tensors there are."""
-    return tuple(map(_present, value)) if isinstance(value, tuple) else value is not None
+    """Which of an argument's tensors there are, and of which dtype."""
+    if isinstance(value, tuple):
+        return tuple(map(_present, value))
+    return value.dtype if isinstance(value, Tensor) else value is not None
 
 
 def _is_tile(name: str) -> bool:
