@@ -135,7 +135,7 @@ def residual_unit(
     results = (None if t is None else whole(t) for t in out)
     _residual_unit[(triton.cdiv(L, tile), B)](
         *(whole(x), whole(activated), *first, weight2, bias2, *(wave or (None, None)), *results, L),
-        **{"C": C, "TAPS": TAPS, "DILATION": dilation, "GUARD": GUARD, "SHORT": L < tile},
+        **{"C": C, "TAPS": TAPS, "DILATION": dilation, "GUARD": GUARD, "SHORT": tile > L},
         **config.options,
     )
     return out

@@ -88,16 +88,18 @@ def case_of(call: Call, sm: int) -> Case:
         LookupError: there is none.
     """
 
-    def alike(case: Case) -> tuple[int, int]:
-        """How many constants and arguments agree; -1 if what has to be equal is not."""
+    def alike(case: Case) -> tuple[int, int, int]:
+        """How many constants, arguments that are there and dtypes agree; -1 if what has to be equal is not."""
         real = real_call(case, sm)
         if [one.name for one in real.launches] != [one.name for one in call.launches]:
-            return -1, 0
+            return -1, 0, 0
         pairs = [(a.constants, b.constants) for a, b in zip(real.launches, call.launches)]
         if any(a.get(name) != b.get(name) for a, b in pairs for name in {*a, *b} if _is_tile(name)):
-            return -1, 0
-        there = sum(_present(real.arguments.get(name)) == _present(value) for name, value in call.arguments.items())
-        return sum(a.get(name) == value for a, b in pairs for name, value in b.items()), there
+            return -1, 0, 0
+        constants = sum(a.get(name) == value for a, b in pairs for name, value in b.items())
+        theirs, ours = (_dtypes(one.arguments) for one in (real, call))
+        there = sum((theirs.get(name) is None) == (dtype is None) for name, dtype in ours.items())
+        return constants, there, sum(theirs.get(name) == dtype for name, dtype in ours.items())
 
     known = [case for case in all_cases() if case.launch is call.wrapper]
     best = max(known, key=alike)
@@ -199,11 +201,13 @@ def _outputs(case: Case, call: Call) -> list[Tensor]:
     return tensors_of([call.arguments[name] for name in case.outputs])
 
 
-def _present(value: Any) -> Any:
-    """Which of an argument's tensors there are, and of which dtype."""
-    if isinstance(value, tuple):
-        return tuple(map(_present, value))
-    return value.dtype if isinstance(value, Tensor) else value is not None
+def _dtypes(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Of each argument, and of those in a pair; of what is no tensor its type."""
+    pairs = {f"{name}.{i}": t for name, v in arguments.items() if isinstance(v, tuple) for i, t in enumerate(v)}
+    single = {name: v for name, v in arguments.items() if not isinstance(v, tuple)}
+    return {
+        k: v.dtype if isinstance(v, Tensor) else None if v is None else type(v) for k, v in (single | pairs).items()
+    }
 
 
 def _is_tile(name: str) -> bool:
