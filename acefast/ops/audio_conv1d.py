@@ -13,11 +13,11 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_contiguous, check_dtype, check_shape
-from acefast.guarded import check_rows
+from acefast.guarded import check_rows, with_guards
 from acefast.ops.conv1d import conv1d_reference
 
 OP = "audio_conv1d"
-ORDER = ()  # kernels, fastest first
+ORDER = ("triton",)  # kernels, fastest first
 TAPS = 7
 SLOT_ROWS = 250  # rows of one peak: what a program of the kernel gives, 256 less the reach of the taps
 
@@ -76,7 +76,8 @@ def audio_conv1d(
         peaks: fp32 [B, peak_slots(L)], contiguous; each becomes the larger of what it is and the |y| stored of its
             SLOT_ROWS rows. NaN is larger than anything, and stays. Zeros to begin with.
         guarded: x lies between zeros, as acefast.guarded lays rows.
-        backend: "reference"; None leaves the choice to acefast.backends.
+        backend: "triton" (16 bits, C a multiple of 16, up to 4 channels) or "reference"; None leaves the choice to
+            acefast.backends.
     Returns:
         ``out``.
     Raises:
@@ -105,5 +106,11 @@ def audio_conv1d(
         check_shape(OP, "peaks", peaks, (B, peak_slots(L)), "[B, peak_slots(L)]")
         check_dtype(OP, "peaks", peaks, torch.float32)
         check_contiguous(OP, "peaks", peaks)
-    choose_backend(OP, backend, x.device, ORDER)
+    fits = x.dtype in (torch.bfloat16, torch.float16) and C % 16 == 0 and channels <= 4 and x.numel() > 0
+    if choose_backend(OP, backend, x.device, ORDER if fits else ()) == "triton":
+        from acefast.kernels.audio_conv1d import audio_conv1d as kernel
+
+        out = x.new_empty(B, channels, L, dtype=torch.float32) if out is None else out
+        kernel(x if guarded else with_guards(x), weight, place=place, out=out, peaks=peaks)
+        return out
     return audio_conv1d_reference(x, weight, place=place, out=out, peaks=peaks, guarded=guarded)

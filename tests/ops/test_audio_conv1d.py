@@ -10,6 +10,9 @@ from acefast.guarded import with_guards
 from acefast.ops.audio_conv1d import SLOT_ROWS, audio_conv1d, peak_slots
 
 GATE = {torch.float32: 1e-6, torch.bfloat16: 1e-6, torch.float16: 1e-6}  # relative L2: sums and result are fp32
+# Of 600 rows in 700 samples: all; a song's end, its start; one; none; fewer than none; rows and samples there are not.
+PLACES = [(0, 600, 0), (10, 600, 110), (0, 490, 210), (3, 4, 699), (5, 5, 7), (9, 5, 7), (-4, 900, 3), (20, 600, -7)]
+BAD = (torch.nan, torch.inf, -torch.inf)
 SHAPES = [(1, 1, 1, 1), (2, 3, 16, 2), (3, 250, 16, 2), (1, 251, 16, 3), (1, 777, 128, 2)]  # B, L, C, channels
 
 
@@ -51,13 +54,8 @@ def test_matches_the_formula_in_double_precision(B, L, C, channels, dtype):
     assert torch.equal(audio_conv1d(with_guards(x), weight, guarded=True), y)
 
 
-@pytest.mark.parametrize(
-    "place",
-    [(0, 600, 0), (10, 600, 90), (0, 490, 210), (3, 4, 699), (5, 5, 7), (9, 5, 7), (-4, 900, 3), (20, 600, -7)],
-    ids=str,
-)
+@pytest.mark.parametrize("place", PLACES, ids=str)
 def test_kept_rows_go_to_their_place_and_only_they_count(place):
-    """All; a song's end, a song's start; one row; none; fewer than none; rows and samples that there are not."""
     x, weight = inputs(2, 600, 16)
     y, song, peaks = audio_conv1d(x, weight), torch.full((2, 2, 700), torch.nan), torch.full((2, 3), 0.7)
     assert audio_conv1d(x, weight, place=torch.tensor(place).int(), out=song, peaks=peaks) is song
@@ -79,7 +77,7 @@ def test_tiles_laid_side_by_side_are_the_song():
     assert relative(song, want) <= 1e-6 and peaks.max() == song.abs().max()
 
 
-@pytest.mark.parametrize("bad", (torch.nan, torch.inf, -torch.inf))
+@pytest.mark.parametrize("bad", BAD)
 def test_a_bad_sample_is_seen_in_the_peaks_and_stays_there(bad):
     x, weight = inputs(2, 600, 16)
     clean, peaks = x.clone(), torch.zeros(2, 3)
