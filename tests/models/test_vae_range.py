@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import acefast
-from acefast.backends import use_backend
+from acefast.backends import named_backend, use_backend
 from acefast.models.v15 import vae, vae_range
 from acefast.models.v15.config import VAEConfig
 from acefast.models.v15.vae_layers import Conv, ConvTranspose, ResidualUnit, Snake
@@ -111,9 +111,11 @@ def test_probe_is_short_normal_latents_and_a_sound_at_full_scale(monkeypatch):
 
 
 def test_references_run_whatever_is_chosen(module):
+    chosen = []
+    module.register_forward_pre_hook(lambda *_: chosen.append(named_backend()))
     with interpreted(), use_backend("triton"):
-        within = largest_stored(module)
-    assert within == largest_stored(module)
+        largest_stored(module)
+    assert chosen == ["reference"]
 
 
 # -- the rule --------------------------------------------------------------------------------------------------------
@@ -197,7 +199,6 @@ def test_a_checkpoint_is_probed_as_it_is_loaded(tiny, tmp_path, monkeypatch, cap
 
 
 def test_the_backend_that_is_asked_for_holds_while_loading(tiny, monkeypatch):
-    from acefast.backends import named_backend
     from acefast.models.v15 import model
 
     told = []
