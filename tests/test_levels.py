@@ -58,6 +58,7 @@ LEVELS = {
     "cover": (dict(task="cover"), -1.0),
     "repaint": (dict(task="repaint", start=1.5, end=3.0), None),
     "repaint, asked for": (dict(task="repaint", start=1.5, end=3.0, normalize=-6), None),
+    "repaint that splices nothing": (dict(task="repaint", start=1.5, end=3.0, repaint_mode="aggressive"), -1.0),
     "repaint that keeps nothing": (dict(task="repaint", start=1.5, end=3.0, semantics="diffusers"), -1.0),
 }
 

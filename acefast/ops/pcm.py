@@ -7,6 +7,8 @@ The quotient is fp64, rounded once: the values are those of ``acefast.waveform.n
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -33,15 +35,15 @@ def pcm_reference(
     tops = torch.maximum(found.flatten(1).amax(1), -found.flatten(1).amin(1))  # of NaN NaN
     if out is None:
         out = torch.empty_like(audio, dtype=audio.dtype if dtype == torch.float32 else dtype)
-    for song, y, level, top in zip(audio, out, levels.tolist(), tops.double()):
-        if not top.isfinite():
+    for song, y, level, top in zip(audio, out, levels.tolist(), tops.tolist()):
+        if not math.isfinite(top):
             y.zero_() if dtype == torch.int16 else y.copy_(song)
             continue
-        factor = level / max(top.item(), QUIETEST)
+        factor = level / max(top, QUIETEST)
         if dtype == torch.int16:
             y.copy_((song * factor).clamp_(-1, 1).mul_(2**15).round_().clamp_(max=2**15 - 1))
         else:
-            torch.mul(song, factor, out=y).clamp_(-1, 1)  # at level 1 rounding may end a hair above
+            torch.mul(song, factor, out=y).clamp_(-1, 1)
     return out
 
 
@@ -62,7 +64,8 @@ def pcm(
 
     Args:
         audio: [B, channels, N] fp32, contiguous.
-        levels: fp64 [B]: the largest sample that each song shall have, 0 to 1 (-1 dBFS: 10 ** (-1 / 20)).
+        levels: fp64 [B], on the CPU or with audio: the largest sample that each song shall have, 0 to 1 (-1 dBFS:
+            10 ** (-1 / 20)).
         peaks: fp32 [B, n], contiguous: numbers of which the largest absolute one is the song's peak, as
             ``audio_conv1d`` finds them; NaN where a sample is NaN. None: looked for.
         dtype: torch.float32, or torch.int16: y * 2**15 to the nearest, ties to even, at most 2**15 - 1.
@@ -74,7 +77,7 @@ def pcm(
     Raises:
         ValueError: a shape, dtype or layout is not as above, or there are no samples.
         BackendUnavailable: the backend named cannot run.
-    Source: normalize_audio in ace-step/ACE-Step-1.5.
+    Source: spec 5.7, as acefast.waveform.normalise.
     """
     B = audio.shape[0]
     check_shape(OP, "audio", audio, (None, None, None), "[B, channels, N]")
@@ -105,5 +108,5 @@ def pcm(
 
         out = torch.empty_like(audio, dtype=dtype) if out is None else out
         scratch = audio.new_empty(B, PARTS) if scratch is None else scratch
-        return kernel(audio, levels, peaks=peaks, out=out, scratch=scratch)
+        return kernel(audio, levels.to(audio.device), peaks=peaks, out=out, scratch=scratch)
     return pcm_reference(audio, levels, peaks=peaks, dtype=dtype, out=out)

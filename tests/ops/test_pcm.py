@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from acefast.audio import _quantise
 from acefast.ops.pcm import PARTS, pcm, pcm_reference
@@ -84,12 +85,19 @@ def test_level_one_is_never_passed(backend):
     assert got.abs().max() <= 1 and got.abs().min() > 1 - 1e-6
 
 
+def test_peaks_that_are_given_are_believed_and_full_scale_is_the_limit(backend):
+    audio, peaks = torch.tensor([[[0.5, -0.25, 2.0, -8.0]]]), torch.tensor([[0.0, -1.0, 0.5]])
+    assert pcm(audio, levels(0.0), peaks=peaks, backend=backend).tolist() == [[[0.5, -0.25, 1.0, -1.0]]]
+    got = pcm(audio, levels(0.0), peaks=peaks, dtype=torch.int16, backend=backend)
+    assert got.tolist() == [[[16384, -8192, 32767, -32768]]]
+
+
 def test_silence_stays_silence_and_what_is_all_but_silent_is_not_raised_beyond(backend):
     audio = torch.zeros(3, 2, 5)
     audio[0, 0, 0], audio[1, 1, 2], audio[1, 0, 1] = -0.0, 1e-9, -1e-8
-    got = pcm(audio, levels(-1.0, -1.0, -1.0), backend=backend)
+    got = pcm(audio, levels(-1.0, -6.0, -1.0), backend=backend)  # -6: 1e-6 in fp32 would give another factor
     assert same(got[0].numpy(), normalise(audio[0].numpy())) and torch.equal(got[0].signbit(), audio[0].signbit())
-    assert same(got[1].numpy(), normalise(audio[1].numpy())) and 0.008 < got[1].abs().max() < 0.009
+    assert same(got[1].numpy(), normalise(audio[1].numpy(), -6.0)) and 0.005 < got[1].abs().max() < 0.0051
     assert not got[2].any()
 
 
@@ -153,6 +161,18 @@ def test_any_number_of_channels(backend, channels, rng):
     audio = songs(2, 100, rng, channels)
     got = pcm(audio, levels(-1.0, -1.0), backend=backend)
     assert all(same(y, normalise(song.numpy())) for y, song in zip(got, audio))
+
+
+def test_reference_makes_no_fp64_tensor_which_not_every_device_has(rng):
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            made = function(*args, **kwargs or {})
+            assert not torch.is_tensor(made) or made.dtype != torch.float64
+            return made
+
+    audio, given = songs(2, 100, rng), levels(-1.0, 0.0)
+    with Watch():
+        pcm(audio, given, backend="reference")
 
 
 def test_reference_computes_at_the_precision_of_its_input(rng):

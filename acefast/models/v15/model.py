@@ -286,7 +286,7 @@ class Model:
         """
         audio, peaks = vae.decode(self.decoder, latents, on_tile=on_tile)
         if level is not None:
-            levels = torch.full((len(audio),), 10 ** (level / 20), dtype=torch.float64, device=audio.device)
+            levels = torch.full((len(audio),), 10 ** (level / 20), dtype=torch.float64)  # on the CPU: mps has no fp64
             pcm(audio, levels, peaks=peaks, out=audio)
         return audio.cpu()
 
