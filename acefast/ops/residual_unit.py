@@ -12,18 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acefast import guarded as guards
 from acefast.backends import choose_backend
 from acefast.checks import check_contiguous, check_shape
-from acefast.ops.conv1d import check_dtype, conv1d_reference
-from acefast.ops.snake import block_elements, check_wave, snake_rows
+from acefast.guarded import GUARD, check_rows, clear_guards, with_guards
+from acefast.guarded import guarded as between_guards
+from acefast.ops.conv1d import Pair, check_dtype, check_results, conv1d_reference
+from acefast.ops.snake import Wave, block_elements, check_wave, snake, snake_rows
 
 OP = "residual_unit"
-ORDER = ()  # kernels, fastest first
+ORDER = ("triton",)
 TAPS = 7
-
-Wave = tuple[Tensor, Tensor]  # of a snake: alpha and inv_beta, fp32 [C]
-Result = Tensor | tuple[Tensor | None, Tensor]
 
 
 def fused(channels: int) -> bool:
@@ -47,8 +45,8 @@ def residual_unit_reference(
     wave: Wave | None = None,
     keep: bool = True,
     guarded: bool = False,
-    out: Result | None = None,
-) -> Result:
+    out: Tensor | Pair | None = None,
+) -> Tensor | Pair:
     """What the op means in PyTorch; every kernel is held to it.
 
     It runs block by block of rows, so that x is read and y written once while what lies between stays in a CPU's cache.
@@ -87,26 +85,31 @@ def residual_unit_reference(
                 torch.add(song[start:stop], F.linear(hidden, weight2, bias2), out=y_block)
             if wave is not None:
                 snake_rows(y_block, *wave, waved[i, start:stop], scratch)
-    if guarded:
-        for t in (y, waved):
-            if t is not None:
-                edges = guards.whole(t)
-                edges[:, : guards.GUARD] = 0
-                edges[:, guards.GUARD + L :] = 0
+    for t in (y, waved):
+        if guarded and t is not None:
+            clear_guards(t)
     return y if wave is None else (y, waved)
 
 
 def _outputs(
-    x: Tensor, wave: Wave | None, keep: bool, guarded: bool, out: Result | None
+    x: Tensor, wave: Wave | None, keep: bool, guarded: bool, out: Tensor | Pair | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """Memory for y and for what the next snake makes of it, None where it is not asked for."""
     if out is not None:
-        return out if isinstance(out, tuple) else (out, None)
+        return _pair(out)
 
     def new() -> Tensor:
-        return guards.guarded(*x.shape, dtype=x.dtype, device=x.device) if guarded else torch.empty_like(x)
+        return between_guards(*x.shape, dtype=x.dtype, device=x.device) if guarded else torch.empty_like(x)
 
     return new() if keep else None, None if wave is None else new()
+
+
+def _pair(out: Tensor | Pair | None) -> tuple[Tensor | None, Tensor | None]:
+    return out if isinstance(out, tuple) else (out, None)
+
+
+def _contiguous(rows: Tensor, out: Tensor | None) -> Tensor:
+    return rows.contiguous() if out is None else out.copy_(rows)
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
@@ -130,9 +133,9 @@ def residual_unit(
     wave: Wave | None = None,
     keep: bool = True,
     guarded: bool = False,
-    out: Result | None = None,
+    out: Tensor | Pair | None = None,
     backend: str | None = None,
-) -> Result:
+) -> Tensor | Pair:
     """Refine rows with their neighbours 1, 2 and 3 dilations away.
 
     Args:
@@ -147,7 +150,8 @@ def residual_unit(
         guarded: x, ``activated`` and ``out`` lie as acefast.guarded lays them, zeros in x's and ``activated``'s guards,
             and results do so too, zeros in their guards. Else all are contiguous, and a kernel works on copies.
         out: like what is returned, written and returned. Each may be x; none shares memory with ``activated``.
-        backend: "reference"; None leaves the choice to acefast.backends.
+        backend: "triton" (16 bits, widths that are ``fused``, dilation at most 10, not empty) or "reference"; None
+            leaves the choice to acefast.backends.
     Returns:
         y, [B, L, C] in x's dtype; with ``wave`` the pair of y, None unless ``keep``, and its snake.
     Raises:
@@ -156,7 +160,7 @@ def residual_unit(
     Source: OobleckResidualUnit in huggingface/diffusers autoencoder_oobleck.py.
     """
     check_shape(OP, "x", x, (None, None, None), "[B, L, C]")
-    _check_rows("x", x, x, guarded)
+    check_rows(OP, "x", x, guarded)
     C = x.shape[2]
     for name, values in (("alpha1", alpha1), ("inv_beta1", inv_beta1), ("alpha2", alpha2), ("inv_beta2", inv_beta2)):
         check_wave(OP, name, values, C)
@@ -171,11 +175,26 @@ def residual_unit(
     if dilation < 1:
         raise ValueError(f"{OP}: dilation must be at least 1, got {dilation}")
     if activated is not None:
-        _check_rows("activated", activated, x, guarded)
-    for name, values in zip(("wave's alpha", "wave's inv_beta"), wave or ()):
-        check_wave(OP, name, values, C)
-    _check_out(out, x, activated, wave, keep, guarded)
-    choose_backend(OP, backend, x.device, ORDER)
+        check_shape(OP, "activated", activated, x.shape, "[B, L, C]")
+        check_dtype(OP, "activated", activated, x)
+        check_rows(OP, "activated", activated, guarded)
+    check_results(OP, tuple(x.shape), "[B, L, C]", x, wave, keep, guarded, out)
+    if activated is not None and any(t is not None and _same_memory(t, activated) for t in _pair(out)):
+        raise ValueError(f"{OP}: out must not be activated, whose rows are read by their neighbours too")
+    fits = fused(C) and x.dtype in (torch.bfloat16, torch.float16) and TAPS // 2 * dilation <= GUARD and x.numel() > 0
+    if choose_backend(OP, backend, x.device, ORDER if fits else ()) == "triton":
+        from acefast.kernels.residual_unit import residual_unit as kernel
+
+        rows = x if guarded else with_guards(x)
+        if activated is None:
+            activated = snake(rows, alpha1, inv_beta1, guarded=True)
+        elif not guarded:
+            activated = with_guards(activated)
+        written = _outputs(rows, wave, keep, guarded=True, out=out if guarded else None)
+        second = (alpha2, inv_beta2, weight2, bias2)
+        kernel(rows, activated, weight1, bias1, *second, dilation=dilation, wave=wave, out=written)
+        results = tuple(t if guarded or t is None else _contiguous(t, o) for t, o in zip(written, _pair(out)))
+        return results[0] if wave is None else results
     return residual_unit_reference(
         *(x, alpha1, inv_beta1, weight1, bias1, alpha2, inv_beta2, weight2, bias2),
         dilation=dilation,
@@ -185,31 +204,3 @@ def residual_unit(
         guarded=guarded,
         out=out,
     )
-
-
-def _check_rows(name: str, tensor: Tensor, x: Tensor, guarded: bool) -> None:
-    check_shape(OP, name, tensor, x.shape, "[B, L, C]")
-    check_dtype(OP, name, tensor, x)
-    if not guarded:
-        check_contiguous(OP, name, tensor)
-    elif not guards.is_guarded(tensor):
-        raise ValueError(f"{OP}: {name} must lie between guards (acefast.guarded), got strides {tensor.stride()}")
-
-
-def _check_out(
-    out: Result | None, x: Tensor, activated: Tensor | None, wave: Wave | None, keep: bool, guarded: bool
-) -> None:
-    if wave is None and not keep:
-        raise ValueError(f"{OP}: keep=False leaves no result without wave")
-    if out is None:
-        return
-    given = out if isinstance(out, tuple) else (out,)
-    if isinstance(out, tuple) == (wave is None) or [t is not None for t in given] != [keep, True][: 1 + bool(wave)]:
-        want = "a tensor" if wave is None else f"a pair, {'a tensor' if keep else 'None'} and a tensor"
-        got = [type(t).__name__ for t in given]
-        raise ValueError(f"{OP}: out must be {want}, got {', '.join(got)}")
-    for t in given:
-        if t is not None:
-            _check_rows("out", t, x, guarded)
-            if activated is not None and _same_memory(t, activated):
-                raise ValueError(f"{OP}: out must not be activated, whose rows are read by their neighbours too")
