@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import acefast
-from acefast.backends import use_backend
+from acefast.backends import named_backend, use_backend
 from acefast.models.v15 import vae, vae_range
 from acefast.models.v15.config import VAEConfig
 from acefast.models.v15.vae_layers import Conv, ConvTranspose, ResidualUnit, Snake
@@ -76,18 +76,43 @@ def test_each_layer_is_looked_at(module, monkeypatch):
     assert largest_stored(module) < 100
 
 
+LOUD = 2.1e4
+
+
+def hush(snake):
+    """What is -LOUD before it is about 0 after it."""
+    snake.alpha.fill_(torch.pi / 2 / LOUD)
+    snake.inv_beta.fill_(LOUD)
+
+
 @pytest.mark.parametrize("layer", ("snake1", "conv1", "snake2"))
 def test_a_layer_within_a_unit_is_looked_at_though_the_unit_hides_it(module, layer):
-    unit, loud = layers(module, ResidualUnit)[1], 2.1e4
+    unit = layers(module, ResidualUnit)[1]
     for name in ("weight", "bias"):
         getattr(unit.conv1, name).zero_()  # what snake1 makes ends here
         getattr(unit.conv2, name).zero_()  # and the rest here
     if layer == "snake1":
-        unit.snake1.inv_beta.fill_(loud)
+        unit.snake1.inv_beta.fill_(LOUD)
+    elif layer == "conv1":
+        unit.conv1.bias.fill_(-LOUD)
+        hush(unit.snake2)
     else:
-        unit.conv1.bias.fill_(-loud if layer == "conv1" else 1.0)
-        unit.snake2.alpha.copy_(torch.pi / 2 / unit.conv1.bias.float())  # its sine is 1: conv1's -loud is brought to 0
-        unit.snake2.inv_beta.fill_(loud)
+        unit.conv1.bias.fill_(1.0)
+        unit.snake2.alpha.fill_(torch.pi / 2)
+        unit.snake2.inv_beta.fill_(LOUD)
+    assert 2.05e4 < largest_stored(module) < 2.15e4
+
+
+@pytest.mark.parametrize("layer", ("unit", "conv"))
+def test_a_layer_is_looked_at_though_the_next_ones_hide_it(module, layer):
+    block, units = module.block[1], module.block[1].units
+    if layer == "unit":
+        units[-1].conv2.bias.fill_(-LOUD)
+        hush(module.block[2].snake1 if isinstance(module, vae.Decoder) else block.snake1)
+    else:  # the one before the units
+        (block.conv_t1 if isinstance(module, vae.Decoder) else module.block[0].conv1).bias.fill_(-LOUD)
+        units[0].conv2.bias.fill_(LOUD)
+        hush(units[0].snake1)
     assert 2.05e4 < largest_stored(module) < 2.15e4
 
 
@@ -111,9 +136,11 @@ def test_probe_is_short_normal_latents_and_a_sound_at_full_scale(monkeypatch):
 
 
 def test_references_run_whatever_is_chosen(module):
+    chosen = []
+    module.register_forward_pre_hook(lambda *_: chosen.append(named_backend()))
     with interpreted(), use_backend("triton"):
-        within = largest_stored(module)
-    assert within == largest_stored(module)
+        largest_stored(module)
+    assert chosen == ["reference"]
 
 
 # -- the rule --------------------------------------------------------------------------------------------------------
@@ -197,7 +224,6 @@ def test_a_checkpoint_is_probed_as_it_is_loaded(tiny, tmp_path, monkeypatch, cap
 
 
 def test_the_backend_that_is_asked_for_holds_while_loading(tiny, monkeypatch):
-    from acefast.backends import named_backend
     from acefast.models.v15 import model
 
     told = []

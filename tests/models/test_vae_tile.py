@@ -219,7 +219,8 @@ def test_a_row_has_the_same_bits_in_any_tile_and_any_batch(small, size):
 def test_kernels_encode_as_near_to_fp32_as_the_references_and_the_same_in_any_tile(dtype):
     encoder, x = made(vae.Encoder, SMALL, dtype), sound(2, 90 * SMALL.hop + 3)
     exact, rounded = in_fp32(encoder)(x), encoder(x)
-    whole, tiled = (on_triton(vae.encode, encoder, x, size) for size in (90, 2 * encoder.halo + 1))
+    whole, tiled = (on_triton(vae.encode, encoder, x, size) for size in (90, 79))
+    assert encoder.halo < 39
     alone = on_triton(vae.encode, encoder, x[1:], 90)
     for got, want, near, other, single in zip(whole, exact, rounded, tiled, alone):
         assert relative(got, want) <= 1.1 * relative(near, want)
