@@ -47,8 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         parser.error(f"{error.name} is not installed; pip install acefast[gpu], on Linux, works without a GPU")
     if args.count is not None:
-        cases = [case for case in counted.all_cases() if not args.count or case.kernel in args.count]
-        counted.write_counts(tuple(cases))
+        counted.write_counts(predicted.launched_cases(), args.count)
         return 0
     counts = counted.read_counts()
     if args.report:

@@ -65,12 +65,13 @@ def read_counts() -> dict[str, dict[str, Counts]]:
     return json.loads(FILE.read_text())
 
 
-def write_counts(cases: tuple[Case, ...]) -> None:
-    """Counts of these cases, beside those of others that are there and still exist."""
+def write_counts(cases: list[Case], kernels: list[str]) -> None:
+    """Counts of these cases: new ones of ``kernels``, or of all if none is named, the others as they are."""
     found = read_counts() if FILE.exists() else {}
-    found = {case.name: found[case.name] for case in all_cases() if case.name in found}
+    found = {case.name: found.get(case.name) for case in cases}
     for case in cases:
-        found[case.name] = {str(sm): count(case, sm) for sm in SIMULATED}
+        if found[case.name] is None or not kernels or case.kernel in kernels:
+            found[case.name] = {str(sm): count(case, sm) for sm in SIMULATED}
     lines = []
     for name in sorted(found):
         rows = ",\n".join(f"  {json.dumps(sm)}: {json.dumps(counts)}" for sm, counts in found[name].items())

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
-from bench.calculator.counted import Counts, seconds
-from bench.calculator.gpus import Device
+from acefast.cases import Case
+from bench.calculator.counted import Counts, case_of, seconds
+from bench.calculator.gpus import DEVICES, Device
 from bench.calculator.recorded import Call, recorded_decode, recorded_step
-from bench.calculator.song import STAGES, Job, compiled, latency, plan
+from bench.calculator.song import MODELS, STAGES, Job, compiled, latency, plan
 
+SECONDS, BATCHES = (30, 120, 240, 600), (1, 8)  # of the report
 ESTIMATES = ("floor", "target", "predicted", "compiled", "eager")
 
 
@@ -40,6 +43,19 @@ def predict(job: Job, device: Device, counts: dict[str, dict[str, Counts]]) -> d
         "stages": {stage: {f"{kind}_ms": ms[kind][stage] for kind in ESTIMATES} for stage in STAGES},
         "kernels": [{**k, "ms": round(k["ms"], 4)} for k in kernels],
     }
+
+
+def launched_cases() -> list[Case]:
+    """The cases that songs of the report's sizes launch, on any of the GPUs."""
+    found = {}
+    for device in {device.sm: device for device in DEVICES.values()}.values():
+        for length, batch in itertools.product(SECONDS, BATCHES):
+            jobs = [Job(model, length, batch) for model in MODELS]
+            _, tile, last = recorded_decode(jobs[0].frames, batch, device)
+            calls = [*tile, *last, *(call for job in jobs for call in recorded_step(job, device.sm))]
+            cases = [case_of(call, device.sm) for call in calls if call.wrapper]
+            found |= {case.name: case for case in cases}
+    return [found[name] for name in sorted(found)]
 
 
 def _rows(stage: str, times: int, calls: Iterable[Call], device: Device, counts: dict) -> list[dict[str, Any]]:

@@ -8,11 +8,10 @@ from typing import Any
 
 from bench.calculator.counted import Counts
 from bench.calculator.gpus import DEVICES
-from bench.calculator.predicted import ESTIMATES, predict
+from bench.calculator.predicted import BATCHES, ESTIMATES, SECONDS, predict
 from bench.calculator.song import MODELS, STAGES, Job
 
 FILE = Path(__file__).parents[1] / "results/predicted-a100.md"
-SECONDS, BATCHES = (30, 120, 240, 600), (1, 8)
 TITLES = {
     "floor": "floor",
     "target": "target of the plan",
