@@ -79,10 +79,9 @@ def test_hooks_replace_and_cancel(tiny_pipe):
         on_triton(tiny_pipe, on_step=lambda info: False)
 
 
-@pytest.mark.parametrize("strides", [(2, 2), pytest.param((2, 4, 4, 6, 10), marks=pytest.mark.slow)], ids=str)
-def test_a_song_is_decoded_by_the_kernels_too(tmp_path, monkeypatch, strides):
-    """Prompt to audio. With few strides a frame is 4 samples and not 1920."""
-    config = VAEConfig(2, strides, (1, 2, 4, 8, 16)[: len(strides)], 2, 8)
+def test_a_song_is_decoded_by_the_kernels_too(tmp_path, monkeypatch):
+    """Prompt to audio. Of two strides and not five a frame is 4 samples and not 1920."""
+    config = VAEConfig(2, (2, 2), (1, 2), 2, 8)
     with interpreted():
         pipe = acefast.load(
             write_checkpoint(tmp_path, vae_config=config), device="cpu", dtype="bfloat16", backend="triton"

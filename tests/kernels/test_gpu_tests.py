@@ -56,6 +56,7 @@ def test_a_sound_song_passes_and_a_wrong_one_is_found(monkeypatch):
         gpu_steps.test_songs_are_as_near_to_fp32_as_the_references_and_the_same_bits_again(*given)
 
 
+@pytest.mark.slow
 def test_sound_audio_passes_and_wrong_audio_is_found(monkeypatch):
     given = (gpu_vae.SMALL, gpu_vae.vae.Decoder, torch.float16)
     gpu_vae.test_songs_are_as_near_to_fp32_as_the_references_and_the_same_bits_in_any_tile(*given)
