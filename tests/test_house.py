@@ -67,7 +67,7 @@ def test_main_loops_have_no_masks():
                 _, calls = min(loops, key=lambda found: found[0].lineno)
                 looped.append(path.stem)
                 assert not [name for name, words in calls if "mask" in words], path
-    assert looped == ["cross_attention", "linear_swiglu", "residual_unit", "self_attention"]
+    assert looped == ["conv1d", "cross_attention", "linear_swiglu", "residual_unit", "self_attention"]
 
 
 def _called(node: ast.AST) -> list[tuple[str, set[str]]]:
