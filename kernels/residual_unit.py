@@ -222,11 +222,11 @@ def _case(
 # A tile of 512 frames, 240 or 960 rows each. Of a block's units the last leaves the next layer's input alone.
 CASES = (
     _case("c256-d1", (1, 122_880, 256), (1, 150), 1, loop_mix=WIDE_MIX),
-    _case("c256-d3", (1, 122_880, 256), (1, 150), 3, loop_mix=WIDE_MIX),
-    _case("c256-d9-last", (1, 122_880, 256), (1, 150), 9, keep=False, loop_mix=WIDE_MIX),
+    _case("c256-d3", (1, 122_880, 256), (1, 128), 3, loop_mix=WIDE_MIX),
+    _case("c256-d9-last", (1, 122_880, 256), (1, 128), 9, keep=False, loop_mix=WIDE_MIX),
     _case("c128-d1", (1, 491_520, 128), (1, 150), 1, loop_mix=MIX),
-    _case("c128-d3", (1, 491_520, 128), (1, 150), 3, loop_mix=MIX),
-    _case("c128-d9-last", (1, 491_520, 128), (1, 150), 9, keep=False, loop_mix=MIX),
+    _case("c128-d3", (1, 491_520, 128), (1, 128), 3, loop_mix=MIX),
+    _case("c128-d9-last", (1, 491_520, 128), (1, 128), 9, keep=False, loop_mix=MIX),
     _case("c128-d9-last-fp16", (1, 491_520, 128), (1, 150), 9, keep=False, dtype=torch.float16, loop_mix=MIX),
     _case("c128-short", (1, 100, 128), (1, 100), 9),
     _case("c64", (2, 65_536, 64), (2, 150), 3),

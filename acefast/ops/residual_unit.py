@@ -187,7 +187,7 @@ def residual_unit(
 
         rows = x if guarded else with_guards(x)
         if activated is None:
-            activated = snake(rows, alpha1, inv_beta1, guarded=True)
+            activated = snake(rows, alpha1, inv_beta1, guarded=True, backend="triton")
         elif not guarded:
             activated = with_guards(activated)
         written = _outputs(rows, wave, keep, guarded=True, out=out if guarded else None)
