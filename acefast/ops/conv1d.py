@@ -14,11 +14,12 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_contiguous, check_shape
-from acefast.guarded import check_rows, lay
+from acefast.guarded import GUARD, check_rows, elements, lay, with_guards
+from acefast.guarded import guarded as guarded_rows
 from acefast.ops.snake import Wave, check_wave, snake_reference
 
 OP = "conv1d"
-ORDER = ()  # kernels, fastest first
+ORDER = ("triton",)
 Pair = tuple[Tensor | None, Tensor]  # a result, unless only the other is asked for, and what the next snake makes of it
 
 
@@ -106,7 +107,8 @@ def conv1d(
         guarded: x, residual, out and what is returned lie between zeros, as acefast.guarded lays rows.
         out: where what is returned is written, of the same form, [B, Lout, Cout] each; the result's own may be
             ``residual``. None: new memory.
-        backend: "reference"; None leaves the choice to acefast.backends.
+        backend: "triton" (16 bits; Cout and K * Cin multiples of 16, Cin itself where dilation is not 1; padding of at
+            most 32; rows that are not guarded are copied) or "reference"; None leaves the choice to acefast.backends.
     Returns:
         The result y, [B, Lout, Cout], contiguous or guarded, Lout = (L + 2 * padding - dilation * (K - 1) - 1)
         // stride + 1. With a wave the pair (y, snake(y)), of which y is None unless kept.
@@ -139,10 +141,50 @@ def conv1d(
         if guarded:
             check_rows(OP, "residual", residual, guarded)
     check_results(OP, (B, rows, Cout), "[B, Lout, Cout]", x, wave, keep, guarded, out)
-    choose_backend(OP, backend, x.device, ORDER)
     geometry = {"stride": stride, "padding": padding, "dilation": dilation}
+    fits = _kernel_fits(x, weight, padding, dilation)
+    if choose_backend(OP, backend, x.device, ORDER if fits else ()) == "triton":
+        return _launch(x, weight, bias, geometry, residual, (B, rows, Cout), wave, keep, guarded, out)
     results = {"wave": wave, "keep": keep, "guarded": guarded, "out": out}
     return conv1d_reference(x, weight, bias, **geometry, residual=residual, **results)
+
+
+def _kernel_fits(x: Tensor, weight: Tensor, padding: int, dilation: int) -> bool:
+    Cout, K, Cin = weight.shape
+    inner = Cin if dilation > 1 else K * Cin
+    sizes = inner > 0 and inner % 16 == 0 and Cout % 16 == 0 and padding <= GUARD
+    return sizes and x.dtype in (torch.float16, torch.bfloat16)
+
+
+def _launch(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: dict[str, int],
+    residual: Tensor | None,
+    shape: tuple[int, int, int],
+    wave: Wave | None,
+    keep: bool,
+    guards: bool,
+    out: Tensor | Pair | None,
+) -> Tensor | Pair:
+    """By the kernel, which works on guarded rows: where these are not, on copies."""
+    from acefast.kernels.conv1d import conv1d as kernel
+
+    def memory() -> Tensor:
+        return guarded_rows(*shape, dtype=x.dtype, device=x.device, memory=x.new_empty(elements(*shape)))
+
+    wanted = (out, None) if wave is None else out or (None, None)
+    written = wanted if guards else (None, None)
+    asked = keep, wave is not None
+    written = tuple((memory() if t is None else t) if one else None for t, one in zip(written, asked))
+    if not guards:
+        x, residual = with_guards(x), None if residual is None else with_guards(residual)
+    if 0 not in shape:
+        kernel(x, weight, bias, **geometry, residual=residual, wave=wave, out=written)
+    if not guards:
+        written = tuple(None if t is None else lay(t.contiguous(), o, False) for t, o in zip(written, wanted))
+    return written[0] if wave is None else written
 
 
 def check_dtype(op: str, name: str, tensor: Tensor, x: Tensor) -> None:

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_dtype, check_shape
-from acefast.guarded import check_rows, lay
+from acefast.guarded import check_rows, elements, lay, with_guards
+from acefast.guarded import guarded as guarded_rows
 
 OP = "snake"
-ORDER = ()  # kernels, fastest first
+ORDER = ("triton",)
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 Wave = tuple[Tensor, Tensor]  # alpha and inv_beta, folded: fp32 [C] each
 
 
@@ -77,7 +79,8 @@ def snake(
         alpha, inv_beta: fp32 [C], see the module.
         guarded: x, out and the result lie between zeros, as acefast.guarded lays rows.
         out: [B, L, C] of x's dtype, written and returned; may be x. None: new memory.
-        backend: "reference"; None leaves the choice to acefast.backends.
+        backend: "triton" (C a multiple of 16; rows that are not guarded are copied) or "reference"; None leaves the
+            choice to acefast.backends.
     Returns:
         [B, L, C] in x's dtype, rounded once: the arithmetic before is fp32.
     Raises:
@@ -88,13 +91,24 @@ def snake(
     """
     check_shape(OP, "x", x, (None, None, None), "[B, L, C]")
     check_rows(OP, "x", x, guarded)
-    check_wave(OP, "alpha", alpha, x.shape[-1])
-    check_wave(OP, "inv_beta", inv_beta, x.shape[-1])
+    C = x.shape[2]
+    check_wave(OP, "alpha", alpha, C)
+    check_wave(OP, "inv_beta", inv_beta, C)
     if out is not None:
         check_shape(OP, "out", out, x.shape, "[B, L, C]")
         check_dtype(OP, "out", out, x.dtype)
         check_rows(OP, "out", out, guarded)
-    choose_backend(OP, backend, x.device, ORDER)
+    fits = x.dtype in FLOATS and C % 16 == 0 and C > 0
+    if choose_backend(OP, backend, x.device, ORDER if fits else ()) == "triton":
+        from acefast.kernels.snake import snake as kernel
+
+        rows, written = (x if guarded else with_guards(x)), out if guarded else None
+        if written is None:
+            memory = x.new_empty(elements(*x.shape))
+            written = guarded_rows(*x.shape, dtype=x.dtype, device=x.device, memory=memory)
+        if x.numel():
+            kernel(rows, alpha, inv_beta, out=written)
+        return written if guarded else lay(written.contiguous(), out, False)
     return snake_reference(x, alpha, inv_beta, guarded=guarded, out=out)
 
 
