@@ -160,7 +160,8 @@ def test_counts_are_of_cases_that_exist_and_of_whole_tiles(counts):
         for row in of.values():
             assert row["sectors"] >= row["sectors_min"] > 0
             if cases[name].dots:
-                assert 0.99 < row["simulated_mma"] * counted.MMA_FLOPS / row["flops"] < 3, name
+                beyond = 1.15 if name.startswith("audio") else 1.0  # there 14 columns of 16 are taps
+                assert row["simulated_mma"] * counted.MMA_FLOPS / row["flops"] == pytest.approx(beyond, abs=0.01), name
 
 
 def test_counts_are_as_new_as_the_budgets(counts):

@@ -3,8 +3,8 @@
 For a call of a kernel its case gives flops and bytes at the call's own sizes. What the compiled kernel made of them is
 counted, of its case at a few tiles in the simulator, and enters as ratios:
 
-    products   the executed tensor-core instructions' flops over the case's, both as whole tiles: what a kernel
-               computes beyond its result. They are done in waves, one program a multiprocessor at a time, at the judged
+    products   the executed tensor-core instructions' flops over those of the call in whole tiles: what a kernel
+               computes beyond them. They are done in waves, one program a multiprocessor at a time, at the judged
                fraction of the peak for its kind (library-like product by its tile, attention, convolution), or at the
                main loop's own limit where that is lower: a quarter of a multiprocessor issues one instruction a cycle,
                so ``mma_cycles`` per product against one cycle for it and for each of the others beside it
@@ -56,9 +56,8 @@ def count(case: Case, sm: int) -> Counts:
     found = {name: row[name] for name in FIGURES}
     if not case.dots:
         return found
-    flops = case.flops(small) * padding(case, call)
     executed = row["simulated_mma"] * MMA_FLOPS
-    return found | {"flops": flops, "operands": round(tile_bytes(case, call, executed))}
+    return found | {"flops": tiled_flops(case, call), "operands": round(tile_bytes(case, call, executed))}
 
 
 def read_counts() -> dict[str, dict[str, Counts]]:
@@ -123,7 +122,7 @@ def seconds(call: Call, device: Device, counts: dict[str, dict[str, Counts]]) ->
     share = TUNING.product_memory if case.dots else JUDGED.memory
     bounds = {"memory": memory_seconds(act, weights, device, share)}
     if case.dots:
-        executed = flops * padding(case, call) * counted["simulated_mma"] * MMA_FLOPS / counted["flops"]
+        executed = tiled_flops(case, call) * counted["simulated_mma"] * MMA_FLOPS / counted["flops"]
         bounds["tensor cores"] = product_seconds(case, call, executed, counted, device)
         through = tile_bytes(case, call, executed) * counted["sectors"] * SECTOR / counted["operands"]
     else:
@@ -147,7 +146,8 @@ def judged_share(case: Case, call: Call) -> float:
     """Of the tensor cores' peak that a program reaches."""
     if "attention" in case.kernel:
         return JUDGED.attention
-    if "conv" in case.kernel or "residual" in case.kernel:
+    pointwise = call.launches[0].constants.get("TAPS") == 1  # a library-like product, as in the plan
+    if ("conv" in case.kernel and not pointwise) or case.kernel == "residual_unit":
         return TUNING.convolution
     high, wide = _tile(case, call)
     shares = {frozenset(tile[:2]): tile[2] for tile in TUNING.tiles}
@@ -162,22 +162,38 @@ def issue_share(counted: Counts, device: Device) -> float:
     return min(1.0, device.mma_cycles * mma / (mma + other))
 
 
-def padding(case: Case, call: Call) -> float:
-    """Whole tiles over the outputs that count; 1 for attention, whose ragged blocks are in its executed products."""
+def tiled_flops(case: Case, call: Call) -> float:
+    """A call's flops where every tile is computed whole."""
     if "attention" in case.kernel:
-        return 1.0
+        return _attended(call)
     high, wide = _tile(case, call)
     if case.kernel == "audio_conv1d":  # stores few of its columns, and rows that lie anywhere
         outputs = call.arguments["x"].shape[:2].numel() * wide
     else:
         outputs = max(t.numel() for t in _outputs(case, call)) * (2 if case.kernel == "linear_swiglu" else 1)
-    return call.launches[0].programs * high * wide / outputs
+    return case.flops(call.arguments) * call.launches[0].programs * high * wide / outputs
+
+
+def _attended(call: Call) -> float:
+    """Of attention: a program's rows with the blocks of keys that its window or the keys' number leave it."""
+    (tiles, heads, songs), c = call.launches[0].grid, call.launches[0].constants
+    rows, window = c["M"] // c["GROUP"], c.get("WINDOW")
+    keys = call.arguments["k"].shape[1 if window else 2]
+    lengths = call.arguments["lengths"]
+    blocks = 0
+    for length in [keys] * songs if lengths is None or lengths.is_meta else lengths.tolist():
+        for start in range(0, tiles * rows, rows):
+            low, stop = (max(start - window, 0), min(start + rows + window, length)) if window else (0, length)
+            if not window or start < length:
+                blocks += math.ceil((stop - low) / c["KEYS"])
+    return 4.0 * c["M"] * c["D"] * c["KEYS"] * heads * blocks
 
 
 def tile_bytes(case: Case, call: Call, executed: float) -> float:
-    """What programs ask of L2 for so many flops of 16-bit products: each tile's operands, and what is stored."""
+    """What programs ask of L2 for so many flops of 16-bit products: each tile's operands, what is added and stored."""
     high, wide = _tile(case, call)
-    stored = sum(t.numel() * t.itemsize for t in _outputs(case, call))
+    added = call.arguments["x" if case.kernel == "residual_unit" else "residual"] if _adds(call) else None
+    stored = sum(t.numel() * t.itemsize for t in (*_outputs(case, call), added) if t is not None)
     if "attention" in case.kernel:
         return executed / high + 2 * stored  # keys and values a tile of queries; the queries
     return executed * (1 / high + 1 / wide) + stored
@@ -196,6 +212,11 @@ def _tile(case: Case, call: Call) -> tuple[int, int]:
         return constants["M"], constants["KEYS"]
     wide = constants.get("BLOCK_N", constants.get("C"))
     return constants["BLOCK_M"], (2 if case.kernel == "linear_swiglu" else 1) * wide  # gate and up
+
+
+def _adds(call: Call) -> bool:
+    """Whether rows are added to the products' sums."""
+    return "residual" in call.arguments or "weight2" in call.arguments
 
 
 def _outputs(case: Case, call: Call) -> list[Tensor]:
