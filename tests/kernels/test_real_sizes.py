@@ -13,6 +13,7 @@ pytest.importorskip("triton", "3.9", reason="triton 3.9 is not installed")
 from acefast.ops.apg import apg
 from acefast.ops.cross_attention import cross_attention
 from acefast.ops.linear_swiglu import linear_swiglu
+from acefast.ops.pcm import pcm
 from acefast.ops.philox import philox_normal
 from acefast.ops.qk_norm_rope import qk_norm_rope, rope_table
 from acefast.ops.residual_norm import residual_norm
@@ -117,3 +118,12 @@ def test_philox():
     with interpreted():
         got = philox_normal([7], (FRAMES, 64), backend="triton")
     assert torch.equal(got, philox_normal([7], (FRAMES, 64), backend="reference"))
+
+
+@pytest.mark.parametrize("peaks", (True, False), ids=("peaks given", "peaks looked for"))
+def test_pcm(rng, peaks):
+    audio = 3 * torch.randn(1, 2, FRAMES * 1920, generator=rng)
+    levels, found = torch.tensor([10 ** (-1 / 20)], dtype=torch.float64), audio.abs().view(1, 480, -1).amax(2)
+    with interpreted():
+        got = pcm(audio, levels, peaks=found if peaks else None, backend="triton")
+    assert torch.equal(got, pcm(audio, levels, backend="reference"))

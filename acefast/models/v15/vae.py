@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,13 @@ SPAN_ROWS = 4096  # at the inner end of the two blocks next to the audio: 17 fra
 SPAN_BLOCKS = 2
 
 OnTile = Callable[[int, int], None]  # latent frames done, of how many
+
+
+class Decoded(NamedTuple):
+    """A batch of songs on the decoder's device."""
+
+    audio: Tensor  # [B, 2, 1920 * T] fp32
+    peaks: Tensor | None  # [B, n] fp32: a song's largest is its largest |sample|; None: nobody has looked
 
 
 def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -233,8 +241,8 @@ def decode_tiles(decoder: Decoder, latents: Tensor, tile_frames: int | None = No
         yield first, decoder(latents[:, start : start + size], (first - start, end - start))
 
 
-def decode(decoder: Decoder, latents: Tensor, tile_frames: int | None = None, on_tile: OnTile | None = None) -> Tensor:
-    """All of ``decode_tiles`` in one tensor, [B, 2, 1920 * T] fp32; ``on_tile`` hears of every tile."""
+def decode(decoder: Decoder, latents: Tensor, tile_frames: int | None = None, on_tile: OnTile | None = None) -> Decoded:
+    """All of ``decode_tiles`` in one tensor; ``on_tile`` hears of every tile."""
     B, T, _ = latents.shape
     hop = decoder.hop
     audio = torch.empty(B, decoder.channels, T * hop, device=latents.device)
@@ -242,7 +250,7 @@ def decode(decoder: Decoder, latents: Tensor, tile_frames: int | None = None, on
         audio[:, :, first * hop : first * hop + piece.shape[2]] = piece
         if on_tile:
             on_tile(first + piece.shape[2] // hop, T)
-    return audio
+    return Decoded(audio, None)
 
 
 def encode(
