@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from acefast.checks import check_contiguous
+
 GUARD = 32  # rows a side; the widest kernel, seven taps of dilation 9, reaches 27
 
 
@@ -29,10 +31,9 @@ def guarded(
     """
     if memory is None:
         memory = torch.empty(elements(batch, rows, channels), dtype=dtype, device=device)
-        memory.view(batch, -1, channels)[:, :GUARD] = 0
-        memory.view(batch, -1, channels)[:, GUARD + rows :] = 0
-    whole = memory[: elements(batch, rows, channels)].view(batch, -1, channels)
-    return whole[:, GUARD : GUARD + rows]
+        return clear_guards(guarded(batch, rows, channels, dtype=dtype, device=device, memory=memory))
+    around = memory[: elements(batch, rows, channels)].view(batch, GUARD + rows + GUARD, channels)
+    return around[:, GUARD : GUARD + rows]
 
 
 def with_guards(x: Tensor) -> Tensor:
@@ -52,3 +53,30 @@ def whole(x: Tensor) -> Tensor:
     """Guarded rows [B, L, C] with their guards, [B, GUARD + L + GUARD, C] contiguous: what a kernel is given."""
     B, L, C = x.shape
     return x.as_strided((B, L + 2 * GUARD, C), x.stride(), x.storage_offset() - GUARD * C)
+
+
+def clear_guards(x: Tensor) -> Tensor:
+    """Write zeros to the guards of guarded rows, and return them."""
+    around = whole(x)
+    around[:, :GUARD] = 0
+    around[:, GUARD + x.shape[1] :] = 0
+    return x
+
+
+def check_rows(op: str, name: str, tensor: Tensor, guards: bool) -> None:
+    """Raise ValueError unless [B, L, C] is contiguous; with ``guards``, unless it lies as ``guarded`` lays it."""
+    if not guards:
+        check_contiguous(op, name, tensor)
+    elif not is_guarded(tensor):
+        raise ValueError(
+            f"{op}: {name} must lie between guards of {GUARD} rows (acefast.guarded), got strides "
+            f"{tuple(tensor.stride())} and offset {tensor.storage_offset()} for {list(tensor.shape)}"
+        )
+
+
+def lay(y: Tensor, out: Tensor | None, guards: bool) -> Tensor:
+    """Contiguous rows as an op returns them: in ``out`` if there is one, with ``guards`` between zeros."""
+    if out is None:
+        return with_guards(y) if guards else y
+    out.copy_(y)
+    return clear_guards(out) if guards else out

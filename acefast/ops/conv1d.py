@@ -14,9 +14,13 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_contiguous, check_shape
+from acefast.guarded import GUARD, check_rows, elements, lay, with_guards
+from acefast.guarded import guarded as guarded_rows
+from acefast.ops.snake import Wave, check_wave, snake_reference
 
 OP = "conv1d"
-ORDER = ()  # kernels, fastest first
+ORDER = ("triton",)
+Pair = tuple[Tensor | None, Tensor]  # a result, unless only the other is asked for, and what the next snake makes of it
 
 
 def conv1d_reference(
@@ -28,11 +32,17 @@ def conv1d_reference(
     padding: int = 0,
     dilation: int = 1,
     residual: Tensor | None = None,
-) -> Tensor:
+    wave: Wave | None = None,
+    keep: bool = True,
+    guarded: bool = False,
+    out: Tensor | Pair | None = None,
+) -> Tensor | Pair:
     """What the op means in PyTorch; every kernel is held to it.
 
-    The library's convolution accumulates in fp32; at bf16 and fp16 it rounds before the residual is added.
+    The library's convolution accumulates in fp32; at bf16 and fp16 it rounds before the residual is added, and again
+    before the snake.
     """
+    x = x.contiguous()  # of guarded rows a copy
     if len(weight) <= 4 and stride == 1 and dilation == 1 and x.dtype == torch.float32 and x.device.type == "cpu":
         y = _few_outputs(x, weight, bias, padding)
     else:
@@ -40,7 +50,12 @@ def conv1d_reference(
         filters = weight.transpose(1, 2).unsqueeze(2)
         y = F.conv2d(image, filters, bias, stride=(1, stride), padding=(0, padding), dilation=(1, dilation))
         y = y.squeeze(2).transpose(1, 2).contiguous()  # contiguous already, unless a size of 1 hid the layout
-    return y if residual is None else y.add_(residual)
+    y = y if residual is None else y.add_(residual)
+    if wave is None:
+        return lay(y, out, guarded)
+    into = out or (None, None)
+    activated = lay(snake_reference(y, *wave), into[1], guarded)
+    return lay(y, into[0], guarded) if keep else None, activated
 
 
 def _few_outputs(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
@@ -72,27 +87,38 @@ def conv1d(
     padding: int = 0,
     dilation: int = 1,
     residual: Tensor | None = None,
+    wave: Wave | None = None,
+    keep: bool = True,
+    guarded: bool = False,
+    out: Tensor | Pair | None = None,
     backend: str | None = None,
-) -> Tensor:
-    """Convolve rows over time, and add a residual if there is one.
+) -> Tensor | Pair:
+    """Convolve rows over time, add a residual if there is one, and take the next layer's snake if there is one.
 
     Args:
-        x: [B, L, Cin], contiguous; fp32, bf16 or fp16.
+        x: [B, L, Cin], contiguous, or guarded; fp32, bf16 or fp16.
         weight: [Cout, K, Cin], contiguous, x's dtype, weight norm folded.
         bias: [Cout] in x's dtype, or None.
         stride, dilation: rows, at least 1.
         padding: zero rows at each end.
         residual: [B, Lout, Cout] in x's dtype, added to the result; None for none.
-        backend: "reference"; None leaves the choice to acefast.backends.
+        wave: alpha and inv_beta of the snake that reads the result next, fp32 [Cout], see acefast.ops.snake.
+        keep: False, with a wave, gives only what the snake makes of the result.
+        guarded: x, residual, out and what is returned lie between zeros, as acefast.guarded lays rows.
+        out: where what is returned is written, of the same form, [B, Lout, Cout] each; the result's own may be
+            ``residual``. None: new memory.
+        backend: "triton" (16 bits; Cout and K * Cin multiples of 16, Cin itself where dilation is not 1; padding of at
+            most 32; rows that are not guarded are copied) or "reference"; None leaves the choice to acefast.backends.
     Returns:
-        [B, Lout, Cout], contiguous, Lout = (L + 2 * padding - dilation * (K - 1) - 1) // stride + 1.
+        The result y, [B, Lout, Cout], contiguous or guarded, Lout = (L + 2 * padding - dilation * (K - 1) - 1)
+        // stride + 1. With a wave the pair (y, snake(y)), of which y is None unless kept.
     Raises:
         ValueError: a shape, dtype or layout is not as above, or no output row is left.
         BackendUnavailable: the backend named cannot take this input.
     Source: nn.Conv1d in huggingface/diffusers autoencoder_oobleck.py, there channels-first with weight norm.
     """
     check_shape(OP, "x", x, (None, None, None), "[B, L, Cin]")
-    check_contiguous(OP, "x", x)
+    check_rows(OP, "x", x, guarded)
     B, L, Cin = x.shape
     check_shape(OP, "weight", weight, (None, None, Cin), "[Cout, K, Cin]")
     check_contiguous(OP, "weight", weight)
@@ -112,11 +138,86 @@ def conv1d(
     if residual is not None:
         check_shape(OP, "residual", residual, (B, rows, Cout), "[B, Lout, Cout]")
         check_dtype(OP, "residual", residual, x)
-    choose_backend(OP, backend, x.device, ORDER)
-    return conv1d_reference(x, weight, bias, stride=stride, padding=padding, dilation=dilation, residual=residual)
+        if guarded:
+            check_rows(OP, "residual", residual, guarded)
+    check_results(OP, (B, rows, Cout), "[B, Lout, Cout]", x, wave, keep, guarded, out)
+    geometry = {"stride": stride, "padding": padding, "dilation": dilation}
+    fits = _kernel_fits(x, weight, padding, dilation)
+    if choose_backend(OP, backend, x.device, ORDER if fits else ()) == "triton":
+        return _launch(x, weight, bias, geometry, residual, (B, rows, Cout), wave, keep, guarded, out)
+    results = {"wave": wave, "keep": keep, "guarded": guarded, "out": out}
+    return conv1d_reference(x, weight, bias, **geometry, residual=residual, **results)
+
+
+def _kernel_fits(x: Tensor, weight: Tensor, padding: int, dilation: int) -> bool:
+    Cout, K, Cin = weight.shape
+    inner = Cin if dilation > 1 else K * Cin
+    sizes = inner > 0 and inner % 16 == 0 and Cout % 16 == 0 and padding <= GUARD
+    return sizes and x.dtype in (torch.float16, torch.bfloat16)
+
+
+def _launch(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: dict[str, int],
+    residual: Tensor | None,
+    shape: tuple[int, int, int],
+    wave: Wave | None,
+    keep: bool,
+    guards: bool,
+    out: Tensor | Pair | None,
+) -> Tensor | Pair:
+    """By the kernel, which works on guarded rows: where these are not, on copies."""
+    from acefast.kernels.conv1d import conv1d as kernel
+
+    def memory() -> Tensor:
+        return guarded_rows(*shape, dtype=x.dtype, device=x.device, memory=x.new_empty(elements(*shape)))
+
+    wanted = (out, None) if wave is None else out or (None, None)
+    written = wanted if guards else (None, None)
+    asked = keep, wave is not None
+    written = tuple((memory() if t is None else t) if one else None for t, one in zip(written, asked))
+    if not guards:
+        x, residual = with_guards(x), None if residual is None else with_guards(residual)
+    if 0 not in shape:
+        kernel(x, weight, bias, **geometry, residual=residual, wave=wave, out=written)
+    if not guards:
+        written = tuple(None if t is None else lay(t.contiguous(), o, False) for t, o in zip(written, wanted))
+    return written[0] if wave is None else written
 
 
 def check_dtype(op: str, name: str, tensor: Tensor, x: Tensor) -> None:
     """Raise ValueError unless ``tensor`` has x's dtype."""
     if tensor.dtype != x.dtype:
         raise ValueError(f"{op}: {name} must have x's dtype, {x.dtype}, got {tensor.dtype}")
+
+
+def check_results(
+    op: str,
+    shape: tuple[int, int, int],
+    letters: str,
+    x: Tensor,
+    wave: Wave | None,
+    keep: bool,
+    guarded: bool,
+    out: Tensor | Pair | None,
+) -> None:
+    """Raise ValueError unless an op's ``wave``, ``keep`` and ``out`` ask for results of ``shape`` that it can give."""
+    if wave is None:
+        if not keep:
+            raise ValueError(f"{op}: keep=False needs a wave, or nothing is left to return")
+        given = {} if out is None else {"out": out}
+    else:
+        check_wave(op, "wave[0]", wave[0], shape[2])
+        check_wave(op, "wave[1]", wave[1], shape[2])
+        pair = isinstance(out, tuple) and [t is not None for t in out] == [keep, True]
+        if out is not None and not pair:
+            raise ValueError(f"{op}: with a wave, out must be a pair, of which the first is None unless it is kept")
+        given = {} if out is None else {f"out[{i}]": t for i, t in enumerate(out) if t is not None}
+    for name, tensor in given.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
+        check_shape(op, name, tensor, shape, letters)
+        check_dtype(op, name, tensor, x)
+        check_rows(op, name, tensor, guarded)

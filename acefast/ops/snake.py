@@ -12,10 +12,14 @@ import torch
 from torch import Tensor
 
 from acefast.backends import choose_backend
-from acefast.checks import check_contiguous, check_shape
+from acefast.checks import check_dtype, check_shape
+from acefast.guarded import check_rows, elements, lay, with_guards
+from acefast.guarded import guarded as guarded_rows
 
 OP = "snake"
-ORDER = ()  # kernels, fastest first
+ORDER = ("triton",)
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+Wave = tuple[Tensor, Tensor]  # alpha and inv_beta, folded: fp32 [C] each
 
 
 def block_elements(device: torch.device) -> int:
@@ -44,25 +48,39 @@ def snake_rows(x: Tensor, alpha: Tensor, inv_beta: Tensor, out: Tensor, scratch:
         out.copy_(x32.addcmul_(wave, inv_beta))
 
 
-def snake_reference(x: Tensor, alpha: Tensor, inv_beta: Tensor) -> Tensor:
+def snake_reference(
+    x: Tensor, alpha: Tensor, inv_beta: Tensor, *, guarded: bool = False, out: Tensor | None = None
+) -> Tensor:
     """What the op means, in fp32 PyTorch; every kernel is held to it."""
     C = x.shape[-1]
+    x = x.contiguous()  # of guarded rows a copy
     y = torch.empty_like(x)
     x_rows, y_rows = x.view(-1, C), y.view(-1, C)
     n = min(max(1, block_elements(x.device) // C), len(x_rows))
     scratch = x.new_empty((1 if x.dtype == torch.float32 else 2, n, C), dtype=torch.float32)
     for i in range(0, len(x_rows), max(n, 1)):
         snake_rows(x_rows[i : i + n], alpha, inv_beta, y_rows[i : i + n], scratch)
-    return y
+    return lay(y, out, guarded)
 
 
-def snake(x: Tensor, alpha: Tensor, inv_beta: Tensor, *, backend: str | None = None) -> Tensor:
+def snake(
+    x: Tensor,
+    alpha: Tensor,
+    inv_beta: Tensor,
+    *,
+    guarded: bool = False,
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
     """Add a periodic bump to every sample: ``x + inv_beta * sin(alpha * x)**2``.
 
     Args:
-        x: audio features, [B, L, C], contiguous; L is samples at the layer's own rate. fp32, bf16 or fp16.
+        x: audio features, [B, L, C], contiguous, or guarded; L is samples at the layer's own rate. fp32, bf16 or fp16.
         alpha, inv_beta: fp32 [C], see the module.
-        backend: "reference"; None leaves the choice to acefast.backends.
+        guarded: x, out and the result lie between zeros, as acefast.guarded lays rows.
+        out: [B, L, C] of x's dtype, written and returned; may be x. None: new memory.
+        backend: "triton" (C a multiple of 16; rows that are not guarded are copied) or "reference"; None leaves the
+            choice to acefast.backends.
     Returns:
         [B, L, C] in x's dtype, rounded once: the arithmetic before is fp32.
     Raises:
@@ -72,11 +90,26 @@ def snake(x: Tensor, alpha: Tensor, inv_beta: Tensor, *, backend: str | None = N
         computes in x's dtype.
     """
     check_shape(OP, "x", x, (None, None, None), "[B, L, C]")
-    check_contiguous(OP, "x", x)
-    check_wave(OP, "alpha", alpha, x.shape[-1])
-    check_wave(OP, "inv_beta", inv_beta, x.shape[-1])
-    choose_backend(OP, backend, x.device, ORDER)
-    return snake_reference(x, alpha, inv_beta)
+    check_rows(OP, "x", x, guarded)
+    C = x.shape[2]
+    check_wave(OP, "alpha", alpha, C)
+    check_wave(OP, "inv_beta", inv_beta, C)
+    if out is not None:
+        check_shape(OP, "out", out, x.shape, "[B, L, C]")
+        check_dtype(OP, "out", out, x.dtype)
+        check_rows(OP, "out", out, guarded)
+    fits = x.dtype in FLOATS and C % 16 == 0 and C > 0
+    if choose_backend(OP, backend, x.device, ORDER if fits else ()) == "triton":
+        from acefast.kernels.snake import snake as kernel
+
+        rows, written = (x if guarded else with_guards(x)), out if guarded else None
+        if written is None:
+            memory = x.new_empty(elements(*x.shape))
+            written = guarded_rows(*x.shape, dtype=x.dtype, device=x.device, memory=memory)
+        if x.numel():
+            kernel(rows, alpha, inv_beta, out=written)
+        return written if guarded else lay(written.contiguous(), out, False)
+    return snake_reference(x, alpha, inv_beta, guarded=guarded, out=out)
 
 
 def check_wave(op: str, name: str, wave: Tensor, channels: int) -> None:

@@ -11,6 +11,9 @@ import torch
 pytest.importorskip("triton", "3.9", reason="triton 3.9 is not installed")
 
 from acefast.ops.apg import apg
+from acefast.ops.audio_conv1d import audio_conv1d, peak_slots
+from acefast.ops.conv1d import conv1d
+from acefast.ops.conv_transpose1d import conv_transpose1d
 from acefast.ops.cross_attention import cross_attention
 from acefast.ops.linear_swiglu import linear_swiglu
 from acefast.ops.pcm import pcm
@@ -19,6 +22,7 @@ from acefast.ops.qk_norm_rope import qk_norm_rope, rope_table
 from acefast.ops.residual_norm import residual_norm
 from acefast.ops.sampler_step import clock, sampler_step, step_table
 from acefast.ops.self_attention import self_attention
+from acefast.ops.snake import snake
 from acefast.ops.swiglu import swiglu
 from acefast.sim.interpreter import interpreted
 
@@ -95,6 +99,30 @@ def test_linear_swiglu(normal, dtype):
     check(linear_swiglu, normal(1, ROWS, H, valid=TOKENS), normal(2 * I, H) / H**0.5, dtype=dtype, valid=TOKENS)
 
 
+@pytest.mark.parametrize("rows, Cin, Cout, stride", [pytest.param(8, 2048, 1024, 10, marks=SLOW), (150, 256, 128, 4)])
+def test_conv_transpose1d(normal, dtype, rows, Cin, Cout, stride, rng):
+    if dtype == torch.float32:
+        pytest.skip("the kernel takes 16 bits")
+    weight, wave = (
+        normal(2 * Cin, stride * Cout) / (2 * Cin) ** 0.5,
+        (torch.rand(2, Cout, generator=rng) + 0.5).unbind(),
+    )
+    check(conv_transpose1d, normal(1, rows, Cin), weight, normal(Cout), stride=stride, wave=wave, dtype=dtype)
+
+
+def test_audio_conv1d(normal, dtype):
+    if dtype == torch.float32:
+        pytest.skip("the kernel takes 16 bits")
+    x, weight, song = normal(1, 1920, 128), normal(2, 7, 128) / 30, torch.zeros(2, 1, 2, 4000)  # a latent frame
+    options = [{"out": out, "peaks": torch.zeros(1, peak_slots(1920))} for out in song]
+    place = torch.tensor([40, 1900, 2100], dtype=torch.int32)
+    with interpreted():
+        audio_conv1d(x, weight, place=place, **options[0], backend="triton")
+    audio_conv1d(x, weight, place=place, **options[1], backend="reference")
+    for got, want in zip(options[0].values(), options[1].values()):
+        assert float((got.double() - want).norm() / want.double().norm()) <= GATE[torch.float32]
+
+
 def test_sampler_step(normal, dtype, rng):
     x, v = torch.randn(1, FRAMES, 64, generator=rng), normal(1, 2 * ROWS, 64, valid=FRAMES)[:, :FRAMES]
     table, copies = step_table([1.0, 0.5]), [torch.zeros(1, 2 * ROWS, 64, dtype=dtype) for _ in range(2)]
@@ -127,3 +155,32 @@ def test_pcm(rng, peaks):
     with interpreted():
         got = pcm(audio, levels, peaks=found if peaks else None, backend="triton")
     assert torch.equal(got, pcm(audio, levels, backend="reference"))
+
+
+def test_snake(normal, dtype):
+    """A second of the decoder's third level."""
+    wave = normal(512).float().exp(), normal(512).float().exp()
+    check(snake, normal(1, 1500, 512), *wave, dtype=dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("taps, dilation", [(7, 9), (1, 1)])
+def test_conv1d(normal, dtype, taps, dilation):
+    """Half a second of the decoder's second level, as the first and the second half of a residual unit."""
+    if dtype == torch.float32:
+        pytest.skip("the kernel takes 16 bits")
+    C, L = 1024, 125
+    x, weight, bias = normal(1, L, C), normal(C, taps, C) / (taps * C) ** 0.5, normal(C)
+    options = {
+        "padding": taps // 2 * dilation,
+        "dilation": dilation,
+        "residual": normal(1, L, C) if taps == 1 else None,
+    }
+    wave = normal(C).float().exp(), normal(C).float().exp()
+    with interpreted():
+        got = conv1d(x, weight, bias, **options, wave=wave, backend="triton")
+    if options["residual"] is not None:
+        options["residual"] = options["residual"].float()
+    want = conv1d(x.float(), weight.float(), bias.float(), **options, wave=wave, backend="reference")
+    for a, b in zip(got, want):
+        assert a.dtype == dtype and float((a.double() - b).norm() / b.double().norm()) <= GATE[dtype]

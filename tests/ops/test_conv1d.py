@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from acefast.backends import BackendUnavailable
+from acefast.guarded import GUARD, elements, guarded, is_guarded, whole, with_guards
 from acefast.ops.conv1d import conv1d
 
 GATE = {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}  # relative L2
@@ -82,6 +83,100 @@ def test_songs_of_a_batch_do_not_meet():
     y = conv1d(x, weight, bias, padding=9, dilation=3)
     x[[0, 2]] = torch.nan
     torch.testing.assert_close(conv1d(x, weight, bias, padding=9, dilation=3)[1], y[1], rtol=1e-6, atol=1e-6)
+
+
+def snaked(y, alpha, inv_beta):
+    return y + inv_beta.double() * (alpha.double() * y).sin() ** 2
+
+
+def waves(C):
+    g = torch.Generator().manual_seed(2)
+    return torch.rand(C, generator=g) * 4 + 0.1, torch.rand(C, generator=g) * 2
+
+
+@pytest.mark.parametrize("dtype", GATE, ids=str)
+@pytest.mark.parametrize("guards", (False, True), ids=("plain", "guarded"))
+def test_the_next_snake_is_a_second_result_or_the_only_one(guards, dtype):
+    x, weight, bias = inputs(2, 31, 8, 16, 7, dtype)
+    wave, options = waves(16), {"padding": 9, "dilation": 3, "guarded": guards}
+    want = naive(x, weight, bias, 1, 9, 3)
+    x = with_guards(x) if guards else x
+    y = conv1d(x, weight, bias, **options)
+    kept, activated = conv1d(x, weight, bias, **options, wave=wave)
+    none, alone = conv1d(x, weight, bias, **options, wave=wave, keep=False)
+    assert torch.equal(y, kept) and none is None and torch.equal(activated, alone)
+    assert relative(y, want) <= GATE[dtype] and relative(activated, snaked(want, *wave)) <= 2 * GATE[dtype]
+    for t in (y, kept, activated, alone):
+        assert t.dtype == dtype and (is_guarded(t) and padded_with_zeros(t) if guards else t.is_contiguous())
+
+
+def padded_with_zeros(x):
+    return not whole(x)[:, :GUARD].any() and not whole(x)[:, GUARD + x.shape[1] :].any()
+
+
+def poisoned(B, L, C, dtype):
+    memory = torch.full((elements(B, L, C) + 64,), torch.nan, dtype=dtype)
+    return guarded(B, L, C, dtype=dtype, device=memory.device, memory=memory)
+
+
+def test_results_are_written_where_they_are_wanted_also_over_the_residual():
+    x, weight, bias = inputs(2, 31, 8, 16, 1)
+    residual = torch.randn(2, 31, 16, generator=torch.Generator().manual_seed(1))
+    wave = waves(16)
+    want = naive(x, weight, bias, 1, 0, 1, residual)
+    out = torch.empty(2, 31, 16)
+    assert conv1d(x, weight, bias, residual=residual, out=out) is out and relative(out, want) <= 1e-6
+    for guards in (False, True):
+        x_in, both = (with_guards(x), poisoned(2, 31, 16, x.dtype)) if guards else (x, torch.empty(2, 31, 16))
+        stream = with_guards(residual) if guards else residual.clone()
+        got = conv1d(x_in, weight, bias, residual=stream, wave=wave, guarded=guards, out=(stream, both))
+        assert got[0] is stream and got[1] is both
+        assert relative(stream, want) <= 1e-6 and relative(both, snaked(want, *wave)) <= 1e-6
+        assert not guards or (padded_with_zeros(stream) and padded_with_zeros(both))
+        none, alone = conv1d(x_in, weight, bias, wave=wave, keep=False, guarded=guards, out=(None, both))
+        assert none is None and alone is both
+
+
+@pytest.mark.parametrize("guards", (False, True), ids=("plain", "guarded"))
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(keep=False), r"conv1d: keep=False needs a wave"),
+        (dict(wave=(torch.ones(5), torch.ones(4))), r"conv1d: wave\[1\] must be \[C\] = \[5\], got \[4\]"),
+        (
+            dict(wave=(torch.ones(5).half(), torch.ones(5))),
+            r"conv1d: wave\[0\] must be torch.float32, got torch.float16",
+        ),
+        (dict(wave="waves", out="rows"), r"conv1d: with a wave, out must be a pair, of which the first is None unless"),
+        (dict(wave="waves", out=(None, "rows")), r"with a wave, out must be a pair"),
+        (dict(wave="waves", keep=False, out=("rows", "rows")), r"with a wave, out must be a pair"),
+        (dict(out=("rows", "rows")), r"conv1d: out must be a tensor, got tuple"),
+        (dict(out=torch.ones(1, 2, 4)), r"conv1d: out must be \[B, Lout, Cout\] = \[1, 2, 5\], got \[1, 2, 4\]"),
+        (dict(wave="waves", out=("rows", torch.ones(1, 2, 5).half())), r"conv1d: out\[1\] must have x's dtype"),
+        (dict(out=torch.ones(1, 5, 2).transpose(1, 2)), r"conv1d: out must (be contiguous|lie between guards)"),
+    ],
+)
+def test_wrong_results_are_named(guards, change, message):
+    lie = with_guards if guards else torch.clone
+    stand_ins = {"waves": (torch.ones(5), torch.ones(5)), "rows": lie(torch.ones(1, 2, 5))}
+    change = {
+        name: tuple(stand_ins.get(v, v) if isinstance(v, str) else v for v in value)
+        if isinstance(value, tuple)
+        else stand_ins[value]
+        if isinstance(value, str)
+        else value
+        for name, value in change.items()
+    }
+    with pytest.raises(ValueError, match=message):
+        conv1d(lie(torch.ones(1, 4, 8)), torch.ones(5, 3, 8), torch.ones(5), guarded=guards, **change)
+
+
+def test_guarded_arguments_must_lie_between_guards():
+    x, weight, bias = inputs(1, 9, 4, 32, 7)
+    with pytest.raises(ValueError, match="conv1d: x must lie between guards of 32 rows"):
+        conv1d(x, weight, bias, padding=3, guarded=True)
+    with pytest.raises(ValueError, match="conv1d: residual must lie between guards of 32 rows"):
+        conv1d(with_guards(x), weight, bias, padding=3, residual=torch.ones(1, 9, 32), guarded=True)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_oobleck import Snake1d
 
 from acefast.backends import BackendUnavailable
+from acefast.guarded import GUARD, elements, guarded, is_guarded, whole, with_guards
 from acefast.ops.snake import block_elements, snake
 
 SHAPES = [(1, 1, 1), (2, 7, 3), (3, 1000, 128)]  # a single value; odd sizes; a real width
@@ -68,6 +69,22 @@ def test_input_is_not_modified_and_empty_is_fine():
     assert snake(torch.empty(1, 0, 4), alpha, inv_beta).shape == (1, 0, 4)
 
 
+@pytest.mark.parametrize("dtype", GATE, ids=str)
+def test_guarded_rows_and_rows_in_place_give_the_same(dtype):
+    x, alpha, inv_beta = inputs(2, 20, 8, dtype)
+    want, before = snake(x, alpha, inv_beta), x.clone()
+    y = snake(with_guards(x), alpha, inv_beta, guarded=True)
+    memory = torch.full((elements(2, 20, 8),), torch.nan, dtype=dtype)
+    out = guarded(2, 20, 8, dtype=dtype, device=x.device, memory=memory)
+    assert snake(with_guards(x), alpha, inv_beta, guarded=True, out=out) is out
+    for t in (y, out):
+        assert is_guarded(t) and torch.equal(t, want)
+        assert not whole(t)[:, :GUARD].any() and not whole(t)[:, GUARD + 20 :].any()
+    assert snake(x, alpha, inv_beta, out=(plain := torch.empty_like(x))) is plain and torch.equal(plain, want)
+    assert torch.equal(x, before)
+    assert snake(x, alpha, inv_beta, out=x) is x and torch.equal(x, want)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -76,6 +93,10 @@ def test_input_is_not_modified_and_empty_is_fine():
         (dict(alpha=torch.ones(1, 8, 1)), r"snake: alpha must be \[C\] = \[8\], got \[1, 8, 1\]"),
         (dict(inv_beta=torch.ones(4)), r"snake: inv_beta must be \[C\] = \[8\], got \[4\]"),
         (dict(alpha=torch.ones(8).bfloat16()), r"snake: alpha must be torch.float32, got torch.bfloat16"),
+        (dict(out=torch.ones(1, 4, 9)), r"snake: out must be \[B, L, C\] = \[1, 4, 8\], got \[1, 4, 9\]"),
+        (dict(out=torch.ones(1, 4, 8).half()), r"snake: out must be torch.float32, got torch.float16"),
+        (dict(out=torch.ones(1, 8, 4).transpose(1, 2)), r"snake: out must be contiguous"),
+        (dict(guarded=True), r"snake: x must lie between guards of 32 rows"),
     ],
 )
 def test_wrong_arguments_are_named(change, message):
