@@ -94,4 +94,4 @@ def op_benchmark(benchmark, device: torch.device, request: pytest.FixtureRequest
 
 
 def _tensors(out) -> tuple[torch.Tensor, ...]:
-    return (out,) if isinstance(out, torch.Tensor) else tuple(out)
+    return (out,) if isinstance(out, torch.Tensor) else tuple(t for t in out if t is not None)

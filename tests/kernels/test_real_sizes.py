@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("triton", "3.9", reason="triton 3.9 is not installed")
 
 from acefast.ops.apg import apg
+from acefast.ops.conv1d import conv1d
 from acefast.ops.cross_attention import cross_attention
 from acefast.ops.linear_swiglu import linear_swiglu
 from acefast.ops.philox import philox_normal
@@ -19,6 +20,7 @@ from acefast.ops.residual_norm import residual_norm
 from acefast.ops.residual_unit import residual_unit
 from acefast.ops.sampler_step import clock, sampler_step, step_table
 from acefast.ops.self_attention import self_attention
+from acefast.ops.snake import snake
 from acefast.ops.swiglu import swiglu
 from acefast.sim.interpreter import interpreted
 
@@ -129,3 +131,32 @@ def test_residual_unit(normal, dtype, C):
     weight1, weight2 = normal(C, 7, C) / (7 * C) ** 0.5, normal(C, C) / C**0.5
     given = *waves[:2], weight1, normal(C), *waves[2:4], weight2, normal(C)
     check(residual_unit, normal(1, 300, C), *given, dilation=9, wave=tuple(waves[4:]), dtype=dtype)
+
+
+def test_snake(normal, dtype):
+    """A second of the decoder's third level."""
+    wave = normal(512).float().exp(), normal(512).float().exp()
+    check(snake, normal(1, 1500, 512), *wave, dtype=dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("taps, dilation", [(7, 9), (1, 1)])
+def test_conv1d(normal, dtype, taps, dilation):
+    """Half a second of the decoder's second level, as the first and the second half of a residual unit."""
+    if dtype == torch.float32:
+        pytest.skip("the kernel takes 16 bits")
+    C, L = 1024, 125
+    x, weight, bias = normal(1, L, C), normal(C, taps, C) / (taps * C) ** 0.5, normal(C)
+    options = {
+        "padding": taps // 2 * dilation,
+        "dilation": dilation,
+        "residual": normal(1, L, C) if taps == 1 else None,
+    }
+    wave = normal(C).float().exp(), normal(C).float().exp()
+    with interpreted():
+        got = conv1d(x, weight, bias, **options, wave=wave, backend="triton")
+    if options["residual"] is not None:
+        options["residual"] = options["residual"].float()
+    want = conv1d(x.float(), weight.float(), bias.float(), **options, wave=wave, backend="reference")
+    for a, b in zip(got, want):
+        assert a.dtype == dtype and float((a.double() - b).norm() / b.double().norm()) <= GATE[dtype]

@@ -53,3 +53,11 @@ def smoothed_in_place(x_ptr, n, BLOCK: tl.constexpr, STEP: tl.constexpr):
 def two_lanes_one_address(x_ptr, out_ptr, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
     tl.store(out_ptr + i // 2, tl.load(x_ptr + i))
+
+
+@triton.jit
+def cosine_by_assembly(x_ptr, out_ptr, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + i)
+    c = tl.inline_asm_elementwise("cos.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+    tl.store(out_ptr + i, c)

@@ -206,6 +206,27 @@ def test_triton_and_torch_are_restored_and_kernels_compile_afterwards(monkeypatc
     assert ".entry rms_norm" in launches[0].ptx
 
 
+@pytest.mark.parametrize("shape", [(64,), (8, 16), (1, 4)], ids=str)
+def test_the_one_assembly_that_kernels_use_is_the_sine_of_fp32(shape):
+    rows, columns = shape if len(shape) == 2 else (1, *shape)
+    x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
+    with interpreted():
+        out = torch.empty(rows, columns)
+        sound.sine[(1,)](x, out, ROWS=rows, COLUMNS=columns, FLAT=len(shape) == 1)
+        check_written("out", out)
+    torch.testing.assert_close(out, x.sin() + 1, rtol=2**-22, atol=2**-22)
+    with dry_run(80) as launches:
+        sound.sine[(1,)](x, out, ROWS=rows, COLUMNS=columns, FLAT=len(shape) == 1, enable_fp_fusion=True)
+    assert "sin.approx.f32" in launches[0].ptx
+
+
+def test_any_other_assembly_is_refused_before_anything_is_written():
+    x, out = torch.zeros(64), torch.full((64,), 7.0)
+    with interpreted(), pytest.raises(Exception, match="inline_asm not supported in interpreter mode"):
+        faulty.cosine_by_assembly[(1,)](x, out, BLOCK=64)
+    assert bool((out == 7).all())
+
+
 def test_what_cannot_work_is_one_sentence(monkeypatch):
     with interpreted(), pytest.raises(RuntimeError, match="already within"), interpreted():
         pass
