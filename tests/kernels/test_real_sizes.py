@@ -20,6 +20,7 @@ from acefast.ops.pcm import pcm
 from acefast.ops.philox import philox_normal
 from acefast.ops.qk_norm_rope import qk_norm_rope, rope_table
 from acefast.ops.residual_norm import residual_norm
+from acefast.ops.residual_unit import residual_unit
 from acefast.ops.sampler_step import clock, sampler_step, step_table
 from acefast.ops.self_attention import self_attention
 from acefast.ops.snake import snake
@@ -155,6 +156,17 @@ def test_pcm(rng, peaks):
     with interpreted():
         got = pcm(audio, levels, peaks=found if peaks else None, backend="triton")
     assert torch.equal(got, pcm(audio, levels, backend="reference"))
+
+
+@pytest.mark.parametrize("C", (128, 256))
+def test_residual_unit(normal, dtype, C):
+    """A slice of the decoder's rows: two tiles and a part of one."""
+    if dtype == torch.float32:
+        pytest.skip("the kernel takes 16 bits")
+    waves = [normal(C).float().abs() for _ in range(6)]
+    weight1, weight2 = normal(C, 7, C) / (7 * C) ** 0.5, normal(C, C) / C**0.5
+    given = *waves[:2], weight1, normal(C), *waves[2:4], weight2, normal(C)
+    check(residual_unit, normal(1, 300, C), *given, dilation=9, wave=tuple(waves[4:]), dtype=dtype)
 
 
 def test_snake(normal, dtype):
