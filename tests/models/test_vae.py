@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderOobleck
 from torch import nn
 
-from acefast.models.v15 import names, vae
+from acefast.models.v15 import names, vae, vae_tiling
 from acefast.models.v15.config import VAEConfig
 from acefast.models.v15.vae_layers import fold, fold_pointwise, fold_transposed
 
@@ -57,10 +57,10 @@ def theirs(tensors):
     return model
 
 
-def build(kind, tensors, dtype=torch.float32):
+def build(kind, tensors, dtype=torch.float32, config=CONFIG):
     with torch.device("meta"):
-        model = kind(CONFIG)
-    table, state = kind.weight_table(CONFIG), model.state_dict()
+        model = kind(config)
+    table, state = kind.weight_table(config), model.state_dict()
     assert table.keys() == state.keys()
     for name, source in table.items():
         parts = [tensors[n] for n in source.names]
@@ -216,7 +216,7 @@ def test_spans_leave_no_seam(decoder, encoder, monkeypatch, rows):
 @pytest.mark.parametrize("length, size, halo", [(1, 19, 9), (19, 19, 9), (20, 19, 9), (100, 23, 9), (41, 15, 7)])
 def test_windows_have_one_size_and_keep_every_row_once(length, size, halo):
     row = 0
-    for start, kept, end in vae.windows(length, size, halo):
+    for start, kept, end in vae_tiling.windows(length, size, halo):
         stop = start + min(size, length)
         assert 0 <= start <= kept < end <= stop <= length and kept == row
         assert start == 0 or kept - start >= halo
