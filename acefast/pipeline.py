@@ -99,23 +99,23 @@ def load(
         model: a name such as "ace-step-1.5-turbo" (``acefast info`` lists them), a folder or file, or a hub repo id.
         device: "cuda" where there is a GPU, else "cpu", where none is given.
         dtype: of weights and activations: bfloat16 where none is given, the dtype of published checkpoints (float32 on
-            mps). A CPU that is slow at it still multiplies in float32.
+            mps). A CPU that is slow at it still multiplies in float32; a GPU's kernels keep the audio autoencoder in
+            float16 where its activations fit, else in bfloat16.
         backend: "reference", "triton", "cuda", "cpu" or "auto"; see ``acefast.use_backend``.
     Raises:
         CheckpointError: the checkpoint is missing, damaged or incomplete.
         RequestError: there is no such device or dtype here, or not memory enough.
         BackendUnavailable: the backend named cannot run here.
     """
-    with use_backend(backend) if backend else contextlib.nullcontext():
-        pass  # refuse a backend that cannot run before anything is read
-    device = as_device(device)
-    dtype = as_dtype(dtype, device)
-    checkpoint = open_checkpoint(model)
-    checkpoint.check()
-    from acefast.models.v15.model import Model
+    with use_backend(backend) if backend else contextlib.nullcontext():  # refused before anything is read
+        device = as_device(device)
+        dtype = as_dtype(dtype, device)
+        checkpoint = open_checkpoint(model)
+        checkpoint.check()
+        from acefast.models.v15.model import Model
 
-    with memory_told("loading", "take a device with more memory, or dtype='bfloat16'"):
-        return Pipeline(Model(checkpoint, device, dtype), backend)
+        with memory_told("loading", "take a device with more memory, or dtype='bfloat16'"):
+            return Pipeline(Model(checkpoint, device, dtype), backend)
 
 
 class Pipeline:
@@ -168,7 +168,7 @@ class Pipeline:
             latents = self._sample(requests, task, noise, timesteps, conditions, switched, report)
         del conditions, switched
         with stage("decode", timings, progress) as report:
-            waves = model.decode(latents, report).numpy()
+            waves = model.decode(latents, report, level_of(request, task)).numpy()
         with stage("finish", timings, progress):
             with torch.inference_mode(False):  # a song's tensor is an ordinary one, and its own
                 kept = [row.detach().float().cpu().clone() for row in latents]
@@ -310,22 +310,28 @@ class Pipeline:
         return repaint.blend_boundary(latents, clean, made, plan.boundary_frames)
 
 
+def level_of(request: Request, task: Task) -> float | None:
+    """The peak, in dBFS, that a song is decoded to; None where it leaves at its own or kept parts are put back."""
+    plan = repaint.plan_of(request, task)
+    return None if plan is not None and plan.splice else request.normalize
+
+
 def finish(wave: np.ndarray, request: Request, task: Task) -> np.ndarray:
-    """The decoded waveform [2, N] as it leaves: kept parts of the source put back, level set, ends faded.
+    """The waveform [2, N] as it leaves, of one decoded to ``level_of``: kept parts put back, ends faded.
 
     Where the source's own samples are put back the level stays theirs, unless ``normalize`` asks for another than the
     default; a peak above full scale is divided out of what was made before, as upstream divides it out of any song.
     """
     plan = repaint.plan_of(request, task)
-    level = request.normalize
     check_finite("audio", wave, "; the decoder overflowed, try dtype='float32' or another seed")
     if plan is not None and plan.splice:
         made, wave = wave / np.float32(max(peak(wave), 1.0)), task.recording.waveform
         for start, end in task.recording.sample_regions:
             wave = splice(made, wave, start, end, plan.wave_fade_seconds)
         wave = wave[:, : made.shape[1]]
-        level = None if level == options()["normalize"].default else level
-    return fade(normalise(wave, level), request.fade_in, request.fade_out)
+        level = request.normalize
+        wave = normalise(wave, None if level == options()["normalize"].default else level)
+    return fade(wave, request.fade_in, request.fade_out)
 
 
 def _timesteps(request: Request, model: Any) -> list[float]:

@@ -36,7 +36,7 @@ Stages = dict[str, Callable[[], Any]]
 def acefast_stages(folder: Path, seconds: float, dtype: torch.dtype, out: Path) -> Stages:
     """acefast's stages as functions without arguments, each on inputs that lie ready."""
     import acefast
-    from acefast.pipeline import finish
+    from acefast.pipeline import finish, level_of
     from acefast.prompts import LYRIC_TOKENS, TEXT_TOKENS, lyric_prompt, text_prompt, tokenize
     from acefast.request import Request
 
@@ -62,7 +62,8 @@ def acefast_stages(folder: Path, seconds: float, dtype: torch.dtype, out: Path) 
     encoded = text()
     prepared = conditions()
     latents = torch.randn(1, task.frames, task.source.shape[-1], generator=torch.Generator().manual_seed(0))
-    wave = model.decode(latents)
+    level = level_of(request, task)
+    wave = model.decode(latents, None, level)
 
     def save():
         acefast.Song(finish(wave[0].numpy(), request, task), seed=0, request=request).save(out / "ours.wav")
@@ -71,7 +72,7 @@ def acefast_stages(folder: Path, seconds: float, dtype: torch.dtype, out: Path) 
         "text": text,
         "conditions": conditions,
         "DiT, one step": lambda: model.velocity(latents, 0.5, prepared),
-        "decode": lambda: model.decode(latents),
+        "decode": lambda: model.decode(latents, None, level),
         "save": save,
     }
 
