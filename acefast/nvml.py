@@ -201,6 +201,8 @@ class Watcher:
 def summarise(samples: list[dict[str, Any]], seconds: float, lost: str, gpu: Gpu) -> dict[str, Any]:
     """Min, mean and max of every figure, joules by integrating power, errors that came, and ``problems``."""
     problems = [f"the GPU was lost: {lost}"] if lost else []
+    if not samples and not lost:
+        problems.append("it was over before the GPU could be looked at")
     found: dict[str, Any] = {"samples": len(samples), "seconds": seconds}
     for name in FIGURES:
         values = [s[name] for s in samples if s[name] is not None]

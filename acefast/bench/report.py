@@ -121,9 +121,10 @@ def machine(environment: Mapping[str, Any]) -> str:
     threads = environment["threads"]
     parts = [f"{environment['cpu']}, {threads} thread{'s' * (threads > 1)} on {environment['cores']} cores"]
     if environment.get("gpu_name"):
-        modes = [name.upper() for name in ("ecc", "mig") if environment[name]]
-        gpu = [environment["gpu_name"], *modes, environment["pcie"] and f"PCIe {environment['pcie']}"]
-        versions = (("driver", environment["driver"]), ("CUDA", environment["cuda"]))
+        modes = [name.upper() for name in ("ecc", "mig") if environment.get(name)]
+        pcie = environment.get("pcie")
+        gpu = [environment["gpu_name"], *modes, pcie and f"PCIe {pcie}"]
+        versions = (("driver", environment.get("driver")), ("CUDA", environment.get("cuda")))
         parts = [", ".join(p for p in gpu if p), *(f"{name} {v}" for name, v in versions if v), *parts]
     parts += [f"{name} {environment[name]}" for name in ("torch", "triton", "diffusers") if environment[name]]
     return ", ".join([*parts, *([f"revision {environment['git']}"] if environment["git"] else [])])
