@@ -307,28 +307,17 @@ def _bench(args: argparse.Namespace) -> int:
 
     from acefast.files import write_together
     from acefast.sim import calibrate
+    from acefast.sim.kernel_times import time_here
 
-    fitted_to = Path(args.calibrate)
-    check_writable(fitted_to)
-    times = calibrate.read_times(Path(args.kernel_times)) if args.kernel_times else _kernel_times(args)
+    outputs = [Path(name) for name in (args.calibrate, args.json, args.markdown) if name]
+    for path in outputs:
+        check_writable(path)
+    times = calibrate.read_times(Path(args.kernel_times)) if args.kernel_times else time_here(_known_cases, args.device)
     fitted = calibrate.fit(times["kernels"], times["sm"])
-    write_together({fitted_to: lambda file: file.write_text(calibrate.as_file(fitted, times), "utf-8")})
+    text = "\n".join(calibrate.lines(times["kernels"], times["sm"], fitted))
+    texts = {args.calibrate: calibrate.as_file(fitted, times), args.json: json.dumps(times, indent=1) + "\n"}
+    texts[args.markdown] = text + "\n"
+    write_together({p: lambda file, p=p: file.write_text(texts[str(p)], "utf-8") for p in outputs})
     if not args.quiet:
-        _out("\n".join(calibrate.lines(times["kernels"], times["sm"], fitted)))
+        _out(text)
     return OK
-
-
-def _kernel_times(args: argparse.Namespace) -> dict[str, Any]:
-    """Every kernel measured on the GPU here."""
-    import torch
-
-    from acefast.devices import as_device, current
-    from acefast.sim.kernel_times import time_cases
-
-    device = as_device(args.device)
-    if device.type != "cuda":
-        way_out = "give measurements of one with --kernel-times FILE"
-        raise RequestError(f"calibrate: kernels are measured on a GPU and the device is {str(device)!r}; {way_out}")
-    about = torch.cuda.get_device_properties(device)
-    with torch.inference_mode(), current(device):
-        return time_cases(_known_cases(), device, 10 * about.major + about.minor, about.name)

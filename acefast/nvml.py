@@ -203,7 +203,7 @@ def summarise(samples: list[dict[str, Any]], seconds: float, lost: str, gpu: Gpu
     problems = [f"the GPU was lost: {lost}"] if lost else []
     if not samples and not lost:
         problems.append("it was over before the GPU could be looked at")
-    found: dict[str, Any] = {"samples": len(samples), "seconds": seconds}
+    found: dict[str, Any] = {"samples": len(samples), "seconds": seconds, "lost": lost}
     for name in FIGURES:
         values = [s[name] for s in samples if s[name] is not None]
         found[name] = {"min": min(values), "mean": sum(values) / len(values), "max": max(values)} if values else None

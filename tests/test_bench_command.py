@@ -55,7 +55,7 @@ def songs(monkeypatch):
         def __init__(self, *_):
             raise engines.ModeUnavailable("there is no compiler")
 
-    monkeypatch.setattr(engines, "MODES", {"fused": Engine, "eager": Engine, "compile": NoCompiler})
+    monkeypatch.setattr(cases, "MODES", {"fused": Engine, "eager": Engine, "compile": NoCompiler})
     called_with = type("Songs", (), {"called": called, "acts": acts})
     return called_with
 

@@ -1,4 +1,4 @@
-"""How a case is timed, how the modes mark their stages, and what a prediction is put beside."""
+"""How a case is timed, what its row tells, and what a prediction is put beside."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from acefast.bench import cases, engines, environment, predictions, procedure
-from acefast.bench.cases import Case, measure, row, withheld
-from acefast.bench.engines import Compiled, Eager, Fused, Job, ModeUnavailable
+from acefast.bench import cases, environment, predictions, procedure
+from acefast.bench.cases import Case, Session, row, withheld
 from acefast.bench.procedure import CpuClock, CudaClock, Effort, Run, figures, percentile, repeat, timed, warm_up
 from acefast.nvml import Gpu, GpuLost
 from acefast.request import RequestError
-from acefast.testing import write_checkpoint
 from tests.nvml_fake import LOST, Fails, FakeNvml
 
 SHORT = Effort(warmup_seconds=0, runs=2, run_seconds=60)
@@ -116,130 +114,6 @@ def test_a_gpu_is_timed_by_events_and_waited_for_before_the_end(monkeypatch):
     assert log[:2] == ["wait", "record"] and log[-2:] == ["wait", "wait"]
 
 
-# -- modes -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def theirs(tmp_path_factory):
-    """A tiny checkpoint in diffusers' layout."""
-    folder = tmp_path_factory.mktemp("diffusers")
-    return write_checkpoint(folder, layout="diffusers", variant="turbo")
-
-
-def stages(engine, job: Job) -> list[str]:
-    marks = []
-    out = engine.song(job)(marks.append)
-    return marks, out
-
-
-def opened(kind, path):
-    return kind(path, torch.device("cpu"), torch.float32, None)
-
-
-def test_fused_marks_every_stage(tiny):
-    marks, songs = stages(opened(Fused, tiny), Job(5.2, 1, 3))
-    assert marks == ["prep", *["step"] * 3, *["decode"] * 2, "copy", "finish"]  # 130 frames: two tiles
-    assert [song.audio.shape for song in songs] == [(2, 249_600)]
-    assert len(set(Job(5.0, 3, 1).prompts)) == 3
-
-
-def test_eager_is_diffusers_pipeline_and_marks_every_stage(theirs, capfd):
-    pytest.importorskip("diffusers", reason="diffusers is not installed")
-    engine = opened(Eager, theirs)
-    for _ in range(2):  # a second song is prepared like the first
-        marks, audio = stages(engine, Job(5.0, 2, 3))
-        assert marks == ["prep", *["step"] * 3, "decode", "finish", "copy"]
-    assert audio.shape == (2, 2, 240_000) and capfd.readouterr().err == ""
-
-
-def test_both_make_the_same_song(theirs):
-    """The same weights, words, length and schedule: from the same noise, the same sound."""
-    pytest.importorskip("diffusers", reason="diffusers is not installed")
-    noise = torch.randn(1, 125, 8, generator=torch.Generator().manual_seed(0))
-    ours, eager = opened(Fused, theirs), opened(Eager, theirs)
-    generate, pipe, found = ours.pipe.generate, eager.pipe, {}
-    ours.pipe.generate = lambda *words, **options: found.update(song=generate(*words, **options, noise=noise)[0])
-
-    class WithNoise:
-        def __call__(self, **options):
-            return pipe(**options, latents=noise)
-
-    eager.pipe = WithNoise()
-    job = Job(5.0, 1, 2)
-    ours.song(job)(lambda stage: None)
-    audio = eager.song(job)(lambda stage: None)[0]
-    song = torch.from_numpy(found["song"].audio)
-    assert (song - audio).norm() / audio.norm() < 1e-4
-
-
-@pytest.fixture
-def compiling(theirs, monkeypatch):
-    """Mode compile with nothing but a note for what is compiled, (class, options) or "anew"; the notes."""
-    pytest.importorskip("diffusers", reason="diffusers is not installed")
-    notes = []
-    monkeypatch.setattr(torch._dynamo, "reset", lambda: notes.append("anew"))
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: notes.append((type(self).__name__, how)))
-    return opened(Compiled, theirs), notes
-
-
-def test_compile_compiles_transformer_and_decoder_anew_for_each_case(compiling):
-    engine, notes = compiling
-    how = {"backend": "inductor", "dynamic": False}
-    for _ in range(2):
-        notes.clear()
-        marks, _ = stages(engine, Job(5.0, 1, 2))
-        assert marks == ["prep", "step", "step", "decode", "finish", "copy"]
-        assert notes == ["anew", ("AceStepTransformer1DModel", how), ("OobleckDecoder", how)]
-
-
-@pytest.mark.parametrize(
-    "said, told", [("", "NoCompiler"), ("\nno g++\nmore", "no g++"), ("raised:\nno g++", "raised: no g++")]
-)
-def test_compile_says_why_it_cannot_work(compiling, said, told):
-    engine, _ = compiling
-    failure = type("NoCompiler", (RuntimeError,), {"__module__": "torch._inductor.exc"})
-
-    def compiled(*_):
-        raise failure(said)
-
-    engine.pipe.transformer.register_forward_pre_hook(compiled)
-    with pytest.raises(ModeUnavailable) as caught:
-        stages(engine, Job(5.0, 1, 1))
-    assert str(caught.value) == f"torch.compile fails here: {told}"
-    failure.__module__ = "diffusers"
-    with pytest.raises(failure):
-        stages(engine, Job(5.0, 1, 1))
-
-
-@pytest.mark.slow
-def test_what_is_compiled_is_the_whole_transformer(theirs, monkeypatch):
-    pytest.importorskip("diffusers", reason="diffusers is not installed")
-    graphs = []
-
-    def compiler(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr(engines, "COMPILER", compiler)
-    engine = opened(Compiled, theirs)
-    monkeypatch.setattr(engine.pipe.vae.decoder, "compile", lambda **_: None)
-    stages(engine, Job(5.0, 1, 2))
-    assert len(graphs) == 1  # in one piece, and the second step runs what the first has compiled
-    torch._dynamo.reset()
-
-
-def test_eager_needs_diffusers_and_its_layout(tiny, monkeypatch):
-    with pytest.raises(ModeUnavailable, match="diffusers reads its own layout only"):
-        opened(Eager, tiny)
-    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
-    assert engines.why_unavailable("eager").startswith("diffusers is not installed; pip install")
-    assert engines.why_unavailable("fused") == ""
-
-
-def test_graph_is_not_there_yet():
-    assert engines.why_unavailable("graph") == "this version of acefast captures no CUDA graphs yet"
-
-
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
@@ -253,6 +127,10 @@ class Engine:
         return self.once
 
 
+def measure(engine, gpu=None):
+    return Session(torch.device("cpu"), torch.bfloat16, None, 8, SHORT, gpu).measure(CASE, engine)
+
+
 def test_a_row_has_rates_energy_and_the_watched_figures():
     made = [Run({"prep": [100.0], "step": [50.0] * 8, "decode": [500.0]}, 1000.0)] * 4
     watched = {"joules": 800.0, "problems": []}
@@ -263,9 +141,9 @@ def test_a_row_has_rates_energy_and_the_watched_figures():
 
 
 def test_a_case_is_watched_while_it_is_measured():
-    told = measure(CASE, Engine(), SHORT, gpu=Gpu(FakeNvml({"watts": 200.0}), "handle"))
+    told = measure(Engine(), Gpu(FakeNvml({"watts": 200.0}), "handle"))
     assert told["nvml"]["samples"] >= 1 and told["nvml"]["power_w"]["mean"] == 200
-    throttled = measure(CASE, Engine(), SHORT, gpu=Gpu(FakeNvml({"reasons": 0x40}), "handle"))
+    throttled = measure(Engine(), Gpu(FakeNvml({"reasons": 0x40}), "handle"))
     assert throttled["problems"] == ["the GPU was throttled: hardware thermal slowdown in 100% of the time"]
     kept = withheld(throttled)
     assert kept["withheld"] and kept["ms"] is kept["rtf"] is None and kept["problems"] and kept["model"] == CASE.model
@@ -279,18 +157,18 @@ def test_a_gpu_lost_in_a_run_is_told_as_that():
         if next(songs) >= 1:  # the first is the warm-up
             raise RuntimeError("CUDA error: unspecified launch failure")
 
-    with pytest.raises(GpuLost, match="the GPU was lost: GPU is lost"):
-        measure(CASE, Engine(dies), SHORT, gpu=Gpu(FakeNvml({}, {"watts": Fails(LOST)}), "handle"))
+    with pytest.raises(GpuLost, match=r"^GPU is lost$"):
+        measure(Engine(dies), Gpu(FakeNvml({}, {"watts": Fails(LOST)}), "handle"))
     songs = iter(range(9))
     with pytest.raises(RuntimeError, match="unspecified launch failure"):
-        measure(CASE, Engine(dies), SHORT, gpu=Gpu(FakeNvml(), "handle"))
+        measure(Engine(dies), Gpu(FakeNvml(), "handle"))
 
 
 def test_a_case_that_takes_too_much_memory_is_one_that_cannot_run():
     def dies(mark):
         raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
 
-    told = measure(CASE, Engine(dies), SHORT)
+    told = measure(Engine(dies))
     assert told["unavailable"].startswith("the song ran out of memory when 2.00 GiB more were asked for; lower --sec")
 
 

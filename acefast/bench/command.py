@@ -55,12 +55,13 @@ def run(args: argparse.Namespace) -> int:
     outputs = _outputs(args)
 
     from acefast.bench import predictions
+    from acefast.bench.cases import Session
     from acefast.bench.engines import LYRICS, PROMPT, why_unavailable
     from acefast.bench.environment import environment, watch
     from acefast.bench.procedure import Effort
     from acefast.bench.report import SCHEMA
     from acefast.devices import as_device, as_dtype
-    from acefast.nvml import shared
+    from acefast.nvml import GpuLost, shared
     from acefast.request import Request
 
     for seconds in lengths:
@@ -70,85 +71,36 @@ def run(args: argparse.Namespace) -> int:
     predict = predictions.read(Path(args.predicted)) if args.predicted else None
     device = as_device(args.device)
     dtype = as_dtype(args.dtype, device)
-    gpu, why_not = watch(device)
-    if gpu and (others := gpu.others()) and not args.force:
-        tell(f"bench: {shared(others)}, and nothing that is measured now would hold; {FORCE}")
-        return UNRELIABLE
-
     reasons = {mode: why_unavailable(mode) for mode in modes}
     if all(reasons.values()):  # before weights are written
         _nothing(reasons)
         return UNAVAILABLE
+    gpu, why_not = watch(device)
     rows: list[dict[str, Any]] = []
     plan = list(itertools.product(modes, lengths, batches))
     ended = ""
     try:
+        about = environment(device, gpu, why_not)
+        if gpu and (others := gpu.others()) and not args.force:
+            tell(f"bench: {shared(others)}, and nothing that is measured now would hold; {FORCE}")
+            return UNRELIABLE
         with _weights(args, dtype) as weights:
-            _measure(rows, plan, weights, device, dtype, args, steps, effort, gpu, predict)
+            session = Session(device, dtype, args.backend, steps, effort, gpu, predict, _progress(args.quiet))
+            for row in session.rows(weights, plan):
+                rows.append(row)
     except KeyboardInterrupt:
         ended = "interrupted"
-    except _Lost as error:
-        ended = str(error)
+    except GpuLost as error:
+        ended = f"the GPU was lost: {error}"
     report = {
         "schema": SCHEMA,
         "complete": not ended,
         "forced": bool(args.force and any(row.get("problems") for row in rows)),
-        "environment": environment(device, gpu, why_not),
+        "environment": about if rows else None,
         "procedure": {**vars(effort), "settled": 0.01},
         "cases": rows if args.force else [_reliable(row) for row in rows],
     }
     return _finish(report, outputs, ended, len(plan), args.quiet)
-
-
-class _Lost(Exception):
-    """The GPU went away."""
-
-
-def _measure(
-    rows: list[dict[str, Any]],
-    plan: list[tuple],
-    weights: Any,
-    device: Any,
-    dtype: Any,
-    args: Any,
-    steps: int,
-    effort: Any,
-    gpu: Any,
-    predict: Any,
-) -> None:
-    """Put the row of every case of ``plan`` into ``rows``, one mode's network in memory at a time."""
-    import torch
-
-    from acefast.bench.cases import Case, measure, unavailable
-    from acefast.bench.engines import MODES, ModeUnavailable, forget, why_unavailable
-    from acefast.checkpoint import open_checkpoint
-    from acefast.nvml import GpuLost
-
-    guidance = open_checkpoint(weights.path, offline=True).traits.defaults("diffusers")[2]
-    about = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
-    machine = (about.name, 10 * about.major + about.minor) if about else (None, None)
-    for mode, cases in itertools.groupby(plan, key=lambda case: case[0]):
-        engine, reason = None, why_unavailable(mode)
-        for _, seconds, batch in cases:
-            facts = (seconds, batch, steps, guidance, mode, str(dtype).removeprefix("torch."), str(device), *machine)
-            case = Case(weights.name, weights.kind, *facts)
-            try:
-                if engine is None and not reason:
-                    engine = MODES[mode](weights.path, device, dtype, args.backend if mode == "fused" else None)
-                if reason:
-                    rows.append(unavailable(case, reason))
-                    continue
-                more = dict(gpu=gpu, predict=predict, said=_progress(args.quiet))
-                rows.append(measure(case, engine, effort, **more))
-            except ModeUnavailable as error:
-                reason = str(error)
-                rows.append(unavailable(case, reason))
-            except GpuLost as error:
-                raise _Lost(str(error)) from error
-            if any("lost" in problem for problem in rows[-1].get("problems", ())):
-                raise _Lost(rows[-1]["problems"][0])
-        engine = None
-        forget()
 
 
 def _reliable(row: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from acefast.request import RequestError
-from acefast.sim.roofline import GPUS, JUDGED, Judged, predicted_us
+from acefast.sim.roofline import GPUS, JUDGED, Judged, floor_us, predicted_us
 
 TIMES, CONSTANTS = "acefast-kernel-times/1", "acefast-judged/1"
 BOUNDS = {  # of what is fitted: nothing exceeds its peak
@@ -137,12 +137,23 @@ def lines(kernels: Sequence[dict[str, Any]], sm: int, fitted: Fit, start: Judged
     for name in BOUNDS:
         after = "no kernel tells" if name in fitted.kept else f"{getattr(fitted.judged, name):.3g}"
         told.append(f"| {name} | {getattr(start, name):.3g} | {after} |")
-    told += ["", "| kernel | measured us | before us | after us | measured/before | measured/after |", "|---" * 6 + "|"]
+    columns = ("kernel", "measured us", "floor us", "% compute", "% memory", "before us", "after us")
+    told += ["", f"| {' | '.join((*columns, 'measured/before', 'measured/after'))} |", "|---" * 9 + "|"]
     for k in kernels:
         us, before, after = k["measured_us"], predict(k, sm, start), predict(k, sm, fitted.judged)
+        floor = floor_us(k["flops"], k["bytes"], sm, dots=bool(k.get("dots")))
+        compute, memory = (f"{100 * share:.0f}" for share in shares(k, sm))
         name = "/".join(filter(None, (k.get("kernel"), k.get("config"))))
-        told.append(f"| {name} | {us:.2f} | {before:.2f} | {after:.2f} | {us / before:.2f} | {us / after:.2f} |")
+        times = f"{before:.2f} | {after:.2f} | {us / before:.2f} | {us / after:.2f}"
+        told.append(f"| {name} | {us:.2f} | {floor:.2f} | {compute} | {memory} | {times} |")
     return told
+
+
+def shares(kernel: dict[str, Any], sm: int) -> tuple[float, float]:
+    """What a measured kernel reaches of the peak of its arithmetic and of memory's; above 1 what lay in L2."""
+    gpu, us = GPUS[sm], kernel["measured_us"]
+    peak = gpu.bf16 if kernel.get("dots") else gpu.fp32
+    return kernel["flops"] / (us * 1e6 * peak), kernel["bytes"] / (us * 1e3 * gpu.bandwidth)
 
 
 def _softly(kernel: dict[str, Any], sm: int, judged: Judged) -> float:

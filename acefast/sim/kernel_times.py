@@ -15,7 +15,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from acefast.cases import Arguments, Case
-from acefast.sim.calibrate import TIMES
+from acefast.devices import as_device, current
+from acefast.request import RequestError
+from acefast.sim.calibrate import TIMES, shares
 from acefast.sim.roofline import GPUS, JUDGED, Judged, floor_us, predicted_us
 from acefast.sim.tensors import copy_of, tensors_of, whole
 
@@ -58,9 +60,10 @@ def time_case(case: Case, device: torch.device, sm: int, judged: Judged = JUDGED
             case.launch(**sets[next(launches) % copies])
 
     times = sorted(1e3 * _milliseconds(row, device) / LAUNCHES for _ in range(ROWS))
-    us, gpu = times[ROWS // 2], GPUS[sm]
+    us = times[ROWS // 2]
     counted = {"flops": float(case.flops(given)), "bytes": float(case.bytes(given))}
     told = {"dots": case.dots, "attention": "attention" in case.kernel}
+    compute, memory = shares({**counted, **told, "measured_us": us}, sm)
     target = predicted_us(**counted, sm=sm, **told, judged=judged)
     return {
         "kernel": case.kernel,
@@ -72,21 +75,30 @@ def time_case(case: Case, device: torch.device, sm: int, judged: Judged = JUDGED
         "measured_us": us,
         "floor_us": floor_us(**counted, sm=sm, dots=case.dots),
         "predicted_us": target,
-        "compute_share": counted["flops"] / (us * 1e6 * (gpu.bf16 if case.dots else gpu.fp32)),
-        "memory_share": counted["bytes"] / (us * 1e3 * gpu.bandwidth),
+        "compute_share": compute,
+        "memory_share": memory,
         "passes": us <= WORST * target,
     }
 
 
-def time_cases(
-    cases: Iterable[Case], device: torch.device, sm: int, gpu: str, said: Callable[[str], None] = lambda line: None
-) -> dict[str, Any]:
+def time_cases(cases: Iterable[Case], device: torch.device, sm: int, gpu: str) -> dict[str, Any]:
     """Every case's row, as acefast/sim/calibrate.py reads them."""
-    rows = []
-    for case in cases:
-        said(f"{case.name}: measuring")
-        rows.append(time_case(case, device, sm))
-    return {"schema": TIMES, "sm": sm, "gpu": gpu, "kernels": rows}
+    return {"schema": TIMES, "sm": sm, "gpu": gpu, "kernels": [time_case(case, device, sm) for case in cases]}
+
+
+def time_here(cases: Callable[[], Iterable[Case]], device: str | None) -> dict[str, Any]:
+    """``time_cases`` of ``cases()`` on the GPU here; RequestError where there is none that is known."""
+    found = as_device(device)
+    if found.type != "cuda":
+        way_out = "give measurements of one with --kernel-times FILE"
+        raise RequestError(f"calibrate: kernels are measured on a GPU and the device is {str(found)!r}; {way_out}")
+    about = torch.cuda.get_device_properties(found)
+    sm = 10 * about.major + about.minor
+    if sm not in GPUS:
+        known = ", ".join(f"sm_{each}" for each in GPUS)
+        raise RequestError(f"calibrate: the peaks of {about.name}, sm_{sm}, are not known; those of {known} are")
+    with torch.inference_mode(), current(found):
+        return time_cases(cases(), found, sm, about.name)
 
 
 def _milliseconds(work: Callable[[], None], device: torch.device) -> float:

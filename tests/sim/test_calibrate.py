@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from acefast.cases import Case
 from acefast.cli import main
 from acefast.request import RequestError
 from acefast.sim import kernel_times
-from acefast.sim.calibrate import BOUNDS, as_file, fit, predict, read_judged, read_times
+from acefast.sim.calibrate import BOUNDS, as_file, fit, predict, read_judged, read_times, shares
 from acefast.sim.roofline import JUDGED, Judged, predicted_us
 
 TRUE = Judged(
@@ -64,6 +66,12 @@ def test_a_fit_that_is_no_better_keeps_all():
     assert asdict(fitted.judged) == pytest.approx(asdict(JUDGED), rel=1e-6) and fitted.after <= fitted.before < 1e-9
 
 
+def test_shares_are_of_the_peaks():
+    matmul = {"flops": 156e6, "bytes": 0, "dots": True, "measured_us": 1.0}
+    assert shares(matmul, 80) == pytest.approx((0.5, 0))
+    assert shares({"flops": 19.5e6, "bytes": 1555e3, "measured_us": 2.0}, 80) == pytest.approx((0.5, 0.5))
+
+
 def test_predictions_use_the_constants_they_are_given():
     stream = dict(flops=0.0, bytes=1e9, sm=80, dots=False)
     assert predicted_us(**stream) == pytest.approx(1e9 / (1555e3 * 0.85) + 2)
@@ -82,13 +90,16 @@ def written(tmp_path, **changes) -> Path:
 
 def test_the_command_writes_constants_and_shows_before_and_after(tmp_path, capsys):
     times, out = written(tmp_path), tmp_path / "judged.json"
-    assert main(["bench", "--calibrate", str(out), "--kernel-times", str(times)]) == 0
+    kept = ["--json", str(tmp_path / "again.json"), "--markdown", str(tmp_path / "o.md")]
+    assert main(["bench", "--calibrate", str(out), "--kernel-times", str(times), *kept]) == 0
     text = capsys.readouterr().out
+    assert (tmp_path / "o.md").read_text() == text and read_times(tmp_path / "again.json") == read_times(times)
     assert text.startswith("Fitted to 24 kernels measured on sm_80; predictions were off by a factor of 1.")
     assert "| memory | 0.85 | 0.7 |" in text and "| k23 |" in text
     row = next(line for line in text.splitlines() if line.startswith("| k7 |"))
-    measured, before, after, off, right = (float(cell) for cell in row.strip("| ").split(" | ")[1:])
-    assert off == pytest.approx(measured / before, abs=0.02) and right == pytest.approx(1, abs=0.01) and after > 0
+    measured, floor, _, _, before, after, off, right = (float(cell) for cell in row.strip("| ").split(" | ")[1:])
+    assert off == pytest.approx(measured / before, abs=0.02) and right == pytest.approx(1, abs=0.01)
+    assert 0 < floor < after
     found = read_judged(out)
     assert asdict(found) == pytest.approx(asdict(TRUE), rel=1e-2)
     told = json.loads(out.read_text())
@@ -159,6 +170,18 @@ def test_measured_kernels_are_what_the_fit_reads(tmp_path):
     path.write_text(json.dumps(told))
     assert read_times(path)["kernels"][0]["kernel"] == "toy"
     assert told["kernels"][0]["passes"] in (True, False)
+
+
+def test_kernels_are_timed_on_a_gpu_whose_peaks_are_known(monkeypatch):
+    about = SimpleNamespace(name="Tesla T4", major=7, minor=5)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: about)
+    monkeypatch.setattr(kernel_times, "as_device", lambda device: torch.device("cuda", 0))
+    monkeypatch.setattr(kernel_times, "current", lambda device: contextlib.nullcontext())
+    with pytest.raises(RequestError, match="the peaks of Tesla T4, sm_75, are not known; those of sm_80, "):
+        kernel_times.time_here(lambda: (), "cuda")
+    about.name, about.major, about.minor = "A100", 8, 0
+    told = kernel_times.time_here(lambda: (), "cuda")
+    assert told == {"schema": "acefast-kernel-times/1", "sm": 80, "gpu": "A100", "kernels": []}
 
 
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION is unset")
