@@ -96,7 +96,7 @@ class FakeNvml:
         return "570.86"
 
     def nvmlDeviceGetEccMode(self, handle: str) -> list[int]:
-        return [1, 1]
+        return [0, 1]  # now, and after the next start
 
     def nvmlDeviceGetMigMode(self, handle: str) -> list[int]:
         raise self.NVMLError(NOT_SUPPORTED)

@@ -172,6 +172,11 @@ def test_weights_that_are_here_are_taken_unless_random_ones_are_asked_for(folder
         assert (row["model"], row["weights"]) == ("ace-step-1.5-turbo", kind)
 
 
+def test_no_weights_are_written_for_modes_that_cannot_run(folder, small, capsys):
+    assert main(["bench", "--model", "turbo", "--mode", "graph", *FEW]) == 2 and small == []
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_full_size_is_the_published_one():
     from acefast.testing import full_size
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 import time
 from types import SimpleNamespace
 
@@ -227,6 +229,20 @@ def test_the_environment_names_machine_versions_and_revision(monkeypatch):
     assert len(told["kernel_tables"]) == 12 and "gpu_name" not in told
     monkeypatch.setattr(environment, "PACKAGE", environment.PACKAGE / "nowhere")
     assert environment.git_revision() is None
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_a_package_that_only_lies_within_a_repository_has_no_revision(monkeypatch, tmp_path):
+    """Such as one installed into a virtual environment there."""
+    author = ["-c", "user.name=x", "-c", "user.email=x"]
+    for words in (["init", "-q"], [*author, "commit", "-q", "--allow-empty", "-m", "x"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package/__init__.py").touch()
+    monkeypatch.setattr(environment, "PACKAGE", tmp_path / "package")
+    assert environment.git_revision() is None
+    subprocess.run(["git", "add", "."], cwd=tmp_path, check=True)
+    assert re.fullmatch(r"[0-9a-f]{12}-dirty", environment.git_revision())
 
 
 def test_a_gpu_s_environment_is_what_nvml_tells_else_what_torch_knows(monkeypatch):

@@ -37,6 +37,13 @@ def test_only_the_samples_of_the_window_count():
     assert told["samples"] == 2 and told["power_w"] == {"min": 300, "mean": 400, "max": 500}
 
 
+def test_a_window_without_a_sample_is_a_problem():
+    watcher, _ = replay({}, {})
+    told = watcher.summary(50, 60)
+    assert told["problems"] == ["it was over before the GPU could be looked at"]
+    assert told["sm_mhz"] is told["throttled"] is told["others"] is told["joules"] is None
+
+
 def test_energy_is_the_integral_of_power():
     assert joules([(0, 100.0), (1, 300.0), (3, 300.0)], 3) == pytest.approx(200 + 600)  # trapezoids, uneven
     assert joules([(0, 100.0), (1, None), (2, 300.0)], 2) == pytest.approx(400)  # a gap is bridged
@@ -49,6 +56,10 @@ def test_every_throttle_reason_is_a_problem(bit, reason):
     _, told = replay({}, {"reasons": bit}, {"reasons": bit | nvml.IDLE}, {})
     assert told["throttled"] == {reason: 0.5}
     assert told["problems"] == [f"the GPU was throttled: {reason} in 50% of the time"]
+
+
+def test_the_reasons_that_count_are_these():
+    assert {*nvml.THROTTLES} == {0x4, 0x8, 0x10, 0x20, 0x40, 0x80, 0x200, 0x400}
 
 
 @pytest.mark.parametrize("bits", [0x1, 0x2, 0x100], ids=["idle", "clocks set by a user", "display"])
@@ -123,7 +134,7 @@ def test_facts_of_the_gpu():
     facts = gpu.facts()
     assert facts["name"] == "NVIDIA A100-SXM4-40GB" and facts["driver"] == "570.86"
     assert (facts["pcie"], facts["pcie_max"]) == ("gen4 x8", "gen4 x16")
-    assert facts["ecc"] is facts["persistence"] is True and facts["mig"] is None
+    assert facts["ecc"] is False and facts["persistence"] is True and facts["mig"] is None  # ECC is only pending
     assert len(facts["uuid_hash"]) == 12 and "GPU" not in facts["uuid_hash"]
 
 
@@ -163,6 +174,8 @@ def test_the_real_library_has_every_name_and_none_of_it_runs_here_without_a_driv
     names = {n for n in vars(FakeNvml) if n.startswith(("nvml", "NVML"))}
     assert {n for n in names if not hasattr(pynvml, n)} == set()
     assert (pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_CLOCK_SM) == (15, 3, 1)
+    words = ("SwPowerCap", "HwSlowdown", "SyncBoost", "SwThermalSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown")
+    assert [getattr(pynvml, f"nvmlClocksThrottleReason{word}") for word in words] == [*nvml.THROTTLES][:6]
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:

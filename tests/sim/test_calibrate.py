@@ -55,6 +55,19 @@ def test_what_no_kernel_tells_keeps_its_value():
     assert fitted.judged.memory == pytest.approx(0.7, rel=1e-3)
 
 
+def test_a_constant_is_found_that_bounds_no_kernel_at_first():
+    """Memory at a fifth: predictions see only the arithmetic, until memory has become slow enough to show."""
+    true, found = replace(JUDGED, memory=0.2), []
+    for i in range(24):
+        bytes = 10 ** (8 + i / 24)  # beyond L2
+        ratio = 1.3 if i % 2 else 20.0  # arithmetic over memory, in time, at first
+        flops = ratio * bytes / (1555e3 * JUDGED.memory) * 312e6 * JUDGED.matmul
+        found.append({"kernel": f"k{i}", "flops": flops, "bytes": bytes, "dots": True})
+    fitted = fit([k | {"measured_us": predict(k, 80, true)} for k in found], 80)
+    assert fitted.judged.memory == pytest.approx(0.2, rel=1e-2)
+    assert fitted.judged.matmul == pytest.approx(JUDGED.matmul, rel=1e-2)
+
+
 def test_nothing_exceeds_its_peak():
     fitted = fit([{**k, "measured_us": k["measured_us"] / 3} for k in kernels(count=24)], 80)
     for name, (low, high) in BOUNDS.items():
