@@ -312,6 +312,14 @@ def test_ctrl_c_while_writing_leaves_what_was_there(bench, songs, monkeypatch, c
     assert Path("o.json").read_text() == "older" and [p.name for p in Path().iterdir()] == ["o.json"]
 
 
+@pytest.mark.parametrize("load", [0.4, 7.5])
+def test_a_busy_machine_is_told(bench, songs, monkeypatch, capsys, load):
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0, 0))
+    assert bench("--json", "o.json") == 0
+    assert ("The machine was busy (7.5 processes ran in the minute" in capsys.readouterr().out) == (load > 1)
+    assert json.loads(Path("o.json").read_text())["environment"]["load"] == load
+
+
 def test_quiet_prints_nothing(bench, songs, capsys):
     assert bench("--quiet", "--json", "o.json") == 0 and capsys.readouterr() == ("", "")
 

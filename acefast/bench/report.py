@@ -11,6 +11,7 @@ from acefast.bench.predictions import JUDGED_STAGES, LIMIT
 from acefast.request import RequestError
 
 SCHEMA = "acefast-bench/1"
+BUSY = 1.0  # processes that already ran: on a CPU they take their share of the time
 Cell = Callable[[Mapping[str, Any]], Any]
 
 
@@ -105,6 +106,9 @@ def as_markdown(report: Mapping[str, Any]) -> str:
         notes += [f"{title(row)}: {word}{problem}" for problem in row["problems"]]
         if not row.get("withheld") and not row["warmup"]["settled"]:
             notes.append(f"{title(row)}: did not settle within {row['warmup']['runs']} runs of warm-up")
+    if rows and not gpu and (environment.get("load") or 0) > BUSY:
+        load = f"{environment['load']:g} processes ran in the minute before, on {environment['cores']} cores"
+        notes.append(f"The machine was busy ({load}): times are longer than they are alone.")
     if any(row["weights"] == "random" for row in rows):
         notes.append("Random weights of the model's size: times mean something, the sound does not.")
     if predicted:
