@@ -54,7 +54,7 @@ def draw(file: BinaryIO, report: Mapping[str, Any]) -> None:
                 told = f" {ms_text(ms)} ms" + ("" if alpha == 1 else " predicted")
                 axes.text(left, y, told, va="center", fontsize=8.5, color=ink if alpha == 1 else faint)
     axes.set_yticks(range(len(rows)), [title(row) for row in rows], fontsize=9)
-    axes.invert_yaxis()
+    axes.set_ylim(max(len(rows), 2) - 0.4, -0.4)
     axes.margins(x=0.14)
     axes.set_xlim(left=0)
     axes.set_xlabel("ms, medians", color=ink, fontsize=9.5)
