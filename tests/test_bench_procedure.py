@@ -201,6 +201,26 @@ def test_stages_go_by_other_names_too(tmp_path):
     assert predicted(tmp_path, {"predicted_ms": 7})(ABOUT)["predicted_ms"] == {"total": 7}
 
 
+def test_the_calculator_s_answer_is_one_for_each_mode(tmp_path):
+    """As bench/predict.py --json gives it: times of each stage, launches of each stage, estimates of other modes."""
+    stages = {"prep": {"floor_ms": 1, "predicted_ms": 2, "eager_ms": 9}, "dit": {"floor_ms": 8, "predicted_ms": 16}}
+    told = {"model": "turbo", "seconds": 10.0, "batch": 2, "steps": 8, "device": "A100", "stages": stages}
+    told |= {
+        "floor_ms": 10,
+        "predicted_ms": 20,
+        "compiled_ms": 50,
+        "eager_ms": 90,
+        "launches": {"prep": 9, "dit": 2336},
+    }
+    predict = predicted(tmp_path, told)
+    ours = predict(ABOUT)
+    assert ours["predicted_ms"] == {"prep": 2, "diffusion": 16, "step": 2, "total": 20} and ours["launches"] == 292
+    assert ours["floor_ms"]["total"] == 10 and ours["device"] == "A100"
+    assert predict({**ABOUT, "mode": "compile"})["predicted_ms"] == {"total": 50}
+    assert predict({**ABOUT, "mode": "eager"})["predicted_ms"] == {"prep": 9, "total": 90}
+    assert predict({**ABOUT, "steps": 4}) is None
+
+
 @pytest.mark.parametrize("content", [[], {}, [{"predicted_ms": {}}], [{"predicted_ms": True}], 3])
 def test_a_file_without_a_prediction_is_refused(tmp_path, content):
     with pytest.raises(RequestError, match="holds no prediction; 'predicted_ms' is the key"):

@@ -55,7 +55,7 @@ def read(path: Path) -> Predictor:
         lists = (found[key] for key in ("cases", "rows", "predictions") if isinstance(found.get(key), list))
         found = next(lists, [found])
     entries = [{**shared, **e} for e in found if isinstance(e, dict)] if isinstance(found, list) else []
-    entries = [e | {"predicted_ms": ms} for e in entries if (ms := _stages(e.get("predicted_ms")))]
+    entries = [plain for e in entries for plain in _plain(e)]
     if not entries:
         raise RequestError(f"predicted: {str(path)!r} holds no prediction; 'predicted_ms' is the key of its times")
 
@@ -63,6 +63,27 @@ def read(path: Path) -> Predictor:
         return next((e for e in entries if _is_for(e, case)), None)
 
     return predict
+
+
+def _plain(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """A prediction as ``Predictor`` gives it; of what bench/predict.py prints, one for each mode."""
+    stages = {name: times for name, times in (entry.get("stages") or {}).items() if isinstance(times, Mapping)}
+    launches, steps, found = entry.get("launches"), entry.get("steps"), []
+    if isinstance(launches, Mapping):
+        launches = launches["dit"] / steps if "dit" in launches and steps else None
+
+    def times(key: str) -> dict[str, float]:
+        told = _stages({name: each.get(key) for name, each in stages.items()}) | _stages(entry.get(key))
+        return told | (
+            {"step": told["diffusion"] / steps} if steps and "diffusion" in told and "step" not in told else {}
+        )
+
+    for key, mode in (("predicted_ms", entry.get("mode")), ("compiled_ms", "compile"), ("eager_ms", "eager")):
+        ours = key == "predicted_ms"
+        if told := times(key):
+            more = {"floor_ms": times("floor_ms") or None, "launches": launches if ours else None}
+            found.append(entry | more | {"mode": mode, "predicted_ms": told})
+    return found
 
 
 def beside(ms: Mapping[str, Mapping[str, float]], prediction: Prediction | None) -> dict[str, Any]:
