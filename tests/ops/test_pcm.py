@@ -93,8 +93,8 @@ def test_peaks_that_are_given_are_believed_and_full_scale_is_the_limit(backend):
 
 
 def test_silence_stays_silence_and_what_is_all_but_silent_is_not_raised_beyond(backend):
-    audio = torch.zeros(3, 2, 5)
-    audio[0, 0, 0], audio[1, 1, 2], audio[1, 0, 1] = -0.0, 1e-9, -1e-8
+    audio = torch.zeros(3, 2, 20)
+    audio[0, 0, 0], audio[1, 1] = -0.0, torch.linspace(1e-9, -1e-8, 20)
     got = pcm(audio, levels(-1.0, -6.0, -1.0), backend=backend)  # -6: 1e-6 in fp32 would give another factor
     assert same(got[0].numpy(), normalise(audio[0].numpy())) and torch.equal(got[0].signbit(), audio[0].signbit())
     assert same(got[1].numpy(), normalise(audio[1].numpy(), -6.0)) and 0.005 < got[1].abs().max() < 0.0051
