@@ -31,13 +31,15 @@ def _tile(m: int, k: int, chunk: int, warps: int, stages: int) -> Config:
     return Config({"BLOCK_M": m, "BLOCK_K": k, "CHUNK": chunk}, warps, stages)
 
 
+# A warp's tile of the first product is 64 x 64. C 128 has two blocks on a multiprocessor, one's epilogue beside the
+# other's loop. Never chosen by the number of rows, so that a row has the same bits in any tile.
 CONFIGS = {
-    ("c256", 80): _tile(128, 64, 64, 8, 3),
-    ("c256", 86): _tile(128, 32, 16, 8, 3),
+    ("c256", 80): _tile(128, 64, 64, 8, 3),  # 144 KB
+    ("c256", 86): _tile(128, 32, 16, 8, 3),  # 84 KB
     ("c256", 89): _tile(128, 32, 16, 8, 3),
     ("c256", 100): _tile(64, 64, 64, 8, 3),
     ("c256", 120): _tile(128, 32, 16, 8, 3),
-    ("c128", 80): _tile(128, 64, 32, 4, 3),
+    ("c128", 80): _tile(128, 64, 32, 4, 3),  # 64 KB
     ("c128", 90): _tile(128, 64, 16, 4, 3),
     ("c128", 100): _tile(128, 64, 64, 8, 3),
     ("c64", 80): _tile(128, 64, 32, 4, 3),
