@@ -1,4 +1,4 @@
-"""What the command ``acefast`` does: ``generate`` songs; tell ``info`` of what is here; study ``kernels``."""
+"""What the command ``acefast`` does: ``generate`` songs, tell ``info``, study ``kernels``, ``bench`` the machine."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from acefast.audio import check_output
 from acefast.backends import BackendUnavailable
+from acefast.bench.command import add_arguments
 from acefast.console import say, tell
 from acefast.files import check_writable
 from acefast.options import OTHER_NAMES, Option
@@ -54,7 +55,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="acefast", description=__doc__.splitlines()[0], allow_abbrev=False)
-    commands = parser.add_subparsers(required=True, metavar="generate|info|kernels")
+    commands = parser.add_subparsers(required=True, metavar="generate|info|kernels|bench")
     make = commands.add_parser("generate", help="make a song", allow_abbrev=False)
     make.set_defaults(run=_generate)
     make.add_argument("prompt", nargs="?", default="", help="what the music is like")
@@ -86,6 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--family", choices=("triton", "cuda"), default="triton", help="(default: triton)")
     study.add_argument("--json", action="store_true", help="as a JSON list")
     study.add_argument("--write-budgets", metavar="FILE", help="make these figures the budgets, kernels/budgets.json")
+    study.add_argument("--judged", metavar="FILE", help="predict with the constants that bench --calibrate has fitted")
+    bench = commands.add_parser("bench", help="how long a song takes here, stage by stage", allow_abbrev=False)
+    bench.set_defaults(run=_bench)
+    add_arguments(bench)
     return parser
 
 
@@ -103,12 +108,11 @@ def _unknown(word: str, known: argparse.Namespace) -> str:
     if not word.startswith("-"):
         return f"unexpected argument {word!r}; put a prompt of several words in quotes"
     word = word.split("=")[0]
-    flags = [_flag(n.removeprefix("option_")) for n in vars(known) if n not in ("run", "prompt")]
-    if known.run is not _generate:
-        flags = [f for f in flags if f in ("--json", "--sm", "--family", "--write-budgets")]
+    own = {_generate: "prompt", _info: "model", _kernels: "kernel"}.get(known.run)  # what has no flag
+    flags = [_flag(n.removeprefix("option_")) for n in vars(known) if n not in ("run", own)]
     elsewhere = OTHER_NAMES.get(word.lstrip("-").replace("-", "_"), "")  # what other runtimes call it
     near = _flag(elsewhere) if _flag(elsewhere) in flags else nearest(word, flags)
-    way_out = f"the nearest known one is {near}" if near else "'acefast generate --help' lists all"
+    way_out = f"the nearest known one is {near}" if near else f"'acefast {known.run.__name__[1:]} --help' lists all"
     return f"unknown option {word}; {way_out}"
 
 
@@ -243,25 +247,22 @@ def _info(args: argparse.Namespace) -> int:
     return OK
 
 
-# -- kernels -----------------------------------------------------------------------------------------------------------
+# -- kernels, bench: the one place outside of acefast.sim that imports it ----------------------------------------------
 
 
 def _kernels(args: argparse.Namespace) -> int:
-    """The one place outside of acefast.sim that imports it."""
     if args.family == "cuda":
         _out("[]" if args.json else "there are no CUDA kernels yet; --family triton shows those of Triton")
         return OK
 
-    from acefast.cases import all_cases
     from acefast.sim.budgets import write_budgets
+    from acefast.sim.calibrate import read_judged
+    from acefast.sim.roofline import JUDGED
     from acefast.sim.study import study
     from acefast.sim.table import lines
 
-    try:
-        known = all_cases()
-    except ModuleNotFoundError as error:
-        way_out = "pip install acefast[gpu], on Linux, compiles kernels without a GPU"
-        raise BackendUnavailable(f"kernels: {error.name} is not installed; {way_out}") from error
+    known = _known_cases()
+    judged = read_judged(Path(args.judged)) if args.judged else JUDGED
     cases = [case for case in known if args.kernel in (None, case.kernel)]
     if not cases:
         names = sorted({case.kernel for case in known})
@@ -272,7 +273,7 @@ def _kernels(args: argparse.Namespace) -> int:
 
     def studied() -> Iterator[dict[str, Any]]:
         for case in cases:
-            rows.append(study(case, args.sm))
+            rows.append(study(case, args.sm, judged))
             yield rows[-1]
 
     if args.json:
@@ -285,4 +286,38 @@ def _kernels(args: argparse.Namespace) -> int:
         return FAULTY_KERNEL
     if args.write_budgets:
         write_budgets(Path(args.write_budgets), rows, [case.name for case in known])
+    return OK
+
+
+def _known_cases() -> tuple[Any, ...]:
+    from acefast.cases import all_cases
+
+    try:
+        return all_cases()
+    except ModuleNotFoundError as error:
+        way_out = "pip install acefast[gpu], on Linux, compiles kernels without a GPU"
+        raise BackendUnavailable(f"kernels: {error.name} is not installed; {way_out}") from error
+
+
+def _bench(args: argparse.Namespace) -> int:
+    if not args.calibrate:
+        from acefast.bench.command import run
+
+        return run(args)
+
+    from acefast.files import write_together
+    from acefast.sim import calibrate
+    from acefast.sim.kernel_times import time_here
+
+    outputs = [Path(name) for name in (args.calibrate, args.json, args.markdown) if name]
+    for path in outputs:
+        check_writable(path)
+    times = calibrate.read_times(Path(args.kernel_times)) if args.kernel_times else time_here(_known_cases, args.device)
+    fitted = calibrate.fit(times["kernels"], times["sm"])
+    text = "\n".join(calibrate.lines(times["kernels"], times["sm"], fitted))
+    texts = {args.calibrate: calibrate.as_file(fitted, times), args.json: json.dumps(times, indent=1) + "\n"}
+    texts[args.markdown] = text + "\n"
+    write_together({p: lambda file, p=p: file.write_text(texts[str(p)], "utf-8") for p in outputs})
+    if not args.quiet:
+        _out(text)
     return OK

@@ -31,8 +31,8 @@ def _tile(m: int, k: int, chunk: int, warps: int, stages: int) -> Config:
     return Config({"BLOCK_M": m, "BLOCK_K": k, "CHUNK": chunk}, warps, stages)
 
 
-# On sm_80 a warp's tile of the first product is 64 x 64. C 128 has two blocks on a multiprocessor, one's epilogue beside the
-# other's loop. Never chosen by the number of rows, so that a row has the same bits in any tile.
+# On sm_80 a warp's tile of the first product is 64 x 64, and C 128 has two blocks on a multiprocessor, one's epilogue
+# beside the other's loop. Never chosen by the number of rows, so that a row has the same bits in any tile.
 CONFIGS = {
     ("c256", 80): _tile(128, 64, 64, 8, 3),  # 144 KB
     ("c256", 86): _tile(128, 32, 16, 8, 3),  # 84 KB

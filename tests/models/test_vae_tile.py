@@ -225,15 +225,27 @@ def test_kernels_encode_as_near_to_fp32_as_the_references_and_the_same_in_any_ti
         assert torch.equal(got[1:], other)
 
 
-@pytest.mark.parametrize("what", ("decode", "encode"))
-def test_the_demo_models_autoencoder(what, demo):
-    """Its real weights: widths 8, 24, 48 and 96, and latents of 24 channels."""
-    z = torch.randn(1, 1, demo.checkpoint.vae_config.decoder_input_channels, generator=torch.Generator().manual_seed(1))
-    kind, x = (vae.Decoder, z) if what == "decode" else (vae.Encoder, sound(1, demo.checkpoint.vae_config.hop + 5))
-    coder = demo._load(kind, demo.checkpoint.vae_config, torch.float16)
-    want, rounded, got = in_fp32(coder)(x), coder(x), on_triton(getattr(vae, what), coder, x)
+CLIPS = [(vae.Decoder, 1), (vae.Encoder, 2), pytest.param(vae.Encoder, 12, marks=pytest.mark.slow)]  # frames
+
+
+@pytest.mark.parametrize("kind, frames", CLIPS)
+def test_the_demo_models_autoencoder(demo, kind, frames):
+    """Its real weights: widths 8, 24, 48 and 96, and latents of 24 channels.
+
+    The error of an encoded frame is that of one or two large values, and differs by a factor of two from frame to frame
+    on either path: only a clip of a dozen tells which path is the nearer.
+    """
+    config = demo.checkpoint.vae_config
+    coder = demo._load(kind, config, torch.float16)
+    code = vae.decode if kind is vae.Decoder else vae.encode
+    x = (
+        latents(1, frames, config.decoder_input_channels)
+        if kind is vae.Decoder
+        else sound(1, frames * config.hop + 5, 7)
+    )
+    want, rounded, got = in_fp32(coder)(x), coder(x), on_triton(code, coder, x)
     for exact, near, made in zip(*((w,) if torch.is_tensor(w) else w for w in (want, rounded, got))):
-        assert relative(made, exact) <= 1.1 * relative(near, exact)
+        assert relative(made, exact) <= (4e-3 if kind is vae.Encoder and frames < 12 else 1.1 * relative(near, exact))
 
 
 # -- how long a tile is ----------------------------------------------------------------------------------------------
