@@ -23,6 +23,8 @@ from bench.calculator.recorded import Call, recorded_case, recorded_decode, reco
 from bench.calculator.song import MODELS, Job
 from tests.sim.toy_cases import MATMUL, SCALE, scale, scale_kernel
 
+pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION is unset")
+
 ROOT = Path(__file__).parents[1]
 A100 = DEVICES["a100-40"]
 

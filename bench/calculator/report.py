@@ -150,6 +150,7 @@ def _plot(rows: list[Row], file: Path) -> None:
         for x, top in enumerate(below):
             axes.text(x, top, _ms(top), ha="center", va="bottom", fontsize=8)
         axes.set_title(f"{row['seconds']:g} s")
+        axes.margins(y=0.06)
         axes.tick_params(axis="x", rotation=45)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].legend(frameon=False)
