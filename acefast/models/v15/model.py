@@ -17,7 +17,7 @@ from acefast.models.v15.codes import AudioDetokenizer, AudioTokenizer
 from acefast.models.v15.conditions import ConditionEncoder
 from acefast.models.v15.dit import DiT
 from acefast.models.v15.step import Step
-from acefast.models.v15.tasks import REFERENCE_STREAM, build_task, posterior
+from acefast.models.v15.tasks import REFERENCE_STREAM, build_task, continuation, posterior
 from acefast.ops.sampler_step import Repaint
 from acefast.options import listed
 from acefast.prompts import LYRIC_TOKENS, TEXT_TOKENS, Tokens, lost_hints, lyric_prompt, text_prompt, tokenize
@@ -86,6 +86,14 @@ class Model:
             to_codes=self.codes,
             from_codes=self.hints,
         )
+
+    def continuation(self, frames: int, kept: Tensor | None = None, start: int = 0) -> Task:
+        """A piece of a longer song, of ``frames`` frames from its frame ``start`` on.
+
+        Args:
+            kept: [1, n, D] its first latents, which the rest continues; None: all of it is made.
+        """
+        return continuation(frames, kept, self.silence(frames, start))
 
     def conditions(
         self,
@@ -253,10 +261,10 @@ class Model:
             silence = torch.cat([frames[:half], frames[half : half + 1].expand(15_000 - half, -1)])
         return silence.to(torch.float32)
 
-    def silence(self, frames: int) -> Tensor:
+    def silence(self, frames: int, start: int = 0) -> Tensor:
         """[1, frames, D] float32 on the model's device: the latents of silence, tiled beyond the checkpoint's 600 s."""
-        times = -(-frames // len(self._silence))
-        return self._silence.repeat(times, 1)[None, :frames].to(self.device)
+        places = torch.arange(start, start + frames) % len(self._silence)
+        return self._silence[places][None].to(self.device)
 
     def encode(self, audio: np.ndarray) -> tuple[Tensor, Tensor]:
         """[2, N] audio at 48 kHz to the posterior's mean and standard deviation, each [1, N // 1920, D] float32."""
@@ -275,6 +283,15 @@ class Model:
         """[B, T, D] latents to audio [B, 2, 1920 * T] float32 on the CPU, tile by tile."""
         return vae.decode(self.decoder, latents, on_tile=on_tile).cpu()
 
-    def decode_tiles(self, latents: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """(first frame, audio) of each tile, as it is decoded."""
-        return vae.decode_tiles(self.decoder, latents)
+    def decode_tiles(self, latents: Tensor, keep: tuple[int, int] | None = None) -> Iterator[tuple[int, Tensor]]:
+        """(first frame, audio [B, 2, N] float32 on the CPU) of each tile as it is decoded: the bits of ``decode``.
+
+        ``keep``: the frames from the one to before the other, with the rest as their context; None decodes all.
+        """
+        for first, audio in vae.decode_tiles(self.decoder, latents, keep=keep):
+            yield first, audio.cpu()
+
+    @property
+    def context_frames(self) -> int:
+        """How many frames on either side a frame's audio depends on."""
+        return self.decoder.halo

@@ -39,6 +39,7 @@ from acefast.models.v15.vae_layers import (
 from acefast.weights import WeightTable
 
 TILE_FRAMES = {"decode": 128, "encode": 256}
+FIRST_FRAMES = 25  # that a song's first tile decodes: its first second is heard before the next ones are begun
 SPAN_ROWS = 4096  # at the inner end of the two blocks next to the audio: 17 frames, 17 MB at 48 kHz in fp32
 SPAN_BLOCKS = 2
 
@@ -56,16 +57,24 @@ def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def windows(length: int, size: int, halo: int) -> Iterator[tuple[int, int, int]]:
+def windows(
+    length: int, size: int, halo: int, first: int = 0, keep: int | None = None
+) -> Iterator[tuple[int, int, int]]:
     """Cover ``length`` rows by windows of ``size`` rows: (start of the window, first row to keep, end of those).
 
     Kept rows are at least ``halo`` away from a window's edge, unless that is an end of the whole. All windows have
     the same size, the last one ends where the whole ends; a single one of ``length`` rows if that is enough.
+
+    Args:
+        first: row to begin with.
+        keep: the most rows that the first window keeps; each later one may keep twice as many as the one before it.
     """
-    size, first = min(size, length), 0
+    size = min(size, length)
     while first < length:
         start = min(max(first - halo, 0), length - size)
         end = length if start + size == length else start + size - halo
+        if keep:
+            end, keep = min(end, first + keep), 2 * keep
         yield start, first, end
         first = end
 
@@ -217,19 +226,23 @@ def _encoder_reach(rows: int, strides: tuple[int, ...]) -> int:
     return rows + 3
 
 
-def decode_tiles(decoder: Decoder, latents: Tensor, tile_frames: int | None = None) -> Iterator[tuple[int, Tensor]]:
+def decode_tiles(
+    decoder: Decoder, latents: Tensor, tile_frames: int | None = None, keep: tuple[int, int] | None = None
+) -> Iterator[tuple[int, Tensor]]:
     """Decode a song tile by tile, from its start to its end.
 
     Args:
         latents: [B, T, 64].
-        tile_frames: latent frames that the network sees at a time, at least 19; None takes 128 (5.1 s). The same
-            number gives the same bits, whether or not the tiles are joined afterwards.
+        tile_frames: latent frames that the network sees at a time, at least 19; None takes 128 (5.1 s), of which the
+            first tile decodes 25 only, the second 50, and so on. The same number gives the same bits, whether or not
+            the tiles are joined afterwards.
+        keep: first frame to decode and the one after the last; the others are context only. None decodes all.
     Yields:
         First frame and audio [B, 2, 1920 * frames] fp32 of consecutive pieces.
     Raises:
         ValueError: a shape is wrong or a tile is no longer than its overlaps.
     """
-    for start, size, first, end in _tiles("decode", latents.shape[1], tile_frames, decoder.halo):
+    for start, size, first, end in _tiles("decode", latents.shape[1], tile_frames, decoder.halo, keep):
         yield first, decoder(latents[:, start : start + size], (first - start, end - start))
 
 
@@ -272,9 +285,14 @@ def encode(
     return torch.cat(means, dim=1), torch.cat(stds, dim=1)
 
 
-def _tiles(what: str, frames: int, tile_frames: int | None, halo: int) -> Iterator[tuple[int, int, int, int]]:
+def _tiles(
+    what: str, frames: int, tile_frames: int | None, halo: int, keep: tuple[int, int] | None = None
+) -> Iterator[tuple[int, int, int, int]]:
     size = TILE_FRAMES[what] if tile_frames is None else tile_frames
     if size <= 2 * halo:
         raise ValueError(f"{what}: tile_frames must be at least {2 * halo + 1}, got {size}")
-    for start, first, end in windows(frames, size, halo):
-        yield start, min(size, frames), first, end
+    growing = what == "decode" and tile_frames is None
+    begin, stop = keep or (0, frames)
+    for start, first, end in windows(frames, size, halo, begin, FIRST_FRAMES if growing else None):
+        if first < stop:
+            yield start, min(size, frames), first, min(end, stop)
