@@ -87,13 +87,9 @@ class Model:
             from_codes=self.hints,
         )
 
-    def continuation(self, frames: int, kept: Tensor | None = None, start: int = 0) -> Task:
-        """A piece of a longer song, of ``frames`` frames from its frame ``start`` on.
-
-        Args:
-            kept: [1, n, D] its first latents, which the rest continues; None: all of it is made.
-        """
-        return continuation(frames, kept, self.silence(frames, start))
+    def continuation(self, frames: int, kept: Tensor | None = None) -> Task:
+        """A song of ``frames`` frames that goes on from its first latents, ``kept`` [1, n, D]; None: all is made."""
+        return continuation(frames, kept, self.silence(frames))
 
     def conditions(
         self,
@@ -261,10 +257,10 @@ class Model:
             silence = torch.cat([frames[:half], frames[half : half + 1].expand(15_000 - half, -1)])
         return silence.to(torch.float32)
 
-    def silence(self, frames: int, start: int = 0) -> Tensor:
+    def silence(self, frames: int) -> Tensor:
         """[1, frames, D] float32 on the model's device: the latents of silence, tiled beyond the checkpoint's 600 s."""
-        places = torch.arange(start, start + frames) % len(self._silence)
-        return self._silence[places][None].to(self.device)
+        times = -(-frames // len(self._silence))
+        return self._silence.repeat(times, 1)[None, :frames].to(self.device)
 
     def encode(self, audio: np.ndarray) -> tuple[Tensor, Tensor]:
         """[2, N] audio at 48 kHz to the posterior's mean and standard deviation, each [1, N // 1920, D] float32."""
