@@ -257,6 +257,17 @@ def test_a_song_made_by_another_thread_does_not_keep_a_stream_from_closing(tiny_
         assert not workers() and not taker.is_alive()
 
 
+def test_a_thread_waits_until_another_one_has_made_its_song(tiny_pipe, monkeypatch):
+    composed, made = counted(monkeypatch, tiny_pipe, "compose"), []
+    with tiny_pipe.at_work():
+        maker = threading.Thread(target=lambda: made.append(song(tiny_pipe)))
+        maker.start()
+        maker.join(0.5)
+        assert maker.is_alive() and not composed
+    maker.join(60)
+    assert len(made) == len(composed) == 1
+
+
 def test_the_thread_works_as_the_caller_would(tiny_pipe):
     seen, told = [], []
 

@@ -47,9 +47,11 @@ def composed(pipe, monkeypatch) -> list[tuple]:
     return made
 
 
-def test_segments_are_decoded_as_one_song(tiny_pipe, monkeypatch):
-    made = composed(tiny_pipe, monkeypatch)
-    audio = joined(tiny_pipe.stream("boom bap", duration=34, **SHORT))
+@pytest.mark.parametrize(("context", "halo"), [(4, 9), (2, 40)], ids=["usual", "halo longer than the context"])
+def test_segments_are_decoded_as_one_song(tiny_pipe, monkeypatch, context, halo):
+    monkeypatch.setattr(type(tiny_pipe.model), "context_frames", halo)
+    HEARD, made = 25 * context, composed(tiny_pipe, monkeypatch)
+    audio = joined(tiny_pipe.stream("boom bap", duration=34, **{**SHORT, "context": context}))
     first, second, third = (latents for _, _, latents in made)
     heard = [second[:, : HEARD - BLEND], third[:, : HEARD - BLEND]]
     assert torch.equal(heard[0], first[:, NEW - HEARD : NEW - BLEND])  # the source is held, up to the blend

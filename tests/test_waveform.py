@@ -114,6 +114,11 @@ def test_splice_fades_in_equal_steps_on_the_kept_side():
     np.testing.assert_allclose(out[0], expected, atol=1e-7)
 
 
+def test_a_fade_that_finds_no_room_before_the_songs_edge_is_shorter():
+    out = splice(np.ones((2, 20), np.float32), np.zeros((2, 20), np.float32), 2, 18, 0.004, sample_rate=1000)
+    np.testing.assert_allclose(out[0], [1 / 3, 2 / 3] + [1] * 16 + [2 / 3, 1 / 3], atol=1e-7)
+
+
 @pytest.mark.parametrize("seconds", (0.0, 0.01))
 def test_splice_at_the_songs_own_edges_has_no_fade_there(seconds):
     generated, source = noise(100), tone(seconds=100 / RATE)
