@@ -170,7 +170,8 @@ def test_memory_does_not_grow_over_segments(tiny_pipe, silent):
 
     def bytes_held() -> int:
         gc.collect()
-        tensors = [x for x in gc.get_objects() if type(x) is torch.Tensor]
+        strided = (torch.strided, "cpu")
+        tensors = [x for x in gc.get_objects() if type(x) is torch.Tensor and (x.layout, x.device.type) == strided]
         return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
 
     held = {}
