@@ -1,4 +1,5 @@
-"""What the command ``acefast`` does: ``generate`` songs, tell ``info``, study ``kernels``, ``bench`` the machine."""
+"""What the command ``acefast`` does: ``generate`` songs; ``stream`` them (acefast/stream_command.py); tell ``info`` of
+what is here; study ``kernels``; ``bench`` the machine."""
 
 from __future__ import annotations
 
@@ -21,11 +22,17 @@ from acefast.options import OTHER_NAMES, Option
 from acefast.request import RequestError, options
 from acefast.song import check_picture
 from acefast.stages import memory_told
-from acefast.values import nearest
+from acefast.values import nearest, number
 from acefast.weights import CheckpointError
 
 OK, FAULTY_KERNEL, BAD_REQUEST, NO_CHECKPOINT = 0, 1, 2, 3
 GPUS = (80, 86, 89, 90, 100, 120)  # sm's that acefast.sim compiles for
+STREAMED = (  # options of a stream beside those of a song: name, unit, meaning
+    ("segment", "seconds", "music to make at a time, 10 to 300; 20 above a duration of 600"),
+    ("context", "seconds", "music that the next segment hears, 2 to 60 (default: 10)"),
+    ("ahead", "seconds", "audio to keep ready, 0 to 600 (default: 15)"),
+    ("gain", "dB", "before the limiter, whose ceiling is --normalize; -60 to 60 (default: 0)"),
+)
 STAGES = {"text": "reading", "diffusion": "composing", "decode": "rendering", "finish": "finishing"}
 
 
@@ -55,27 +62,25 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="acefast", description=__doc__.splitlines()[0], allow_abbrev=False)
-    commands = parser.add_subparsers(required=True, metavar="generate|info|kernels|bench")
+    commands = parser.add_subparsers(required=True, metavar="generate|stream|info|kernels|bench")
     make = commands.add_parser("generate", help="make a song", allow_abbrev=False)
     make.set_defaults(run=_generate)
-    make.add_argument("prompt", nargs="?", default="", help="what the music is like")
     make.add_argument("-o", "--output", metavar="FILE", help="wav, flac, mp3, ogg or opus; several songs add -SEED")
-    make.add_argument("--model", help="name, folder, file or hub repo (default: $ACEFAST_MODEL or ace-step-1.5-turbo)")
-    make.add_argument("--device", help="cuda, cuda:1, cpu, mps (default: cuda where there is one)")
-    make.add_argument("--dtype", help="bfloat16, float16 or float32 (default: bfloat16; float32 on mps)")
-    make.add_argument("--backend", help="auto, reference, triton, cuda or cpu")
-    make.add_argument("--subtype", choices=("int16", "int24", "float32"), help="sample format (default: int16)")
     make.add_argument("--json", action="store_true", help="write seed, options and timings beside the song, as .json")
     make.add_argument("--plot", metavar="PNG", help="draw waveform and spectrogram")
-    make.add_argument("--quiet", action="store_true", help="no progress bar, no closing line")
-    for name, about in _typed_options().items():
-        if about.kind == "flag":
-            make.add_argument(_flag(name), dest=f"option_{name}", action="store_const", const="true", help=about.help)
-            continue
-        more = {"lyrics": "; a text file, or - for standard input", "seed": "; 1,2,3 makes three songs"}.get(name, "")
-        default = "" if about.default in (None, "", ()) else f" (default: {about.default})"
-        text = f"{about.help}{more} [{about.needs}]{default}".replace("%", "%%")
-        make.add_argument(_flag(name), dest=f"option_{name}", metavar="V", help=text)
+    _add_song(make, seed="; 1,2,3 makes three songs")
+    live = commands.add_parser("stream", help="a song as sound while it is made, of any length", allow_abbrev=False)
+    live.set_defaults(run=_stream)
+    live.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        default="-",
+        help="wav, flac, mp3, ogg or opus (default: - for wav on standard output)",
+    )
+    for name, unit, about in STREAMED:
+        live.add_argument(f"--{name}", metavar="V", help=f"{about} [{unit}]")
+    _add_song(live, duration="; inf for no end")
     info = commands.add_parser("info", help="models, devices and backends found here", allow_abbrev=False)
     info.set_defaults(run=_info)
     info.add_argument("model", nargs="?", help="one model in detail")
@@ -94,6 +99,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_song(parser: argparse.ArgumentParser, **more: str) -> None:
+    """What says which song, on which model; ``more`` is added to an option's help."""
+    parser.add_argument("prompt", nargs="?", default="", help="what the music is like")
+    parser.add_argument(
+        "--model", help="name, folder, file or hub repo (default: $ACEFAST_MODEL or ace-step-1.5-turbo)"
+    )
+    parser.add_argument("--device", help="cuda, cuda:1, cpu, mps (default: cuda where there is one)")
+    parser.add_argument("--dtype", help="bfloat16, float16 or float32 (default: bfloat16; float32 on mps)")
+    parser.add_argument("--backend", help="auto, reference, triton, cuda or cpu")
+    parser.add_argument("--subtype", choices=("int16", "int24", "float32"), help="sample format (default: int16)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar, no closing line")
+    more = {"lyrics": "; a text file, or - for standard input", **more}
+    for name, about in _typed_options().items():
+        if about.kind == "flag":
+            parser.add_argument(_flag(name), dest=f"option_{name}", action="store_const", const="true", help=about.help)
+            continue
+        default = "" if about.default in (None, "", ()) else f" (default: {about.default})"
+        text = f"{about.help}{more.get(name, '')} [{about.needs}]{default}".replace("%", "%%")
+        parser.add_argument(_flag(name), dest=f"option_{name}", metavar="V", help=text)
+
+
 def _typed_options() -> dict[str, Option]:
     """The options that have a flag: what can be written as text, and audio files."""
     return {n: about for n, about in options().items() if n != "prompt" and (about.stored or about.kind == "audio")}
@@ -108,7 +134,7 @@ def _unknown(word: str, known: argparse.Namespace) -> str:
     if not word.startswith("-"):
         return f"unexpected argument {word!r}; put a prompt of several words in quotes"
     word = word.split("=")[0]
-    own = {_generate: "prompt", _info: "model", _kernels: "kernel"}.get(known.run)  # what has no flag
+    own = {_generate: "prompt", _stream: "prompt", _info: "model", _kernels: "kernel"}.get(known.run)  # has no flag
     flags = [_flag(n.removeprefix("option_")) for n in vars(known) if n not in ("run", own)]
     elsewhere = OTHER_NAMES.get(word.lstrip("-").replace("-", "_"), "")  # what other runtimes call it
     near = _flag(elsewhere) if _flag(elsewhere) in flags else nearest(word, flags)
@@ -132,7 +158,7 @@ def _generate(args: argparse.Namespace) -> int:
         with _progress(args.quiet) as progress:
             progress("loading", 0, 1)
             check(args.prompt, model=model, **request)
-            pipe = load(model, device=args.device, dtype=args.dtype, backend=args.backend)
+            pipe = load(model, **_place(args))
             songs = pipe.generate(args.prompt, progress=progress, **request)
         lines = []
         for song, (path, plot) in zip(songs if isinstance(songs, list) else [songs], places):
@@ -142,6 +168,24 @@ def _generate(args: argparse.Namespace) -> int:
     if not args.quiet:
         _out("\n".join(lines), "the songs are saved, and --quiet prints nothing")
     return OK
+
+
+def _stream(args: argparse.Namespace) -> int:
+    from acefast.stream_command import stream
+
+    duration = args.option_duration and number("duration", args.option_duration, "seconds, or inf for no end")
+    args.option_duration = None
+    given = {n: number(n, v, f"a number of {u}") for n, u, _ in STREAMED if (v := getattr(args, n)) is not None}
+    request = {**_request(args), "duration": duration, **given}
+    with _warnings_told(), _progress(args.quiet) as progress:
+        line = stream(args.prompt, request, args.output, args.subtype, args.model, progress, **_place(args))
+    if line and not args.quiet:
+        _out(line, "the song is saved, and --quiet prints nothing")
+    return OK
+
+
+def _place(args: argparse.Namespace) -> dict[str, Any]:
+    return {"device": args.device, "dtype": args.dtype, "backend": args.backend}
 
 
 def _out(text: str, way_out: str = "send it elsewhere") -> None:

@@ -17,7 +17,7 @@ from acefast.models.v15.codes import AudioDetokenizer, AudioTokenizer
 from acefast.models.v15.conditions import ConditionEncoder
 from acefast.models.v15.dit import DiT
 from acefast.models.v15.step import Step
-from acefast.models.v15.tasks import REFERENCE_STREAM, build_task, posterior
+from acefast.models.v15.tasks import REFERENCE_STREAM, build_task, continuation, posterior
 from acefast.models.v15.vae_range import load_coder
 from acefast.ops.pcm import pcm
 from acefast.ops.sampler_step import Repaint
@@ -91,6 +91,10 @@ class Model:
             to_codes=self.codes,
             from_codes=self.hints,
         )
+
+    def continuation(self, frames: int, kept: Tensor | None = None) -> Task:
+        """A song of ``frames`` frames that goes on from its first latents, ``kept`` [1, n, D]; None: all is made."""
+        return continuation(frames, kept, self.silence(frames))
 
     def conditions(
         self,
@@ -290,6 +294,15 @@ class Model:
             pcm(audio, levels, peaks=peaks, out=audio)
         return audio.cpu()
 
-    def decode_tiles(self, latents: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """(first frame, audio) of each tile, as it is decoded."""
-        return vae.decode_tiles(self.decoder, latents)
+    def decode_tiles(self, latents: Tensor, keep: tuple[int, int] | None = None) -> Iterator[tuple[int, Tensor]]:
+        """(first frame, audio [B, 2, N] float32 on the CPU) of each tile as it is decoded: the bits of ``decode``.
+
+        ``keep``: the frames from the one to before the other, with the rest as their context; None decodes all.
+        """
+        for first, audio in vae.decode_tiles(self.decoder, latents, keep=keep):
+            yield first, audio.cpu()
+
+    @property
+    def context_frames(self) -> int:
+        """How many frames on either side a frame's audio depends on."""
+        return self.decoder.halo

@@ -253,25 +253,29 @@ def _encoder_reach(rows: int, strides: tuple[int, ...]) -> int:
     return rows + 3
 
 
-def decode_tiles(decoder: Decoder, latents: Tensor, tile_frames: int | None = None) -> Iterator[tuple[int, Tensor]]:
+def decode_tiles(
+    decoder: Decoder, latents: Tensor, tile_frames: int | None = None, keep: tuple[int, int] | None = None
+) -> Iterator[tuple[int, Tensor]]:
     """Decode a song tile by tile, from its start to its end.
 
     Args:
         latents: [B, T, 64].
-        tile_frames: latent frames that the network sees at a time, at least 19; None takes 128 (5.1 s), on a GPU's
-            kernels as many as ``frames_that_fit``. The same number gives the same bits, whether or not the tiles are
-            joined afterwards; on the kernels every number does.
+        tile_frames: latent frames that the network sees at a time, at least 19; None takes 128 (5.1 s), of which the
+            first tile decodes 25 only, the second 50, and so on, and on a GPU's kernels as many as
+            ``frames_that_fit``. The same number gives the same bits, whether or not the tiles are joined afterwards;
+            on the kernels every number does.
+        keep: first frame to decode and the one after the last; the others are context only. None decodes all.
     Yields:
         First frame and audio [B, 2, 1920 * frames] fp32 of consecutive pieces.
     Raises:
         ValueError: a shape is wrong or a tile is no longer than its overlaps.
     """
-    windows, hop = tiles("decode", decoder, len(latents), latents.shape[1], tile_frames), decoder.hop
+    windows = tiles("decode", decoder, len(latents), latents.shape[1], tile_frames, keep)
     if not on_kernels(decoder):
         for start, size, first, end in windows:
             yield first, decoder(latents[:, start : start + size], (first - start, end - start))
         return
-    decoded = _memory(decoder, latents, windows)
+    decoded, hop = _memory(decoder, latents, windows), decoder.hop
     for first, end in _launched(decoder, latents, windows, decoded):
         yield first, decoded.audio[:, :, first * hop : end * hop]
 

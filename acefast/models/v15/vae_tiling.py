@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 TILE_FRAMES = {"decode": 128, "encode": 256}  # on the references
 KERNEL_FRAMES = (1024, 512, 256, 128)  # on a GPU's kernels: the first whose arena takes at most SHARE of the memory
 SHARE = 1 / 6
+FIRST_FRAMES = 25  # that a song's first tile decodes: its first second is heard before the next ones are begun
 
 
 class Window(NamedTuple):
@@ -28,16 +29,24 @@ class Window(NamedTuple):
     end: int  # of those
 
 
-def windows(length: int, size: int, halo: int) -> Iterator[tuple[int, int, int]]:
+def windows(
+    length: int, size: int, halo: int, first: int = 0, keep: int | None = None
+) -> Iterator[tuple[int, int, int]]:
     """Cover ``length`` rows by windows of ``size`` rows: (start of the window, first row to keep, end of those).
 
     Kept rows are at least ``halo`` away from a window's edge, unless that is an end of the whole. All windows have
     the same size, the last one ends where the whole ends; a single one of ``length`` rows if that is enough.
+
+    Args:
+        first: row to begin with.
+        keep: the most rows that the first window keeps; each later one may keep twice as many as the one before it.
     """
-    size, first = min(size, length), 0
+    size = min(size, length)
     while first < length:
         start = min(max(first - halo, 0), length - size)
         end = length if start + size == length else start + size - halo
+        if keep:
+            end, keep = min(end, first + keep), 2 * keep
         yield start, first, end
         first = end
 
@@ -61,20 +70,33 @@ def on_kernels(coder: Decoder | Encoder) -> bool:
     return choose_backend("vae", None, weight.device, ("triton",) if fits else ()) == "triton"
 
 
-def tiles(what: str, coder: Decoder | Encoder, batch: int, frames: int, tile_frames: int | None) -> list[Window]:
+def tiles(
+    what: str,
+    coder: Decoder | Encoder,
+    batch: int,
+    frames: int,
+    tile_frames: int | None,
+    keep: tuple[int, int] | None = None,
+) -> list[Window]:
     """The tiles of ``batch`` songs; ``tile_frames`` is how long they shall be, None leaves it to this module.
 
+    Args:
+        keep: first frame that is wanted and the one after the last; None: all.
     Raises:
         ValueError: a tile is no longer than its overlaps.
     """
     halo = coder.halo
     if tile_frames is not None and tile_frames <= 2 * halo:
         raise ValueError(f"{what}: tile_frames must be at least {2 * halo + 1}, got {tile_frames}")
-    size = tile_frames or TILE_FRAMES[what]
-    if tile_frames is None and coder.conv1.weight.device.type == "cuda" and on_kernels(coder):
-        memory = torch.cuda.get_device_properties(coder.conv1.weight.device).total_memory
-        size = even_size(frames, frames_that_fit(coder, batch, memory), halo)
-    return [Window(start, min(size, frames), first, end) for start, first, end in windows(frames, size, halo)]
+    begin, stop = keep or (0, frames)
+    size, growing = tile_frames or TILE_FRAMES[what], FIRST_FRAMES if what == "decode" and not tile_frames else None
+    if tile_frames is None and on_kernels(coder):  # a tile is computed whole, however little of it is kept
+        growing = None
+        if coder.conv1.weight.device.type == "cuda":
+            memory = torch.cuda.get_device_properties(coder.conv1.weight.device).total_memory
+            size = even_size(stop - begin, frames_that_fit(coder, batch, memory), halo)
+    found = [w for w in windows(frames, size, halo, begin, growing) if w[1] < stop]
+    return [Window(start, min(size, frames), first, min(end, stop)) for start, first, end in found]
 
 
 def frames_that_fit(coder: Decoder | Encoder, batch: int, memory: int) -> int:
