@@ -16,7 +16,7 @@ from acefast.sim.budgets import read_budgets
 from acefast.sim.driver import dry_run
 from bench import predict
 from bench.calculator import counted, recorded, report
-from bench.calculator.counted import case_of, count, issue_share, read_counts, seconds
+from bench.calculator.counted import case_of, count, issue_share, read_counts, seconds, tiled_flops
 from bench.calculator.gpus import DEVICES
 from bench.calculator.predicted import predict as predicted
 from bench.calculator.recorded import Call, recorded_case, recorded_decode, recorded_step
@@ -164,6 +164,13 @@ def test_counts_are_of_cases_that_exist_and_of_whole_tiles(counts):
             if cases[name].dots:
                 beyond = 1.15 if name.startswith("audio") else 1.0  # there 14 columns of 16 are taps
                 assert row["simulated_mma"] * counted.MMA_FLOPS / row["flops"] == pytest.approx(beyond, abs=0.01), name
+
+
+def test_whole_tiles_are_those_that_are_executed(counts):
+    """Ragged ones too, and the blocks of keys that a window and a song's length leave."""
+    for case in (case for case in all_cases() if case.dots and case.name in counts):
+        call = recorded_case(case, case.small(torch.Generator().manual_seed(0)), 80)
+        assert tiled_flops(case, call) == pytest.approx(counts[case.name]["80"]["flops"]), case.name
 
 
 def test_counts_are_as_new_as_the_budgets(counts):
