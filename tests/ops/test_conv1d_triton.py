@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from acefast.backends import BackendUnavailable, use_backend
-from acefast.guarded import GUARD, elements, guarded, whole, with_guards
+from acefast.guarded import elements, guarded, whole, with_guards
 from acefast.ops.conv1d import conv1d
 from tests.ops.test_conv1d import inputs, naive, padded_with_zeros, poisoned, relative, snaked, waves
 
@@ -215,9 +215,13 @@ def test_what_does_not_fit_the_kernel_goes_to_the_library_unless_it_is_named(cha
             assert not conv1d(**given).any()
 
 
-def test_no_rows_are_no_launch():
-    for x in (torch.zeros(0, 5, 16).half(), torch.zeros(1, 0, 16).half()):
-        assert run(x, torch.zeros(16, 1, 16).half(), None, padding=GUARD // 32).shape[0] == len(x)
+def test_no_rows_are_no_launch_and_a_song_of_padding_is_one():
+    weight = torch.zeros(16, 1, 16).half()
+    with dry_run(80) as launches:
+        assert conv1d(torch.zeros(0, 5, 16).half(), weight, None, backend="triton").shape == (0, 5, 16)
+    assert not launches
+    bias = torch.arange(16).half()
+    assert torch.equal(run(torch.zeros(1, 0, 16).half(), weight, bias, padding=1), bias.expand(1, 2, 16))
 
 
 @pytest.mark.slow

@@ -58,6 +58,14 @@ def test_the_hardwares_sine_is_used_where_its_bound_holds(approx):
     simulated(kernel, arguments, approx=approx)
     assert not off(y, x, alpha, HARDWARE).any()
     assert off(y, x, alpha, 0.0).any()  # the simulator does put it there
+    simulated(kernel, arguments, without_sine)
+    most = (y - x).max().sqrt()  # of what the sine was asked for
+    assert 1.5 < most < torch.pi / 2 + 1e-4
+
+
+def without_sine(ptx):
+    assert "sin.approx.f32" in ptx
+    return ptx.replace("sin.approx.f32", "mov.f32")
 
 
 def test_silence_stays_silent_and_what_is_not_finite_shows():
