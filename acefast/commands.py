@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from acefast import kernels_command
 from acefast.audio import check_output
 from acefast.backends import BackendUnavailable
-from acefast.bench.command import add_arguments
-from acefast.console import say, tell
+from acefast.bench import command as bench_command
+from acefast.console import out, tell
 from acefast.files import check_writable
 from acefast.options import OTHER_NAMES, Option
 from acefast.request import RequestError, options
@@ -25,8 +26,7 @@ from acefast.stages import memory_told
 from acefast.values import nearest, number
 from acefast.weights import CheckpointError
 
-OK, FAULTY_KERNEL, BAD_REQUEST, NO_CHECKPOINT = 0, 1, 2, 3
-GPUS = (80, 86, 89, 90, 100, 120)  # sm's that acefast.sim compiles for
+OK, BAD_REQUEST, NO_CHECKPOINT = 0, 2, 3
 STREAMED = (  # options of a stream beside those of a song: name, unit, meaning
     ("segment", "seconds", "music to make at a time, 10 to 300; 20 above a duration of 600"),
     ("context", "seconds", "music that the next segment hears, 2 to 60 (default: 10)"),
@@ -57,7 +57,7 @@ class _Parser(argparse.ArgumentParser):
         raise RequestError(f"{message}; '{self.prog} --help' tells more")
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        _out(message.rstrip("\n"))  # only help comes this way
+        out(message.rstrip("\n"))  # only help comes this way
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,15 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--json", action="store_true", help="as JSON")
     study = commands.add_parser("kernels", help="GPU kernels, compiled and simulated without a GPU", allow_abbrev=False)
     study.set_defaults(run=_kernels)
-    study.add_argument("kernel", nargs="?", help="one kernel, such as residual_norm (default: all)")
-    study.add_argument("--sm", type=int, choices=GPUS, default=80, help="the GPU, 80 for an A100 (default: 80)")
-    study.add_argument("--family", choices=("triton", "cuda"), default="triton", help="(default: triton)")
-    study.add_argument("--json", action="store_true", help="as a JSON list")
-    study.add_argument("--write-budgets", metavar="FILE", help="make these figures the budgets, kernels/budgets.json")
-    study.add_argument("--judged", metavar="FILE", help="predict with the constants that bench --calibrate has fitted")
+    kernels_command.add_arguments(study)
     bench = commands.add_parser("bench", help="how long a song takes here, stage by stage", allow_abbrev=False)
     bench.set_defaults(run=_bench)
-    add_arguments(bench)
+    bench_command.add_arguments(bench)
     return parser
 
 
@@ -134,7 +129,9 @@ def _unknown(word: str, known: argparse.Namespace) -> str:
     if not word.startswith("-"):
         return f"unexpected argument {word!r}; put a prompt of several words in quotes"
     word = word.split("=")[0]
-    own = {_generate: "prompt", _stream: "prompt", _info: "model", _kernels: "kernel"}.get(known.run)  # has no flag
+    own = {_generate: "prompt", _stream: "prompt", _info: "model", kernels_command.run: "kernel"}.get(
+        known.run
+    )  # has no flag
     flags = [_flag(n.removeprefix("option_")) for n in vars(known) if n not in ("run", own)]
     elsewhere = OTHER_NAMES.get(word.lstrip("-").replace("-", "_"), "")  # what other runtimes call it
     near = _flag(elsewhere) if _flag(elsewhere) in flags else nearest(word, flags)
@@ -166,7 +163,7 @@ def _generate(args: argparse.Namespace) -> int:
             seconds = sum(song.timings.values())
             lines.append(f"{path}: {song.duration:.2f} s, seed {song.seed}, made in {seconds:.2f} s")
     if not args.quiet:
-        _out("\n".join(lines), "the songs are saved, and --quiet prints nothing")
+        out("\n".join(lines), "the songs are saved, and --quiet prints nothing")
     return OK
 
 
@@ -180,19 +177,12 @@ def _stream(args: argparse.Namespace) -> int:
     with _warnings_told(), _progress(args.quiet) as progress:
         line = stream(args.prompt, request, args.output, args.subtype, args.model, progress, **_place(args))
     if line and not args.quiet:
-        _out(line, "the song is saved, and --quiet prints nothing")
+        out(line, "the song is saved, and --quiet prints nothing")
     return OK
 
 
 def _place(args: argparse.Namespace) -> dict[str, Any]:
     return {"device": args.device, "dtype": args.dtype, "backend": args.backend}
-
-
-def _out(text: str, way_out: str = "send it elsewhere") -> None:
-    try:
-        say(text)
-    except OSError as error:
-        raise RequestError(f"standard output cannot be written: {error.strerror}; {way_out}") from error
 
 
 def _request(args: argparse.Namespace) -> dict[str, Any]:
@@ -287,81 +277,13 @@ def _info(args: argparse.Namespace) -> int:
     from acefast import report
 
     facts = report.model(args.model) if args.model else report.machine()
-    _out(json.dumps(facts, indent=1) if args.json else report.as_text(facts))
+    out(json.dumps(facts, indent=1) if args.json else report.as_text(facts))
     return OK
-
-
-# -- kernels, bench: the one place outside of acefast.sim that imports it ----------------------------------------------
 
 
 def _kernels(args: argparse.Namespace) -> int:
-    if args.family == "cuda":
-        _out("[]" if args.json else "there are no CUDA kernels yet; --family triton shows those of Triton")
-        return OK
-
-    from acefast.sim.budgets import write_budgets
-    from acefast.sim.calibrate import read_judged
-    from acefast.sim.roofline import JUDGED
-    from acefast.sim.study import study
-    from acefast.sim.table import lines
-
-    known = _known_cases()
-    judged = read_judged(Path(args.judged)) if args.judged else JUDGED
-    cases = [case for case in known if args.kernel in (None, case.kernel)]
-    if not cases:
-        names = sorted({case.kernel for case in known})
-        raise RequestError(f"kernels: there is none called {args.kernel!r}; there are {', '.join(names) or 'none yet'}")
-    if args.write_budgets:
-        check_writable(Path(args.write_budgets))
-    rows: list[dict[str, Any]] = []
-
-    def studied() -> Iterator[dict[str, Any]]:
-        for case in cases:
-            rows.append(study(case, args.sm, judged))
-            yield rows[-1]
-
-    if args.json:
-        _out(json.dumps(list(studied()), indent=1))
-    else:
-        for line in lines(studied(), args.sm, [case.name for case in cases]):
-            _out(line)
-    if faulty := sum(bool(row["faults"]) for row in rows):
-        tell(f"kernels: {faulty} of {len(rows)} have a fault{'; no budget is written' if args.write_budgets else ''}")
-        return FAULTY_KERNEL
-    if args.write_budgets:
-        write_budgets(Path(args.write_budgets), rows, [case.name for case in known])
-    return OK
-
-
-def _known_cases() -> tuple[Any, ...]:
-    from acefast.cases import all_cases
-
-    try:
-        return all_cases()
-    except ModuleNotFoundError as error:
-        way_out = "pip install acefast[gpu], on Linux, compiles kernels without a GPU"
-        raise BackendUnavailable(f"kernels: {error.name} is not installed; {way_out}") from error
+    return kernels_command.run(args)
 
 
 def _bench(args: argparse.Namespace) -> int:
-    if not args.calibrate:
-        from acefast.bench.command import run
-
-        return run(args)
-
-    from acefast.files import write_together
-    from acefast.sim import calibrate
-    from acefast.sim.kernel_times import time_here
-
-    outputs = [Path(name) for name in (args.calibrate, args.json, args.markdown) if name]
-    for path in outputs:
-        check_writable(path)
-    times = calibrate.read_times(Path(args.kernel_times)) if args.kernel_times else time_here(_known_cases, args.device)
-    fitted = calibrate.fit(times["kernels"], times["sm"])
-    text = "\n".join(calibrate.lines(times["kernels"], times["sm"], fitted))
-    texts = {args.calibrate: calibrate.as_file(fitted, times), args.json: json.dumps(times, indent=1) + "\n"}
-    texts[args.markdown] = text + "\n"
-    write_together({p: lambda file, p=p: file.write_text(texts[str(p)], "utf-8") for p in outputs})
-    if not args.quiet:
-        _out(text)
-    return OK
+    return kernels_command.calibrate(args) if args.calibrate else bench_command.run(args)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from acefast import cases, commands
+from acefast import cases, kernels_command
 from acefast.cli import main
 from acefast.sim.driver import BLOCK_SHARED_LIMIT
 
@@ -118,4 +118,4 @@ def test_without_triton_it_says_how_to_get_it(missing, monkeypatch, capsys):
 
 
 def test_the_gpus_offered_are_those_that_are_compiled_for():
-    assert tuple(BLOCK_SHARED_LIMIT) == commands.GPUS
+    assert tuple(BLOCK_SHARED_LIMIT) == kernels_command.GPUS

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from acefast.console import say, tell
+from acefast.console import out, tell
 from acefast.files import check_writable, write_together
 from acefast.request import RequestError
 from acefast.song import check_picture
@@ -134,7 +134,7 @@ def _finish(report: dict[str, Any], outputs: dict[str, Path], ended: str, planne
         writers[path] = lambda file: _draw(file, report)
     write_together(writers)
     if not quiet:
-        _print(text)
+        out(text.rstrip("\n"))
     if ended:
         tell(f"bench: {ended}; {len(measured)} of {planned} cases had been measured, and they alone are reported")
     return INTERRUPTED if ended == "interrupted" else UNRELIABLE if ended or flagged else OK
@@ -149,13 +149,6 @@ def _draw(file: Path, report: dict[str, Any]) -> None:
 
     with open(file, "wb") as opened:
         draw(opened, report)
-
-
-def _print(text: str) -> None:
-    try:
-        say(text.rstrip("\n"))
-    except OSError as error:
-        raise RequestError(f"standard output cannot be written: {error.strerror}; send it elsewhere") from error
 
 
 def _progress(quiet: bool) -> Callable[[str], None]:
