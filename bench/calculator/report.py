@@ -65,8 +65,8 @@ def _report(found: dict[tuple, Row], counts: dict) -> Iterator[str]:
     yield "*Floor*, *target*, *compiled* and *eager PyTorch* are the calculator's estimates (bench/calculator/song.py)."
     yield "*Predicted* takes this repository's launches and what its compiled kernels were counted to do: the formula"
     yield "stands in bench/calculator/counted.py; prep is the calculator's plan. Turbo takes 8 steps; base 50,"
-    yield "all of them guided. 501 conditions. Copies to the host are left out, and nobody looked at whether it all fits"
-    yield "a GPU's memory. H100 has the counts of sm_80, whose code the simulator runs."
+    yield "all of them guided. 501 conditions. Copies to the host are left out; whether it all fits"
+    yield "a GPU's memory is not looked at. H100 has the counts of sm_80, whose code the simulator runs."
     yield ""
     yield "![stages of turbo](predicted-a100.png)"
     for key in ("a100-40", "a100-80"):
