@@ -10,8 +10,10 @@ if TYPE_CHECKING:
     from acefast.request import Request, RequestError
     from acefast.sampling import Cancelled, StepInfo
     from acefast.song import Song
+    from acefast.stream import AudioChunk
 
 __all__ = [
+    "AudioChunk",
     "BackendUnavailable",
     "Cancelled",
     "CheckpointError",
@@ -27,6 +29,7 @@ __all__ = [
 
 # Each name is imported when it is first asked for, so that the command line is at work before torch is.
 _MODULES = {
+    "AudioChunk": "acefast.stream",
     "BackendUnavailable": "acefast.backends",
     "Cancelled": "acefast.sampling",
     "CheckpointError": "acefast.checkpoint",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +42,8 @@ __all__ = [
     "is_silent",
     "load_audio",
     "normalise",
+    "piece_writer",
+    "quantise",
     "read_tags",
     "reference_segments",
     "splice",
@@ -178,10 +180,7 @@ def audio_writer(
     Args:
         path: as ``check_output`` returned it; tells the format.
     """
-    import soundfile
-
-    form = FORMATS[path.suffix.lower()]
-    subtype = subtype or next(iter(form.subtypes))
+    subtype = subtype or next(iter(FORMATS[path.suffix.lower()].subtypes))
     audio = np.asarray(audio)
     if audio.ndim != 2 or audio.shape[0] not in (1, 2) or audio.shape[1] == 0:
         raise RequestError(f"output: audio must be [2, N] samples, got {list(audio.shape)}")
@@ -193,22 +192,41 @@ def audio_writer(
             "song, or write .wav with subtype='float32'",
             stacklevel=3,
         )
+    pieces = (audio[:, start : start + CHUNK] for start in range(0, audio.shape[1], CHUNK))
+    return piece_writer(path, pieces, sample_rate, audio.shape[0], subtype=subtype, tags=tags)
+
+
+def piece_writer(
+    path: Path,
+    pieces: Iterable[np.ndarray],
+    sample_rate: int,
+    channels: int,
+    *,
+    subtype: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> Callable[[Path], None]:
+    """The same of audio that comes piece by piece, [channels, n] finite floats each; samples above 1 are clipped."""
+    import soundfile
+
+    form = FORMATS[path.suffix.lower()]
+    subtype = subtype or next(iter(form.subtypes))
     if unknown := set(tags or {}) - set(TAGS):
         raise RequestError(f"output: unknown tags {', '.join(sorted(unknown))}; known are {', '.join(TAGS)}")
     tags = {name: clean(name, value) for name, value in (tags or {}).items() if value}
     kind = form.subtypes[subtype]
-    # libsndfile ends an Opus file with a click unless the last 20 ms packet is about half full: up to 20 ms of silence
-    padding = (480 - audio.shape[1]) % 960 if kind == "OPUS" else 0
 
     def write(temporary: Path) -> None:
         options = dict(format=form.container, subtype=kind, compression_level=form.compression)
-        with soundfile.SoundFile(temporary, "w", int(sample_rate), audio.shape[0], **options) as file:
+        with soundfile.SoundFile(temporary, "w", int(sample_rate), channels, **options) as file:
             if form.container in ("FLAC", "OGG"):
                 for name, value in tags.items():
                     setattr(file, name, value)
-            for start in range(0, audio.shape[1], CHUNK):
-                file.write(_quantise(audio[:, start : start + CHUNK].T, subtype))
-            file.write(np.zeros((padding, audio.shape[0]), np.float32))
+            samples = 0
+            for piece in pieces:
+                file.write(quantise(piece.T, subtype))
+                samples += piece.shape[1]
+            if kind == "OPUS":  # libsndfile ends it with a click unless the last 20 ms packet is about half full
+                file.write(np.zeros(((480 - samples) % 960, channels), np.float32))
         if tags and form.container == "WAV":
             write_riff_info(temporary, tags)
         elif tags and form.container == "MP3":
@@ -230,7 +248,7 @@ def read_tags(path: str | os.PathLike) -> dict[str, str]:
     return tags
 
 
-def _quantise(samples: np.ndarray, subtype: str | None) -> np.ndarray:
+def quantise(samples: np.ndarray, subtype: str | None) -> np.ndarray:
     """[n, C] floats as libsndfile takes them for ``subtype``; an int24 is the upper bits of an int32."""
     if subtype == "int16":
         return np.rint(samples * np.float32(2**15)).clip(-(2**15), 2**15 - 1).astype(np.int16)

@@ -1,6 +1,7 @@
 """The command ``acefast``, as it begins and ends; what it does is in acefast/commands.py.
 
-Exit codes: 0 done, 1 a kernel with a fault, 2 a request that cannot work, 3 no usable checkpoint, 130 interrupted.
+Exit codes: 0 done, 1 a kernel with a fault, 2 a request that cannot work, 3 no usable checkpoint, 4 a GPU that is
+throttled or shared and is not measured, 130 interrupted.
 
 Nothing above ``main`` takes time to import: torch takes a second, in which Ctrl-C must already be heard.
 """

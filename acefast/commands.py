@@ -1,4 +1,5 @@
-"""What the command ``acefast`` does: ``generate`` songs; tell ``info`` of what is here; study ``kernels``."""
+"""What the command ``acefast`` does: ``generate`` songs; ``stream`` them (acefast/stream_command.py); tell ``info`` of
+what is here; study ``kernels``; ``bench`` the machine."""
 
 from __future__ import annotations
 
@@ -12,19 +13,26 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from acefast import kernels_command
 from acefast.audio import check_output
 from acefast.backends import BackendUnavailable
-from acefast.console import say, tell
+from acefast.bench import command as bench_command
+from acefast.console import out, tell
 from acefast.files import check_writable
 from acefast.options import OTHER_NAMES, Option
 from acefast.request import RequestError, options
 from acefast.song import check_picture
 from acefast.stages import memory_told
-from acefast.values import nearest
+from acefast.values import nearest, number
 from acefast.weights import CheckpointError
 
-OK, FAULTY_KERNEL, BAD_REQUEST, NO_CHECKPOINT = 0, 1, 2, 3
-GPUS = (80, 86, 89, 90, 100, 120)  # sm's that acefast.sim compiles for
+OK, BAD_REQUEST, NO_CHECKPOINT = 0, 2, 3
+STREAMED = (  # options of a stream beside those of a song: name, unit, meaning
+    ("segment", "seconds", "music to make at a time, 10 to 300; 20 above a duration of 600"),
+    ("context", "seconds", "music that the next segment hears, 2 to 60 (default: 10)"),
+    ("ahead", "seconds", "audio to keep ready, 0 to 600 (default: 15)"),
+    ("gain", "dB", "before the limiter, whose ceiling is --normalize; -60 to 60 (default: 0)"),
+)
 STAGES = {"text": "reading", "diffusion": "composing", "decode": "rendering", "finish": "finishing"}
 
 
@@ -49,44 +57,62 @@ class _Parser(argparse.ArgumentParser):
         raise RequestError(f"{message}; '{self.prog} --help' tells more")
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        _out(message.rstrip("\n"))  # only help comes this way
+        out(message.rstrip("\n"))  # only help comes this way
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="acefast", description=__doc__.splitlines()[0], allow_abbrev=False)
-    commands = parser.add_subparsers(required=True, metavar="generate|info|kernels")
+    commands = parser.add_subparsers(required=True, metavar="generate|stream|info|kernels|bench")
     make = commands.add_parser("generate", help="make a song", allow_abbrev=False)
     make.set_defaults(run=_generate)
-    make.add_argument("prompt", nargs="?", default="", help="what the music is like")
     make.add_argument("-o", "--output", metavar="FILE", help="wav, flac, mp3, ogg or opus; several songs add -SEED")
-    make.add_argument("--model", help="name, folder, file or hub repo (default: $ACEFAST_MODEL or ace-step-1.5-turbo)")
-    make.add_argument("--device", help="cuda, cuda:1, cpu, mps (default: cuda where there is one)")
-    make.add_argument("--dtype", help="bfloat16, float16 or float32 (default: bfloat16; float32 on mps)")
-    make.add_argument("--backend", help="auto, reference, triton, cuda or cpu")
-    make.add_argument("--subtype", choices=("int16", "int24", "float32"), help="sample format (default: int16)")
     make.add_argument("--json", action="store_true", help="write seed, options and timings beside the song, as .json")
     make.add_argument("--plot", metavar="PNG", help="draw waveform and spectrogram")
-    make.add_argument("--quiet", action="store_true", help="no progress bar, no closing line")
-    for name, about in _typed_options().items():
-        if about.kind == "flag":
-            make.add_argument(_flag(name), dest=f"option_{name}", action="store_const", const="true", help=about.help)
-            continue
-        more = {"lyrics": "; a text file, or - for standard input", "seed": "; 1,2,3 makes three songs"}.get(name, "")
-        default = "" if about.default in (None, "", ()) else f" (default: {about.default})"
-        text = f"{about.help}{more} [{about.needs}]{default}".replace("%", "%%")
-        make.add_argument(_flag(name), dest=f"option_{name}", metavar="V", help=text)
+    _add_song(make, seed="; 1,2,3 makes three songs")
+    live = commands.add_parser("stream", help="a song as sound while it is made, of any length", allow_abbrev=False)
+    live.set_defaults(run=_stream)
+    live.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        default="-",
+        help="wav, flac, mp3, ogg or opus (default: - for wav on standard output)",
+    )
+    for name, unit, about in STREAMED:
+        live.add_argument(f"--{name}", metavar="V", help=f"{about} [{unit}]")
+    _add_song(live, duration="; inf for no end")
     info = commands.add_parser("info", help="models, devices and backends found here", allow_abbrev=False)
     info.set_defaults(run=_info)
     info.add_argument("model", nargs="?", help="one model in detail")
     info.add_argument("--json", action="store_true", help="as JSON")
     study = commands.add_parser("kernels", help="GPU kernels, compiled and simulated without a GPU", allow_abbrev=False)
     study.set_defaults(run=_kernels)
-    study.add_argument("kernel", nargs="?", help="one kernel, such as residual_norm (default: all)")
-    study.add_argument("--sm", type=int, choices=GPUS, default=80, help="the GPU, 80 for an A100 (default: 80)")
-    study.add_argument("--family", choices=("triton", "cuda"), default="triton", help="(default: triton)")
-    study.add_argument("--json", action="store_true", help="as a JSON list")
-    study.add_argument("--write-budgets", metavar="FILE", help="make these figures the budgets, kernels/budgets.json")
+    kernels_command.add_arguments(study)
+    bench = commands.add_parser("bench", help="how long a song takes here, stage by stage", allow_abbrev=False)
+    bench.set_defaults(run=_bench)
+    bench_command.add_arguments(bench)
     return parser
+
+
+def _add_song(parser: argparse.ArgumentParser, **more: str) -> None:
+    """What says which song, on which model; ``more`` is added to an option's help."""
+    parser.add_argument("prompt", nargs="?", default="", help="what the music is like")
+    parser.add_argument(
+        "--model", help="name, folder, file or hub repo (default: $ACEFAST_MODEL or ace-step-1.5-turbo)"
+    )
+    parser.add_argument("--device", help="cuda, cuda:1, cpu, mps (default: cuda where there is one)")
+    parser.add_argument("--dtype", help="bfloat16, float16 or float32 (default: bfloat16; float32 on mps)")
+    parser.add_argument("--backend", help="auto, reference, triton, cuda or cpu")
+    parser.add_argument("--subtype", choices=("int16", "int24", "float32"), help="sample format (default: int16)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar, no closing line")
+    more = {"lyrics": "; a text file, or - for standard input", **more}
+    for name, about in _typed_options().items():
+        if about.kind == "flag":
+            parser.add_argument(_flag(name), dest=f"option_{name}", action="store_const", const="true", help=about.help)
+            continue
+        default = "" if about.default in (None, "", ()) else f" (default: {about.default})"
+        text = f"{about.help}{more.get(name, '')} [{about.needs}]{default}".replace("%", "%%")
+        parser.add_argument(_flag(name), dest=f"option_{name}", metavar="V", help=text)
 
 
 def _typed_options() -> dict[str, Option]:
@@ -103,12 +129,13 @@ def _unknown(word: str, known: argparse.Namespace) -> str:
     if not word.startswith("-"):
         return f"unexpected argument {word!r}; put a prompt of several words in quotes"
     word = word.split("=")[0]
-    flags = [_flag(n.removeprefix("option_")) for n in vars(known) if n not in ("run", "prompt")]
-    if known.run is not _generate:
-        flags = [f for f in flags if f in ("--json", "--sm", "--family", "--write-budgets")]
+    own = {_generate: "prompt", _stream: "prompt", _info: "model", kernels_command.run: "kernel"}.get(
+        known.run
+    )  # has no flag
+    flags = [_flag(n.removeprefix("option_")) for n in vars(known) if n not in ("run", own)]
     elsewhere = OTHER_NAMES.get(word.lstrip("-").replace("-", "_"), "")  # what other runtimes call it
     near = _flag(elsewhere) if _flag(elsewhere) in flags else nearest(word, flags)
-    way_out = f"the nearest known one is {near}" if near else "'acefast generate --help' lists all"
+    way_out = f"the nearest known one is {near}" if near else f"'acefast {known.run.__name__[1:]} --help' lists all"
     return f"unknown option {word}; {way_out}"
 
 
@@ -128,7 +155,7 @@ def _generate(args: argparse.Namespace) -> int:
         with _progress(args.quiet) as progress:
             progress("loading", 0, 1)
             check(args.prompt, model=model, **request)
-            pipe = load(model, device=args.device, dtype=args.dtype, backend=args.backend)
+            pipe = load(model, **_place(args))
             songs = pipe.generate(args.prompt, progress=progress, **request)
         lines = []
         for song, (path, plot) in zip(songs if isinstance(songs, list) else [songs], places):
@@ -136,15 +163,26 @@ def _generate(args: argparse.Namespace) -> int:
             seconds = sum(song.timings.values())
             lines.append(f"{path}: {song.duration:.2f} s, seed {song.seed}, made in {seconds:.2f} s")
     if not args.quiet:
-        _out("\n".join(lines), "the songs are saved, and --quiet prints nothing")
+        out("\n".join(lines), "the songs are saved, and --quiet prints nothing")
     return OK
 
 
-def _out(text: str, way_out: str = "send it elsewhere") -> None:
-    try:
-        say(text)
-    except OSError as error:
-        raise RequestError(f"standard output cannot be written: {error.strerror}; {way_out}") from error
+def _stream(args: argparse.Namespace) -> int:
+    from acefast.stream_command import stream
+
+    duration = args.option_duration and number("duration", args.option_duration, "seconds, or inf for no end")
+    args.option_duration = None
+    given = {n: number(n, v, f"a number of {u}") for n, u, _ in STREAMED if (v := getattr(args, n)) is not None}
+    request = {**_request(args), "duration": duration, **given}
+    with _warnings_told(), _progress(args.quiet) as progress:
+        line = stream(args.prompt, request, args.output, args.subtype, args.model, progress, **_place(args))
+    if line and not args.quiet:
+        out(line, "the song is saved, and --quiet prints nothing")
+    return OK
+
+
+def _place(args: argparse.Namespace) -> dict[str, Any]:
+    return {"device": args.device, "dtype": args.dtype, "backend": args.backend}
 
 
 def _request(args: argparse.Namespace) -> dict[str, Any]:
@@ -239,50 +277,13 @@ def _info(args: argparse.Namespace) -> int:
     from acefast import report
 
     facts = report.model(args.model) if args.model else report.machine()
-    _out(json.dumps(facts, indent=1) if args.json else report.as_text(facts))
+    out(json.dumps(facts, indent=1) if args.json else report.as_text(facts))
     return OK
-
-
-# -- kernels -----------------------------------------------------------------------------------------------------------
 
 
 def _kernels(args: argparse.Namespace) -> int:
-    """The one place outside of acefast.sim that imports it."""
-    if args.family == "cuda":
-        _out("[]" if args.json else "there are no CUDA kernels yet; --family triton shows those of Triton")
-        return OK
+    return kernels_command.run(args)
 
-    from acefast.cases import all_cases
-    from acefast.sim.budgets import write_budgets
-    from acefast.sim.study import study
-    from acefast.sim.table import lines
 
-    try:
-        known = all_cases()
-    except ModuleNotFoundError as error:
-        way_out = "pip install acefast[gpu], on Linux, compiles kernels without a GPU"
-        raise BackendUnavailable(f"kernels: {error.name} is not installed; {way_out}") from error
-    cases = [case for case in known if args.kernel in (None, case.kernel)]
-    if not cases:
-        names = sorted({case.kernel for case in known})
-        raise RequestError(f"kernels: there is none called {args.kernel!r}; there are {', '.join(names) or 'none yet'}")
-    if args.write_budgets:
-        check_writable(Path(args.write_budgets))
-    rows: list[dict[str, Any]] = []
-
-    def studied() -> Iterator[dict[str, Any]]:
-        for case in cases:
-            rows.append(study(case, args.sm))
-            yield rows[-1]
-
-    if args.json:
-        _out(json.dumps(list(studied()), indent=1))
-    else:
-        for line in lines(studied(), args.sm, [case.name for case in cases]):
-            _out(line)
-    if faulty := sum(bool(row["faults"]) for row in rows):
-        tell(f"kernels: {faulty} of {len(rows)} have a fault{'; no budget is written' if args.write_budgets else ''}")
-        return FAULTY_KERNEL
-    if args.write_budgets:
-        write_budgets(Path(args.write_budgets), rows, [case.name for case in known])
-    return OK
+def _bench(args: argparse.Namespace) -> int:
+    return kernels_command.calibrate(args) if args.calibrate else bench_command.run(args)

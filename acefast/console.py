@@ -17,6 +17,16 @@ def say(text: str) -> None:
             raise
 
 
+def out(text: str, way_out: str = "send it elsewhere") -> None:
+    """As ``say``; raises RequestError with ``way_out`` where it cannot be written."""
+    from acefast.request import RequestError
+
+    try:
+        say(text)
+    except OSError as error:
+        raise RequestError(f"standard output cannot be written: {error.strerror}; {way_out}") from error
+
+
 def tell(text: str) -> None:
     """``text`` as a line of acefast on standard error, as far as that takes it."""
     try:

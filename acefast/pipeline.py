@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import threading
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,14 +20,17 @@ from acefast.checkpoint import open_checkpoint
 from acefast.conditions import Conditions
 from acefast.devices import as_device, as_dtype, current
 from acefast.guidance import Guidance, blended, guided
-from acefast.ops.philox import philox_normal
+from acefast.noise import start_noise, start_times
 from acefast.options import COVER
 from acefast.request import Request, RequestError, expand, options
 from acefast.song import Song
 from acefast.stages import Progress, memory_told, stage
-from acefast.tasks import Task, read_audio
+from acefast.tasks import Recording, Task, read_audio
 from acefast.values import shown
 from acefast.waveform import check_finite, fade, normalise, peak, splice
+
+if TYPE_CHECKING:
+    from acefast.stream import Stream
 
 DEFAULT_MODEL = "ace-step-1.5-turbo"
 
@@ -99,30 +103,39 @@ def load(
         model: a name such as "ace-step-1.5-turbo" (``acefast info`` lists them), a folder or file, or a hub repo id.
         device: "cuda" where there is a GPU, else "cpu", where none is given.
         dtype: of weights and activations: bfloat16 where none is given, the dtype of published checkpoints (float32 on
-            mps). A CPU that is slow at it still multiplies in float32.
+            mps). A CPU that is slow at it still multiplies in float32; a GPU's kernels keep the audio autoencoder in
+            float16 where its activations fit, else in bfloat16.
         backend: "reference", "triton", "cuda", "cpu" or "auto"; see ``acefast.use_backend``.
     Raises:
         CheckpointError: the checkpoint is missing, damaged or incomplete.
         RequestError: there is no such device or dtype here, or not memory enough.
         BackendUnavailable: the backend named cannot run here.
     """
-    with use_backend(backend) if backend else contextlib.nullcontext():
-        pass  # refuse a backend that cannot run before anything is read
-    device = as_device(device)
-    dtype = as_dtype(dtype, device)
-    checkpoint = open_checkpoint(model)
-    checkpoint.check()
-    from acefast.models.v15.model import Model
+    with use_backend(backend) if backend else contextlib.nullcontext():  # refused before anything is read
+        device = as_device(device)
+        dtype = as_dtype(dtype, device)
+        checkpoint = open_checkpoint(model)
+        checkpoint.check()
+        from acefast.models.v15.model import Model
 
-    with memory_told("loading", "take a device with more memory, or dtype='bfloat16'"):
-        return Pipeline(Model(checkpoint, device, dtype), backend)
+        with memory_told("loading", "take a device with more memory, or dtype='bfloat16'"):
+            return Pipeline(Model(checkpoint, device, dtype), backend)
+
+
+class Composed(NamedTuple):
+    """A batch before it is decoded."""
+
+    task: Task
+    latents: Tensor  # [B, T, D] float32
+    cuts: list[list[str]]  # what of each song's prompt and lyrics was cut, a sentence each
 
 
 class Pipeline:
-    """A loaded model that makes songs; not to be called from two threads at once."""
+    """A loaded model that makes songs, for one thread at a time: the others wait."""
 
     def __init__(self, model: Any, backend: str | None = None) -> None:
         self.model, self.backend = model, backend
+        self.lock = threading.RLock()
 
     @property
     def name(self) -> str:
@@ -146,74 +159,80 @@ class Pipeline:
         requests, many = expand(prompt, lyrics, **request)
         requests = [r.for_checkpoint(self.model.traits) for r in requests]
         batches = [[r] for r in requests] if requests[0].deterministic else [requests]
-        backend = use_backend(self.backend) if self.backend else contextlib.nullcontext()
-        with torch.inference_mode(), current(self.model.device), backend:
+        with self.at_work():
             songs = [song for batch in batches for song in self._batch(batch, progress or (lambda *_: None))]
         return songs if many else songs[0]
 
+    def stream(self, prompt: str, lyrics: str = "", **options: Any) -> Stream:
+        """Audio as it is made, in chunks: ``for chunk in pipe.stream("boom bap", duration=60): play(chunk.samples)``.
+
+        One song is composed whole and then decoded window after window, its first second first. A longer one, or one
+        without an end (``duration=math.inf``), is made of segments that go on from one another. See
+        ``acefast.stream.Stream``, which this returns, for chunks, level, options of its own, ``update`` and ``close``.
+
+        Raises:
+            RequestError: one sentence, here where the reason can be known before work starts, else from the loop.
+        """
+        from acefast.stream import Stream
+
+        return Stream(self, prompt, lyrics, **options)
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """What work on the model happens in: no gradients, its device and backend, and no other thread's work."""
+        backend = use_backend(self.backend) if self.backend else contextlib.nullcontext()
+        with self.lock, torch.inference_mode(), current(self.model.device), backend:
+            yield
+
     def _batch(self, requests: list[Request], progress: Progress) -> list[Song]:
         """Songs that differ only in prompt, lyrics, seed and noise, made together."""
-        model, request, timings = self.model, requests[0], {}
-        recording, reference = model.check(requests)
-        timesteps = _timesteps(request, model)
-        with stage("text", timings, progress):
-            task = model.task(requests, recording)
-            noise = self._noise(requests, task)
-            cuts = [model.cuts(r, task.seconds) for r in requests]
-            for sentence in dict.fromkeys(itertools.chain(*cuts)):
-                warnings.warn(sentence, stacklevel=4)
-            fading = request.strength is not None and request.strength < 1 and request.acts_as in COVER
-            conditions, switched = model.conditions(requests, task, reference, timesteps, and_text2music=fading)
-        with stage("diffusion", timings, progress, len(timesteps)) as report:
-            latents = self._sample(requests, task, noise, timesteps, conditions, switched, report)
-        del conditions, switched
+        model, timings = self.model, {}
+        made = self.compose(requests, model.check(requests), progress, timings, stacklevel=5)
         with stage("decode", timings, progress) as report:
-            waves = model.decode(latents, report).numpy()
+            waves = model.decode(made.latents, report, level_of(requests[0], made.task)).numpy()
         with stage("finish", timings, progress):
             with torch.inference_mode(False):  # a song's tensor is an ordinary one, and its own
-                kept = [row.detach().float().cpu().clone() for row in latents]
-            songs = []
+                kept = [row.detach().float().cpu().clone() for row in made.latents]
+            songs, codes = [], made.task.codes
             for i, (r, wave) in enumerate(zip(requests, waves)):
-                songs.append(
-                    Song(
-                        audio=finish(wave, r, task),
-                        latents=kept[i],
-                        sample_rate=model.sample_rate,
-                        seed=r.seed,
-                        codes=None if task.codes is None else task.codes[min(i, len(task.codes) - 1)],
-                        request=r,
-                        model=self.name,
-                        warnings=cuts[i],
-                    )
-                )
+                audio, own = finish(wave, r, made.task), None if codes is None else codes[min(i, len(codes) - 1)]
+                told = dict(request=r, model=self.name, warnings=made.cuts[i])
+                songs.append(Song(audio, kept[i], model.sample_rate, r.seed, own, **told))
         for song in songs:
             song.timings = dict(timings)
         return songs
 
-    def _noise(self, requests: list[Request], task: Task) -> Tensor:
-        """[B, T, D] float32: each song's initial noise, from its own seed or as injected."""
-        model, request, shape = self.model, requests[0], (task.frames, task.source.shape[-1])
+    def compose(
+        self,
+        requests: list[Request],
+        audio: tuple[Recording | None, np.ndarray | None],
+        progress: Progress,
+        timings: dict[str, float],
+        *,
+        task: Task | None = None,
+        stacklevel: int | None = None,
+    ) -> Composed:
+        """All of a batch but its audio; the stages "text" and "diffusion", within ``at_work``.
 
-        def draw(seeds: list[int]) -> Tensor:
-            if request.noise_source == "philox":
-                return philox_normal(seeds, shape, device=model.device)
-            # Upstream: one generator per song on the compute device, drawn in the model's dtype.
-            rows = [torch.Generator(model.device).manual_seed(_signed(seed)) for seed in seeds]
-            rows = [torch.randn((1, *shape), generator=g, device=model.device, dtype=model.dtype) for g in rows]
-            return torch.cat(rows).float()
-
-        if request.noise is None:
-            noise = draw([r.seed for r in requests])
-        else:
-            given = [r.noise for r in requests]
-            rows = [n if torch.is_tensor(n) else torch.from_numpy(np.array(n, np.float32)) for n in given]
-            noise = torch.stack([row.reshape(row.shape[-2:]) for row in rows]).to(model.device, torch.float32)
-            if tuple(noise.shape[1:]) != shape:
-                got = list(noise.shape[1:])
-                raise RequestError(f"noise must be [T, {shape[1]}] with T = {shape[0]} here, got {got}")
-        if request.variation:
-            noise = sampling.mix_noise(noise, draw([r.variation_seed for r in requests]), request.variation)
-        return noise
+        Args:
+            audio: source and reference, what ``model.check`` gives for the requests.
+            task: in place of the requests' own.
+            stacklevel: of the warnings of what is cut, as seen from here; None leaves them to the caller.
+        """
+        model, request = self.model, requests[0]
+        recording, reference = audio
+        timesteps = start_times(request, model)
+        with stage("text", timings, progress):
+            task = task or model.task(requests, recording)
+            noise = start_noise(requests, task, model)
+            cuts = [model.cuts(r, task.seconds) for r in requests]
+            for sentence in dict.fromkeys(itertools.chain(*cuts)) if stacklevel else ():
+                warnings.warn(sentence, stacklevel=stacklevel)
+            fading = request.strength is not None and request.strength < 1 and request.acts_as in COVER
+            conditions, switched = model.conditions(requests, task, reference, timesteps, and_text2music=fading)
+        with stage("diffusion", timings, progress, len(timesteps)) as report:
+            latents = self._sample(requests, task, noise, timesteps, conditions, switched, report)
+        return Composed(task, latents, cuts)
 
     def _sample(
         self,
@@ -310,35 +329,26 @@ class Pipeline:
         return repaint.blend_boundary(latents, clean, made, plan.boundary_frames)
 
 
+def level_of(request: Request, task: Task) -> float | None:
+    """The peak, in dBFS, that a song is decoded to; None where it leaves at its own or kept parts are put back."""
+    plan = repaint.plan_of(request, task)
+    return None if plan is not None and plan.splice else request.normalize
+
+
 def finish(wave: np.ndarray, request: Request, task: Task) -> np.ndarray:
-    """The decoded waveform [2, N] as it leaves: kept parts of the source put back, level set, ends faded.
+    """The waveform [2, N] as it leaves, of one decoded to ``level_of``: kept parts put back, ends faded.
 
     Where the source's own samples are put back the level stays theirs, unless ``normalize`` asks for another than the
-    default; a peak above full scale is divided out of what was made before, as upstream divides it out of any song.
+    default; a peak above full scale is divided out of what was made before, as upstream divides it out of any song,
+    and stays with ``normalize=None``.
     """
-    plan = repaint.plan_of(request, task)
-    level = request.normalize
+    plan, level = repaint.plan_of(request, task), request.normalize
     check_finite("audio", wave, "; the decoder overflowed, try dtype='float32' or another seed")
     if plan is not None and plan.splice:
-        made, wave = wave / np.float32(max(peak(wave), 1.0)), task.recording.waveform
+        made, wave = wave if level is None else wave / np.float32(max(peak(wave), 1.0)), task.recording.waveform
         for start, end in task.recording.sample_regions:
             wave = splice(made, wave, start, end, plan.wave_fade_seconds)
         wave = wave[:, : made.shape[1]]
         level = None if level == options()["normalize"].default else level
-    return fade(normalise(wave, level), request.fade_in, request.fade_out)
-
-
-def _timesteps(request: Request, model: Any) -> list[float]:
-    """The schedule; in upstream precision rounded to the model's dtype, as upstream keeps it."""
-    upstream = request.precision == "upstream"
-    # The official base and sft models also compute it in that dtype; turbo's are exact decimals.
-    rough = upstream and request.semantics == "official" and not model.traits.is_turbo
-    times = request.timesteps or sampling.schedule(
-        request.steps, request.sigma_shift, dtype=model.dtype if rough else torch.float64
-    )
-    return torch.tensor(times, dtype=model.dtype).double().tolist() if upstream else list(times)
-
-
-def _signed(seed: int) -> int:
-    """torch takes 64-bit seeds as signed integers."""
-    return seed - (1 << 64) if seed >= 1 << 63 else seed
+        wave = normalise(wave, level)
+    return fade(wave, request.fade_in, request.fade_out)

@@ -40,7 +40,7 @@ def repaint_plan(mode: str, strength: float = 0.5) -> RepaintPlan:
 
 def plan_of(request: Request, task: Task) -> RepaintPlan | None:
     """The plan of a request; None for tasks that keep nothing, and in diffusers' semantics."""
-    if task.recording is None or request.semantics == "diffusers":
+    if task.made is None or request.semantics == "diffusers":
         return None
     return repaint_plan(request.repaint_mode, 0.5 if request.strength is None else request.strength)
 

@@ -63,8 +63,8 @@ class Task:
     source: Tensor  # [B, T, D] float32: what the model is shown of the song
     mask: Tensor  # [T] float32: what it is told of each frame beside that
     clean: Tensor | None = None  # [B, T, D]: the encoded source, for tasks with one
-    recording: Recording | None = None  # the source itself, where a part of it is kept
-    made: Tensor | None = None  # [T]: there, 1 where frames are made anew
+    recording: Recording | None = None  # the source itself, where a part of its waveform is kept
+    made: Tensor | None = None  # [T]: where a part is kept, 1 at the frames that are made anew
     codes: list[list[int]] | None = None  # audio codes of each row of ``source``, given or taken from the source
 
 

@@ -106,6 +106,11 @@ def write_checkpoint(
     return getattr(writer, layout)()
 
 
+def full_size(variant: str) -> dict[str, Any]:
+    """What makes ``write_checkpoint`` write a model of its published size."""
+    return {"config": FULL_XL if "xl-" in variant else Config(), "vae_config": VAEConfig()}
+
+
 @dataclasses.dataclass
 class _Writer:
     folder: Path
@@ -260,9 +265,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=dtypes, default="bf16")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    sizes: dict[str, Any] = {}
-    if args.size == "full":
-        sizes = {"config": FULL_XL if "xl-" in args.variant else Config(), "vae_config": VAEConfig()}
+    sizes = full_size(args.variant) if args.size == "full" else {}
     try:
         path = write_checkpoint(
             args.folder, **sizes, layout=args.layout, variant=args.variant, dtype=dtypes[args.dtype], seed=args.seed

@@ -66,18 +66,34 @@ def normalise(audio: np.ndarray, peak_dbfs: float | None = -1.0) -> np.ndarray:
     return scaled.clip(-1, 1).astype(np.float32)  # at 0 dBFS rounding may end a hair above
 
 
-def fade(audio: np.ndarray, fade_in: float = 0.0, fade_out: float = 0.0, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+def fade(
+    audio: np.ndarray,
+    fade_in: float = 0.0,
+    fade_out: float = 0.0,
+    sample_rate: int = SAMPLE_RATE,
+    *,
+    at: int = 0,
+    total: float | None = None,
+) -> np.ndarray:
     """Ramp the first ``fade_in`` and the last ``fade_out`` seconds linearly from and to exactly 0.
 
     A fade longer than the song is cut to the song; where both overlap their gains multiply. Raises RequestError for a
     negative time.
+
+    Args:
+        at: where in its song ``audio`` begins, for a piece of one.
+        total: samples of that song, infinity for one without an end.
     """
     audio = audio.astype(np.float32)
-    for name, seconds, view in (("fade_in", fade_in, audio), ("fade_out", fade_out, audio[:, ::-1])):
+    total = audio.shape[1] if total is None else total
+    behind = total - at - audio.shape[1]
+    for name, seconds, view, a in (("fade_in", fade_in, audio, at), ("fade_out", fade_out, audio[:, ::-1], behind)):
         if not 0 <= seconds < math.inf:
             raise RequestError(f"{name}: must be 0 or more seconds, got {seconds!r}")
-        n = min(round(seconds * sample_rate), audio.shape[1])
-        view[:, :n] *= np.linspace(0, 1, n, dtype=np.float32)
+        n = min(round(seconds * sample_rate), total)
+        if a < n:
+            places = np.arange(a, min(n, a + audio.shape[1]))
+            view[:, : len(places)] *= (places / max(n - 1, 1)).astype(np.float32)
     return audio
 
 
@@ -88,6 +104,9 @@ def splice(
     end_sample: int,
     crossfade_seconds: float,
     sample_rate: int = SAMPLE_RATE,
+    *,
+    at: int = 0,
+    total: int | None = None,
 ) -> np.ndarray:
     """Put the original waveform back everywhere but in [start_sample, end_sample), the repainted region.
 
@@ -95,25 +114,27 @@ def splice(
     region itself is all generated; an edge at the song's own start or end has no room and no cross-fade.
 
     Args:
-        generated: [2, N], what the model made of the whole song.
-        source: [2, M] at the same rate; samples past N are dropped, and from M to N ``generated`` stays.
-        start_sample, end_sample: clamped to 0..N.
+        generated: [2, N], what the model made of the whole song, or a piece of that.
+        source: [2, M] at the same rate, from the same sample on; samples past N are dropped, and from M to N
+            ``generated`` stays.
+        start_sample, end_sample: of the whole song, clamped to 0..N.
+        at, total: where the piece begins and how many samples the song has.
     Returns:
         float32 [2, N]: bit for bit ``source`` outside region and fades, ``generated`` inside the region.
     Source: spec 6.4; the fade lies on the kept side as in the official apply_repaint_waveform_splice.
     """
-    total = generated.shape[1]
-    known = min(total, source.shape[1])
+    n = generated.shape[1]
+    total = n if total is None else total
+    known = min(n, source.shape[1])
     start, end = max(0, start_sample), min(total, end_sample)
     if start >= end:
         raise RequestError(f"repaint: the region [{start_sample}, {end_sample}) is empty or outside {total} samples")
     width = round(crossfade_seconds * sample_rate)
     left, right = max(0, start - width), min(total, end + width)
-    gain = np.ones(total, dtype=np.float32)  # of the generated waveform
-    gain[:left] = gain[right:] = 0
-    gain[left:start] = np.linspace(0, 1, start - left + 2, dtype=np.float32)[1:-1]
-    gain[end:right] = np.linspace(1, 0, right - end + 2, dtype=np.float32)[1:-1]
+    places = np.arange(at, at + known)
+    rise, fall = (places - left + 1) / (start - left + 1), (right - places) / (right - end + 1)
+    g = np.minimum(rise, fall).clip(0, 1).astype(np.float32)  # gain of the generated waveform
     out = generated.astype(np.float32)
-    kept, g = source[:, :known], gain[:known]
+    kept = source[:, :known]
     out[:, :known] = np.where(g == 1, out[:, :known], g * out[:, :known] + (1 - g) * kept)
     return out

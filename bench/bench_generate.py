@@ -5,14 +5,14 @@
 
 Each stage runs ``--rounds`` times, the engines in turn; the table gives medians, [fastest..slowest] and the ratio of
 the medians. Peak memory is that of one whole song, each engine alone in a process of its own. Random weights: shapes
-and times mean something, the sound does not. Figures are *measured*, on the machine that the output names.
+and times mean something, the sound does not. Figures are *measured*, on the machine that the output names. Whole songs,
+one engine after the other, are what ``acefast bench`` measures.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import statistics
 import subprocess
@@ -26,8 +26,9 @@ from typing import Any
 
 import torch
 
-PROMPT = "boom bap, 90 bpm, dusty drums, warm bass, vinyl crackle, a low and steady voice"
-LYRICS = "[verse]\n" + "concrete and rain, the night is a metronome\n" * 24
+from acefast.bench.engines import LYRICS, PROMPT
+from acefast.bench.environment import cpu_name
+
 ENGINES = ("acefast", "diffusers")
 STEPS, SHIFT = 8, 3.0
 Stages = dict[str, Callable[[], Any]]
@@ -36,7 +37,7 @@ Stages = dict[str, Callable[[], Any]]
 def acefast_stages(folder: Path, seconds: float, dtype: torch.dtype, out: Path) -> Stages:
     """acefast's stages as functions without arguments, each on inputs that lie ready."""
     import acefast
-    from acefast.pipeline import finish
+    from acefast.pipeline import finish, level_of
     from acefast.prompts import LYRIC_TOKENS, TEXT_TOKENS, lyric_prompt, text_prompt, tokenize
     from acefast.request import Request
 
@@ -62,7 +63,8 @@ def acefast_stages(folder: Path, seconds: float, dtype: torch.dtype, out: Path) 
     encoded = text()
     prepared = conditions()
     latents = torch.randn(1, task.frames, task.source.shape[-1], generator=torch.Generator().manual_seed(0))
-    wave = model.decode(latents)
+    level = level_of(request, task)
+    wave = model.decode(latents, None, level)
 
     def save():
         acefast.Song(finish(wave[0].numpy(), request, task), seed=0, request=request).save(out / "ours.wav")
@@ -71,7 +73,7 @@ def acefast_stages(folder: Path, seconds: float, dtype: torch.dtype, out: Path) 
         "text": text,
         "conditions": conditions,
         "DiT, one step": lambda: model.velocity(latents, 0.5, prepared),
-        "decode": lambda: model.decode(latents),
+        "decode": lambda: model.decode(latents, None, level),
         "save": save,
     }
 
@@ -194,10 +196,9 @@ def main() -> None:
 
 
 def _write(folder: Path, size: str, dtype: torch.dtype) -> None:
-    from acefast.models.v15.config import Config, VAEConfig
-    from acefast.testing import write_checkpoint
+    from acefast.testing import full_size, write_checkpoint
 
-    sizes = {"config": Config(), "vae_config": VAEConfig()} if size == "full" else {}
+    sizes = full_size("turbo") if size == "full" else {}
     write_checkpoint(folder, layout="diffusers", variant="turbo", dtype=dtype, **sizes)
 
 
@@ -247,18 +248,10 @@ def as_table(figures: dict[str, Any]) -> str:
 
 def machine() -> str:
     """What the figures were measured on."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = ""
-    if cpuinfo.exists():
-        text = cpuinfo.read_text()
-        model = next((line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")), model)
-        known = {"amx_tile": "AMX", "avx512_bf16": "AVX-512 BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
-        flags = next((f", {name}" for flag, name in known.items() if flag in text), "")
     import diffusers
 
     versions = f"torch {torch.__version__}, diffusers {diffusers.__version__}"
-    return f"{model}{flags}, {torch.get_num_threads()} threads, {versions}"
+    return f"{cpu_name()}, {torch.get_num_threads()} threads, {versions}"
 
 
 if __name__ == "__main__":

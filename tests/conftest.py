@@ -90,7 +90,7 @@ def undecoded(monkeypatch, tiny_pipe, tiny_base_pipe):
     """Songs of silence, for tests that do not listen: decoding is most of a tiny song's time."""
     for pipe in (tiny_pipe, tiny_base_pipe):
         monkeypatch.setattr(
-            pipe.model, "decode", lambda latents, _: torch.zeros(len(latents), 2, latents.shape[1] * 1920)
+            pipe.model, "decode", lambda latents, *_: torch.zeros(len(latents), 2, latents.shape[1] * 1920)
         )
 
 

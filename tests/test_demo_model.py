@@ -132,6 +132,25 @@ def test_seeds_differ_and_a_seed_is_a_song(pipe):
     assert np.abs(first - song(2)).max() > 0.05
 
 
+def test_a_stream_is_the_song_bit_for_bit(pipe):
+    options = dict(bpm=90, duration=8, seed=1, normalize=None)
+    chunks = [chunk.samples for chunk in pipe.stream("boom bap, dusty drums", **options)]
+    assert np.concatenate(chunks, 1).tobytes() == pipe.generate("boom bap, dusty drums", **options).audio.tobytes()
+
+
+def test_segments_of_a_stream_join_without_a_step_and_keep_the_tempo(pipe):
+    stream = pipe.stream("boom bap, dusty drums", bpm=90, duration=25, segment=10, context=6, seed=SEED)
+    audio = np.concatenate([chunk.samples for chunk in stream], 1)
+    assert audio.shape == (2, 25 * RATE) and near(metrics.tempo(audio, RATE).bpm, 90)
+    steps = np.abs(np.diff(audio)).max(0)
+    joins = np.zeros(len(steps), bool)
+    for second in (10, 20):  # what is blended lies before
+        joins[round((second - 0.9) * RATE) : round((second + 0.1) * RATE)] = True
+    assert steps[joins].max() <= steps[~joins].max()
+    ordinary = [steps[at : at + RATE].max() for at in range(0, 24 * RATE, RATE // 4)]
+    assert steps[joins].max() <= np.quantile(ordinary, 0.95)
+
+
 @pytest.mark.parametrize("task", ["repaint", "extend"])
 def test_what_is_not_asked_for_stays_and_the_rest_keeps_the_tempo(pipe, songs, task):
     clip, source = songs[0]

@@ -110,7 +110,7 @@ def test_the_diffusion_loop_stays_on_its_device(launches, variant, solver):
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float32), ids=str)
 def test_audio_and_latents_stay_on_their_device(dtype):
     decoder, encoder = (build(kind, TINY_VAE, dtype) for kind in (vae.Decoder, vae.Encoder))
-    audio = vae.decode(decoder, randn(2, 300, D))
+    audio = vae.decode(decoder, randn(2, 300, D)).audio
     mean, std = vae.encode(encoder, audio)
     assert audio.device == mean.device == std.device == META and mean.shape == (2, 300, D)
 

@@ -25,6 +25,11 @@ RUNS = {  # arguments, files made, what is printed
     ),
     "step_hook.py": (["--duration", "5"], ["out.wav"], r"^step 8/8  t 0\.300 -> 0\.000  \|.{6}\|$"),
     "step_hook.py --stop-after 3": (["--duration", "5"], [], r"^cancelled after step 3 of 8: nothing was saved$"),
+    "stream.py": (
+        ["--seconds", "16", "--segment", "10"],
+        ["out.wav"],
+        r"^   0\.00 s  0\.99 s  segment 0  boom bap.*\n(.*\n)*.*segment 1 ",
+    ),
     "backend.py": (["--duration", "5"], ["out.wav"], r"^reference  [\d.]+ s of diffusion.*\n(cpu|triton|cuda) "),
 }
 

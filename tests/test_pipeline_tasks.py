@@ -109,6 +109,14 @@ def test_a_loud_decode_is_brought_down_before_the_source_is_put_back(tiny_pipe, 
     assert np.array_equal(made[:, 144_000 + 1200 :], tune[:, 144_000 + 1200 :])
 
 
+def test_no_level_leaves_a_loud_repaint_as_it_is(tiny_pipe, tune, monkeypatch):
+    waves, real = [], tiny_pipe.model.decode
+    monkeypatch.setattr(tiny_pipe.model, "decode", lambda *args: waves.append(real(*args)) or waves[-1])
+    made = song(tiny_pipe, task="repaint", source=tune, start=1.5, end=3.0, normalize=None).audio
+    assert np.array_equal(made[:, 72_000:144_000], waves[0][0, :, 72_000:144_000]) and np.abs(made).max() > 1
+    assert np.array_equal(made[:, : 72_000 - 1200], tune[:, : 72_000 - 1200])
+
+
 def test_a_level_asked_for_counts_in_a_repaint_too(tiny_pipe, tune):
     made = song(tiny_pipe, task="repaint", source=tune, start=1.5, end=3.0, normalize=-3.0)
     assert np.abs(made.audio).max() == pytest.approx(10 ** (-3 / 20), abs=1e-6)

@@ -1,15 +1,20 @@
-"""Prompt to latents with ``backend="triton"``: whole steps on static buffers, the kernels in the interpreter."""
+"""Prompt to latents and to audio with ``backend="triton"``: static buffers, the kernels in the interpreter."""
 
 from __future__ import annotations
+
+import copy
 
 import pytest
 import torch
 
 import acefast
 from acefast import sampling
+from acefast.models.v15.config import VAEConfig
 from acefast.models.v15.step import Step
+from acefast.models.v15.vae_tile import DecoderTile
 from acefast.pipeline import Pipeline
 from acefast.sim.interpreter import interpreted
+from acefast.testing import write_checkpoint
 from tests.songs import counted, distance, song, velocities
 
 pytestmark = pytest.mark.usefixtures("offline", "undecoded", "few_programs")
@@ -72,3 +77,19 @@ def test_hooks_replace_and_cancel(tiny_pipe):
     torch.testing.assert_close(seen[2:], seen[:2])  # tensors of their own: the second step left the first's alone
     with pytest.raises(sampling.Cancelled, match="after step 1"):
         on_triton(tiny_pipe, on_step=lambda info: False)
+
+
+def test_a_song_is_decoded_by_the_kernels_too(tmp_path, monkeypatch):
+    """Prompt to audio. Of two strides and not five a frame is 4 samples and not 1920."""
+    config = VAEConfig(2, (2, 2), (1, 2), 2, 8)
+    with interpreted():
+        pipe = acefast.load(
+            write_checkpoint(tmp_path, vae_config=config), device="cpu", dtype="bfloat16", backend="triton"
+        )
+    launched = counted(monkeypatch, DecoderTile, "launch")
+    made = on_triton(pipe, normalize=None)
+    assert len(launched) == 1 and pipe.model.decoder.conv1.weight.dtype == torch.bfloat16
+    z, decoder = made.latents[None], pipe.model.decoder
+    exact, rounded = copy.deepcopy(decoder).float()(z)[0], decoder(z)[0]
+    assert made.audio.shape == exact.shape == (2, len(made.latents) * config.hop)
+    assert (torch.from_numpy(made.audio) - exact).norm() <= 1.1 * (rounded - exact).norm() <= 0.1 * exact.norm()

@@ -114,6 +114,11 @@ def test_splice_fades_in_equal_steps_on_the_kept_side():
     np.testing.assert_allclose(out[0], expected, atol=1e-7)
 
 
+def test_a_fade_that_finds_no_room_before_the_songs_edge_is_shorter():
+    out = splice(np.ones((2, 20), np.float32), np.zeros((2, 20), np.float32), 2, 18, 0.004, sample_rate=1000)
+    np.testing.assert_allclose(out[0], [1 / 3, 2 / 3] + [1] * 16 + [2 / 3, 1 / 3], atol=1e-7)
+
+
 @pytest.mark.parametrize("seconds", (0.0, 0.01))
 def test_splice_at_the_songs_own_edges_has_no_fade_there(seconds):
     generated, source = noise(100), tone(seconds=100 / RATE)
@@ -130,3 +135,27 @@ def test_splice_takes_a_source_of_another_length():
     assert splice(generated, long, 20, 40, 0).shape == (2, 100)
     with pytest.raises(RequestError, match=r"repaint: the region \[120, 200\) is empty or outside 100 samples"):
         splice(generated, long, 120, 200, 0)
+
+
+@pytest.mark.parametrize("cuts", ([], [1], [300, 301, 520], range(0, 1000, 7)))
+def test_pieces_of_a_song_are_faded_and_spliced_as_the_whole(cuts):
+    generated, source = noise(1000), tone(seconds=940 / RATE)
+    for seconds in ((0.2, 0.3), (0.7, 0.9), (0, 5), (0.001, 0)):
+        whole = fade(generated, *seconds, sample_rate=1000)
+        pieces = np.split(generated, cuts, axis=1)
+        at = np.cumsum([0, *[piece.shape[1] for piece in pieces]])
+        faded = [fade(p, *seconds, 1000, at=int(a), total=1000) for p, a in zip(pieces, at)]
+        np.testing.assert_array_equal(np.concatenate(faded, 1), whole)
+    for region in ((300, 600), (-5, 20), (900, 2000)):
+        whole = splice(generated, source, *region, 0.05, 1000)
+        spliced = [
+            splice(p, source[:, a : a + p.shape[1]], *region, 0.05, 1000, at=int(a), total=1000)
+            for p, a in zip(pieces, at)
+        ]
+        np.testing.assert_array_equal(np.concatenate(spliced, 1), whole)
+
+
+def test_a_song_without_an_end_fades_in_only():
+    ones = np.ones((2, 100), np.float32)
+    out = [fade(ones, 0.15, 0, 1000, at=at, total=np.inf) for at in (0, 100, 200)]
+    np.testing.assert_array_equal(np.concatenate(out, 1), fade(np.ones((2, 300), np.float32), 0.15, 0, 1000))

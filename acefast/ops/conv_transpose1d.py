@@ -16,10 +16,13 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_contiguous, check_shape
-from acefast.ops.conv1d import check_dtype
+from acefast.guarded import check_rows, elements, lay, with_guards
+from acefast.guarded import guarded as rows_of
+from acefast.ops.conv1d import Pair, check_dtype, check_results
+from acefast.ops.snake import Wave, snake_reference
 
 OP = "conv_transpose1d"
-ORDER = ()  # kernels, fastest first
+ORDER = ("triton",)  # kernels, fastest first
 
 
 def conv_transpose_weight(weight: Tensor) -> Tensor:
@@ -29,12 +32,22 @@ def conv_transpose_weight(weight: Tensor) -> Tensor:
     return taps.reshape(2 * Cin, K // 2 * Cout).contiguous()
 
 
-def conv_transpose1d_reference(x: Tensor, weight: Tensor, bias: Tensor, *, stride: int) -> Tensor:
+def conv_transpose1d_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    stride: int,
+    wave: Wave | None = None,
+    keep: bool = True,
+    guarded: bool = False,
+    out: Tensor | Pair | None = None,
+) -> Tensor | Pair:
     """What the op means in PyTorch; every kernel is held to it.
 
     In fp32 the two halves of the GEMM run one after the other into the same rows, which spares the copy of x that A
     is: 290-330 GFLOP/s on two AVX-512 cores where conv_transpose2d channels-last reaches 110-290. At bf16 and fp16
-    that would round the first half, so A is built.
+    that would round the first half, so A is built; the snake reads what was rounded.
     """
     B, L, Cin = x.shape
     tiled = bias.repeat(stride)  # [s * Cout]
@@ -48,33 +61,87 @@ def conv_transpose1d_reference(x: Tensor, weight: Tensor, bias: Tensor, *, strid
         A = torch.cat([F.pad(x, (0, 0, 0, 1)), F.pad(x, (0, 0, 1, 0))], dim=-1)  # [B, L + 1, 2 * Cin]
         y = torch.addmm(tiled, A.view(B * (L + 1), 2 * Cin), weight)
     y = y.view(B, (L + 1) * stride, -1)[:, stride // 2 : stride // 2 + L * stride]
-    return y.contiguous()  # a copy only for B > 1
+    y = y.contiguous()  # a copy only for B > 1
+    if wave is None:
+        return lay(y, out, guarded)
+    kept, activated = out or (None, None)
+    activated = lay(snake_reference(y, *wave), activated, guarded)
+    return lay(y, kept, guarded) if keep else None, activated
 
 
-def conv_transpose1d(x: Tensor, weight: Tensor, bias: Tensor, *, stride: int, backend: str | None = None) -> Tensor:
-    """Raise the rate of rows by ``stride`` with a learned kernel of 2 * stride taps.
+def conv_transpose1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    stride: int,
+    wave: Wave | None = None,
+    keep: bool = True,
+    guarded: bool = False,
+    out: Tensor | Pair | None = None,
+    backend: str | None = None,
+) -> Tensor | Pair:
+    """Raise the rate of rows by ``stride`` with a learned kernel of 2 * stride taps, and take the next layer's snake.
 
     Args:
-        x: [B, L, Cin], contiguous; fp32, bf16 or fp16.
+        x: [B, L, Cin], contiguous, or guarded; fp32, bf16 or fp16.
         weight: [2 * Cin, stride * Cout], contiguous, x's dtype, see the module and ``conv_transpose_weight``.
         bias: [Cout] in x's dtype.
         stride: even, at least 2.
-        backend: "reference"; None leaves the choice to acefast.backends.
+        wave: alpha and inv_beta of the snake that reads the result next, fp32 [Cout], see acefast.ops.snake.
+        keep: False, with a wave, gives only what the snake makes of the result.
+        guarded: x, out and what is returned lie between zeros, as acefast.guarded lays rows.
+        out: where what is returned is written, of the same form, [B, stride * L, Cout] each; shares no memory with x.
+            None: new memory.
+        backend: "triton" (16 bits, Cin and Cout multiples of 16) or "reference"; None leaves the choice to
+            acefast.backends.
     Returns:
-        [B, stride * L, Cout], contiguous.
+        The result y, [B, stride * L, Cout], contiguous or guarded. With a wave the pair (y, snake(y)), of which y is
+        None unless kept.
     Raises:
         ValueError: a shape, dtype or layout is not as above.
         BackendUnavailable: the backend named cannot take this input.
     Source: nn.ConvTranspose1d in huggingface/diffusers autoencoder_oobleck.py, there channels-first with weight norm.
     """
     check_shape(OP, "x", x, (None, None, None), "[B, L, Cin]")
-    check_contiguous(OP, "x", x)
+    check_rows(OP, "x", x, guarded)
     if stride < 2 or stride % 2:
         raise ValueError(f"{OP}: stride must be even and at least 2, got {stride}")
+    B, L, Cin = x.shape
     check_shape(OP, "bias", bias, (None,), "[Cout]")
     check_dtype(OP, "bias", bias, x)
-    check_shape(OP, "weight", weight, (2 * x.shape[2], stride * len(bias)), "[2 * Cin, stride * Cout]")
+    Cout = len(bias)
+    check_shape(OP, "weight", weight, (2 * Cin, stride * Cout), "[2 * Cin, stride * Cout]")
     check_contiguous(OP, "weight", weight)
     check_dtype(OP, "weight", weight, x)
-    choose_backend(OP, backend, x.device, ORDER)
-    return conv_transpose1d_reference(x, weight, bias, stride=stride)
+    check_results(OP, (B, stride * L, Cout), "[B, stride * L, Cout]", x, wave, keep, guarded, out)
+    options = {"stride": stride, "wave": wave, "keep": keep, "guarded": guarded, "out": out}
+    fits = x.dtype in (torch.bfloat16, torch.float16) and Cin % 16 == 0 and Cout % 16 == 0 and x.numel() > 0
+    if choose_backend(OP, backend, x.device, ORDER if fits else ()) == "triton":
+        return _on_kernel(x, weight, bias, **options)
+    return conv_transpose1d_reference(x, weight, bias, **options)
+
+
+def _on_kernel(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: int,
+    wave: Wave | None,
+    keep: bool,
+    guarded: bool,
+    out: Tensor | Pair | None,
+) -> Tensor | Pair:
+    from acefast.kernels.conv_transpose1d import conv_transpose1d as kernel
+
+    shape, like = (len(x), stride * x.shape[1], len(bias)), {"dtype": x.dtype, "device": x.device}
+    given = (out, None) if wave is None else out or (None, None)
+    into: list[Tensor | None] = []
+    for wanted, there in zip((keep, wave is not None), given):
+        if wanted and (there is None or not guarded):
+            there = rows_of(*shape, **like, memory=x.new_empty(elements(*shape)))
+        into.append(there)
+    kernel(x if guarded else with_guards(x), weight, bias, stride=stride, wave=wave, out=(into[0], into[1]))
+    if not guarded:
+        into = [r if r is None else lay(r.contiguous(), there, False) for r, there in zip(into, given)]
+    return into[0] if wave is None else (into[0], into[1])

@@ -1,6 +1,6 @@
 """The residual unit of the v1.5 audio autoencoder; fifteen of them are 88 % of the decoder's FLOPs.
 
-    y = x + b2 + W2 @ snake2(b1 + conv7_d(snake1(x)))
+    y = x + b2 + W2 @ snake2(b1 + conv7_d(snake1(x)))          and snake_next(y), where the next layer asks for it
 
 with a seven-tap convolution of dilation d, zero rows beyond the ends, and a 1x1 convolution; see acefast.ops.snake
 and acefast.ops.conv1d for the parts.
@@ -14,12 +14,19 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_contiguous, check_shape
-from acefast.ops.conv1d import check_dtype, conv1d_reference
-from acefast.ops.snake import block_elements, check_wave, snake_rows
+from acefast.guarded import GUARD, check_rows, clear_guards, with_guards
+from acefast.guarded import guarded as between_guards
+from acefast.ops.conv1d import Pair, check_dtype, check_results, conv1d_reference
+from acefast.ops.snake import Wave, block_elements, check_wave, snake, snake_rows
 
 OP = "residual_unit"
-ORDER = ()  # kernels, fastest first
+ORDER = ("triton",)
 TAPS = 7
+
+
+def fused(channels: int) -> bool:
+    """Whether the kernel takes units of this width: all their channels are one tile's."""
+    return channels in (16, 32, 64, 128, 256)
 
 
 def residual_unit_reference(
@@ -34,7 +41,12 @@ def residual_unit_reference(
     bias2: Tensor,
     *,
     dilation: int,
-) -> Tensor:
+    activated: Tensor | None = None,
+    wave: Wave | None = None,
+    keep: bool = True,
+    guarded: bool = False,
+    out: Tensor | Pair | None = None,
+) -> Tensor | Pair:
     """What the op means in PyTorch; every kernel is held to it.
 
     It runs block by block of rows, so that x is read and y written once while what lies between stays in a CPU's cache.
@@ -47,8 +59,11 @@ def residual_unit_reference(
     n = -(-L // max(1, -(-L // n)))  # the same number of blocks, of like sizes
     scratch = x.new_empty((1 if x.dtype == torch.float32 else 2, n + 2 * reach, C), dtype=torch.float32)
     padded = x.new_empty(1, n + 2 * reach, C)  # snake1 of a block and its neighbours, or zeros at the ends
-    y = torch.empty_like(x)
-    for song, y_song in zip(x, y):
+    y, waved = _outputs(x, wave, keep, guarded, out)
+    sum_block = x.new_empty(n, C) if y is None else None
+    if activated is None and any(t is not None and _same_memory(t, x) for t in (y, waved)):
+        x = x.clone()  # a block's neighbours are still to be read when it is written
+    for i, song in enumerate(x):
         for start in range(0, L, n or 1):
             stop = min(start + n, L)
             first, last = max(start - reach, 0), min(stop + reach, L)
@@ -56,15 +71,50 @@ def residual_unit_reference(
             offset = first - start + reach
             block[0, :offset] = 0
             block[0, offset + last - first :] = 0
-            snake_rows(song[first:last], alpha1, inv_beta1, block[0, offset : offset + last - first], scratch)
+            inner = block[0, offset : offset + last - first]
+            if activated is None:
+                snake_rows(song[first:last], alpha1, inv_beta1, inner, scratch)
+            else:
+                inner.copy_(activated[i, first:last])
             hidden = conv1d_reference(block, weight1, bias1, dilation=dilation)[0]
             snake_rows(hidden, alpha2, inv_beta2, hidden, scratch)
-            y_block = y_song[start:stop]
+            y_block = sum_block[: stop - start] if y is None else y[i, start:stop]
             if x.dtype == torch.float32:
                 torch.add(song[start:stop], bias2, out=y_block).addmm_(hidden, weight2.t())
             else:  # the product is rounded once, the sum again
                 torch.add(song[start:stop], F.linear(hidden, weight2, bias2), out=y_block)
-    return y
+            if wave is not None:
+                snake_rows(y_block, *wave, waved[i, start:stop], scratch)
+    for t in (y, waved):
+        if guarded and t is not None:
+            clear_guards(t)
+    return y if wave is None else (y, waved)
+
+
+def _outputs(
+    x: Tensor, wave: Wave | None, keep: bool, guarded: bool, out: Tensor | Pair | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Memory for y and for what the next snake makes of it, None where it is not asked for."""
+    if out is not None:
+        return _pair(out)
+
+    def new() -> Tensor:
+        return between_guards(*x.shape, dtype=x.dtype, device=x.device) if guarded else torch.empty_like(x)
+
+    return new() if keep else None, None if wave is None else new()
+
+
+def _pair(out: Tensor | Pair | None) -> tuple[Tensor | None, Tensor | None]:
+    return out if isinstance(out, tuple) else (out, None)
+
+
+def _contiguous(rows: Tensor, out: Tensor | None) -> Tensor:
+    return rows.contiguous() if out is None else out.copy_(rows)
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape start at the same element of the same storage."""
+    return a.untyped_storage()._cdata == b.untyped_storage()._cdata and a.storage_offset() == b.storage_offset()
 
 
 def residual_unit(
@@ -79,8 +129,13 @@ def residual_unit(
     bias2: Tensor,
     *,
     dilation: int,
+    activated: Tensor | None = None,
+    wave: Wave | None = None,
+    keep: bool = True,
+    guarded: bool = False,
+    out: Tensor | Pair | None = None,
     backend: str | None = None,
-) -> Tensor:
+) -> Tensor | Pair:
     """Refine rows with their neighbours 1, 2 and 3 dilations away.
 
     Args:
@@ -89,19 +144,26 @@ def residual_unit(
         weight1: [C, 7, C] (output, tap, input), contiguous, x's dtype; bias1: [C].
         weight2: [C, C] (output, input), contiguous, x's dtype; bias2: [C].
         dilation: rows between taps, at least 1.
-        backend: "reference"; None leaves the choice to acefast.backends.
+        activated: snake1(x) if it is there already, like x; alpha1 and inv_beta1 are then not read.
+        wave: alpha and inv_beta of the snake that reads the result next; None: no second result.
+        keep: whether y itself is wanted beside the second result.
+        guarded: x, ``activated`` and ``out`` lie as acefast.guarded lays them, zeros in x's and ``activated``'s guards,
+            and results do so too, zeros in their guards. Else all are contiguous, and a kernel works on copies.
+        out: like what is returned, written and returned. Each may be x; none shares memory with ``activated``.
+        backend: "triton" (16 bits, widths that are ``fused``, dilation at most 10, not empty) or "reference"; None
+            leaves the choice to acefast.backends.
     Returns:
-        [B, L, C] in x's dtype.
+        y, [B, L, C] in x's dtype; with ``wave`` the pair of y, None unless ``keep``, and its snake.
     Raises:
         ValueError: a shape, dtype or layout is not as above.
         BackendUnavailable: the backend named cannot take this input.
     Source: OobleckResidualUnit in huggingface/diffusers autoencoder_oobleck.py.
     """
     check_shape(OP, "x", x, (None, None, None), "[B, L, C]")
-    check_contiguous(OP, "x", x)
+    check_rows(OP, "x", x, guarded)
     C = x.shape[2]
-    for name, wave in (("alpha1", alpha1), ("inv_beta1", inv_beta1), ("alpha2", alpha2), ("inv_beta2", inv_beta2)):
-        check_wave(OP, name, wave, C)
+    for name, values in (("alpha1", alpha1), ("inv_beta1", inv_beta1), ("alpha2", alpha2), ("inv_beta2", inv_beta2)):
+        check_wave(OP, name, values, C)
     check_shape(OP, "weight1", weight1, (C, TAPS, C), "[C, 7, C]")
     check_shape(OP, "weight2", weight2, (C, C), "[C, C]")
     for name, bias in (("bias1", bias1), ("bias2", bias2)):
@@ -112,7 +174,33 @@ def residual_unit(
         check_dtype(OP, name, weight, x)
     if dilation < 1:
         raise ValueError(f"{OP}: dilation must be at least 1, got {dilation}")
-    choose_backend(OP, backend, x.device, ORDER)
+    if activated is not None:
+        check_shape(OP, "activated", activated, x.shape, "[B, L, C]")
+        check_dtype(OP, "activated", activated, x)
+        check_rows(OP, "activated", activated, guarded)
+    check_results(OP, tuple(x.shape), "[B, L, C]", x, wave, keep, guarded, out)
+    if activated is not None and any(t is not None and _same_memory(t, activated) for t in _pair(out)):
+        raise ValueError(f"{OP}: out must not be activated, whose rows are read by their neighbours too")
+    fits = fused(C) and x.dtype in (torch.bfloat16, torch.float16) and TAPS // 2 * dilation <= GUARD and x.numel() > 0
+    if choose_backend(OP, backend, x.device, ORDER if fits else ()) == "triton":
+        from acefast.kernels.residual_unit import residual_unit as kernel
+
+        rows = x if guarded else with_guards(x)
+        if activated is None:
+            activated = snake(rows, alpha1, inv_beta1, guarded=True, backend="triton")
+        elif not guarded:
+            activated = with_guards(activated)
+        written = _outputs(rows, wave, keep, guarded=True, out=out if guarded else None)
+        second = (alpha2, inv_beta2, weight2, bias2)
+        kernel(rows, activated, weight1, bias1, *second, dilation=dilation, wave=wave, out=written)
+        results = tuple(t if guarded or t is None else _contiguous(t, o) for t, o in zip(written, _pair(out)))
+        return results[0] if wave is None else results
     return residual_unit_reference(
-        x, alpha1, inv_beta1, weight1, bias1, alpha2, inv_beta2, weight2, bias2, dilation=dilation
+        *(x, alpha1, inv_beta1, weight1, bias1, alpha2, inv_beta2, weight2, bias2),
+        dilation=dilation,
+        activated=activated,
+        wave=wave,
+        keep=keep,
+        guarded=guarded,
+        out=out,
     )

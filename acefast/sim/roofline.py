@@ -2,7 +2,8 @@
 
 Peaks are the makers' figures for dense bf16 with fp32 sums, for fp32 without tensor cores and for memory. ``JUDGED``
 holds what fraction of them a good kernel reaches and what a launch costs inside a CUDA graph: judged by hand, after
-published figures of FlashAttention-2, cuBLAS and streaming kernels on A100; measurements should replace it.
+published figures of FlashAttention-2, cuBLAS and streaming kernels on A100; measurements replace it
+(acefast/sim/calibrate.py).
 """
 
 from __future__ import annotations
@@ -51,13 +52,20 @@ def floor_us(flops: float, bytes: float, sm: int, *, dots: bool) -> float:
 
 
 def predicted_us(
-    flops: float, bytes: float, sm: int, *, dots: bool, attention: bool = False, launches: int = 1
+    flops: float,
+    bytes: float,
+    sm: int,
+    *,
+    dots: bool,
+    attention: bool = False,
+    launches: int = 1,
+    judged: Judged = JUDGED,
 ) -> float:
     """At the judged fractions of the peaks, launches included."""
-    gpu, j = GPUS[sm], JUDGED
+    gpu, j = GPUS[sm], judged
     peak = gpu.bf16 * (j.attention if attention else j.matmul) if dots else gpu.fp32 * j.fp32
-    resident = _bandwidth(bytes, gpu) > gpu.bandwidth
-    bandwidth = _bandwidth(bytes, gpu) * (1.0 if resident else j.memory)
+    resident = bytes <= gpu.l2 * j.l2_share * 1e6
+    bandwidth = gpu.bandwidth * (j.l2_gain if resident else j.memory)
     each = j.matmul_launch_us if dots else j.launch_us
     return max(flops / (peak * 1e6), bytes / (bandwidth * 1e3)) + launches * each
 

@@ -20,7 +20,7 @@ from acefast.sim.driver import BLOCK_SHARED_LIMIT, Argument, Launch, dry_run
 from acefast.sim.errors import SimError
 from acefast.sim.launch import launch
 from acefast.sim.resources import Resources, read_kernel
-from acefast.sim.roofline import floor_us, predicted_us
+from acefast.sim.roofline import JUDGED, Judged, floor_us, predicted_us
 from acefast.sim.tensors import Arrays, copy_of, share_memory, tensors_of
 
 FIGURES = (
@@ -88,7 +88,7 @@ class Simulated:
         }
 
 
-def study(case: Case, sm: int = 80) -> dict[str, Any]:
+def study(case: Case, sm: int = 80, judged: Judged = JUDGED) -> dict[str, Any]:
     """All that is found out about a case, as plain data.
 
     A figure is None where there is none: the simulator does not run what is compiled for ``sm``, or the kernel has a
@@ -117,14 +117,14 @@ def study(case: Case, sm: int = 80) -> dict[str, Any]:
             found.append(str(error))
         figures |= simulated.row() if simulated else {}
         found += faults(case, compiled, simulated)
-    attention, launches = "attention" in case.kernel, figures["launches"] or 1
+    words = {"attention": "attention" in case.kernel, "launches": figures["launches"] or 1, "judged": judged}
     return {
         "kernel": case.kernel,
         "config": case.config,
         "sm": sm,
         **figures,
         "floor_us": round(floor_us(*counted, dots=case.dots), 2),
-        "predicted_us": round(predicted_us(*counted, dots=case.dots, attention=attention, launches=launches), 2),
+        "predicted_us": round(predicted_us(*counted, dots=case.dots, **words), 2),
         "faults": found,
     }
 

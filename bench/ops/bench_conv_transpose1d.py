@@ -13,18 +13,21 @@ BLOCKS = [(25, 2048, 1024, 10), (250, 1024, 512, 6), (1500, 512, 256, 4), (6000,
 
 @pytest.mark.parametrize("rate, Cin, Cout, stride", BLOCKS)
 @pytest.mark.parametrize("seconds", (5,))
-def bench_conv_transpose1d(op_benchmark, device, dtype, backend, rate, Cin, Cout, stride, seconds):
+@pytest.mark.parametrize("waved", (False, True), ids=("y", "y and snake"))
+def bench_conv_transpose1d(op_benchmark, device, dtype, backend, rate, Cin, Cout, stride, seconds, waved):
     x = torch.randn(1, rate * seconds, Cin, device=device, dtype=dtype)
     weight = (torch.randn(2 * Cin, stride * Cout, device=device) / (2 * Cin) ** 0.5).to(dtype)
     bias = torch.randn(Cout, device=device, dtype=dtype)
+    wave = tuple(torch.rand(2, Cout, device=device) + 0.5) if waved else None
     op_benchmark(
         conv_transpose1d,
         x,
         weight,
         bias,
         stride=stride,
+        wave=wave,
         reference=conv_transpose1d_reference,
         backend=backend,
-        bytes=x.nbytes + weight.nbytes + x.shape[1] * stride * Cout * x.itemsize,
+        bytes=x.nbytes + weight.nbytes + (1 + waved) * x.shape[1] * stride * Cout * x.itemsize,
         flops=2 * x.shape[1] * weight.numel(),
     )

@@ -9,9 +9,11 @@ import torch
 
 pytest.importorskip("triton", "3.9", reason="triton 3.9 is not installed")
 
+from acefast.models.v15.vae_tile import DecoderTile
 from acefast.sim.interpreter import interpreted
 from tests.gpu import test_kernels_gpu as gpu
 from tests.gpu import test_step_gpu as gpu_steps
+from tests.gpu import test_vae_gpu as gpu_vae
 from tests.sim.toy_cases import IN_PLACE, SCALE, with_fault
 
 FEW = replace(SCALE, real=lambda device: SCALE.small(torch.Generator().manual_seed(1)))
@@ -21,6 +23,7 @@ FEW = replace(SCALE, real=lambda device: SCALE.small(torch.Generator().manual_se
 def on_the_cpu(monkeypatch):
     monkeypatch.setattr(gpu, "DEVICE", "cpu")
     monkeypatch.setattr(gpu_steps, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu_vae, "DEVICE", "cpu")
     with interpreted(checks=False):
         yield
 
@@ -51,6 +54,16 @@ def test_a_sound_song_passes_and_a_wrong_one_is_found(monkeypatch):
     monkeypatch.setattr(gpu_steps.Step, "launch", lambda self, both, *rest: launch(self, False, *rest))  # unguided
     with pytest.raises(AssertionError):
         gpu_steps.test_songs_are_as_near_to_fp32_as_the_references_and_the_same_bits_again(*given)
+
+
+@pytest.mark.slow
+def test_sound_audio_passes_and_wrong_audio_is_found(monkeypatch):
+    given = (gpu_vae.SMALL, gpu_vae.vae.Decoder, torch.float16)
+    gpu_vae.test_songs_are_as_near_to_fp32_as_the_references_and_the_same_bits_in_any_tile(*given)
+    load = DecoderTile.load
+    monkeypatch.setattr(DecoderTile, "load", lambda tile, latents, place: load(tile, 1.01 * latents, place))
+    with pytest.raises(AssertionError):
+        gpu_vae.test_songs_are_as_near_to_fp32_as_the_references_and_the_same_bits_in_any_tile(*given)
 
 
 def test_what_a_replay_changed_is_put_back_and_new_integers_are_zero():

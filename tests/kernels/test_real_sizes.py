@@ -11,12 +11,16 @@ import torch
 pytest.importorskip("triton", "3.9", reason="triton 3.9 is not installed")
 
 from acefast.ops.apg import apg
+from acefast.ops.audio_conv1d import audio_conv1d, peak_slots
 from acefast.ops.conv1d import conv1d
+from acefast.ops.conv_transpose1d import conv_transpose1d
 from acefast.ops.cross_attention import cross_attention
 from acefast.ops.linear_swiglu import linear_swiglu
+from acefast.ops.pcm import pcm
 from acefast.ops.philox import philox_normal
 from acefast.ops.qk_norm_rope import qk_norm_rope, rope_table
 from acefast.ops.residual_norm import residual_norm
+from acefast.ops.residual_unit import residual_unit
 from acefast.ops.sampler_step import clock, sampler_step, step_table
 from acefast.ops.self_attention import self_attention
 from acefast.ops.snake import snake
@@ -96,6 +100,30 @@ def test_linear_swiglu(normal, dtype):
     check(linear_swiglu, normal(1, ROWS, H, valid=TOKENS), normal(2 * I, H) / H**0.5, dtype=dtype, valid=TOKENS)
 
 
+@pytest.mark.parametrize("rows, Cin, Cout, stride", [pytest.param(8, 2048, 1024, 10, marks=SLOW), (150, 256, 128, 4)])
+def test_conv_transpose1d(normal, dtype, rows, Cin, Cout, stride, rng):
+    if dtype == torch.float32:
+        pytest.skip("the kernel takes 16 bits")
+    weight, wave = (
+        normal(2 * Cin, stride * Cout) / (2 * Cin) ** 0.5,
+        (torch.rand(2, Cout, generator=rng) + 0.5).unbind(),
+    )
+    check(conv_transpose1d, normal(1, rows, Cin), weight, normal(Cout), stride=stride, wave=wave, dtype=dtype)
+
+
+def test_audio_conv1d(normal, dtype):
+    if dtype == torch.float32:
+        pytest.skip("the kernel takes 16 bits")
+    x, weight, song = normal(1, 1920, 128), normal(2, 7, 128) / 30, torch.zeros(2, 1, 2, 4000)  # a latent frame
+    options = [{"out": out, "peaks": torch.zeros(1, peak_slots(1920))} for out in song]
+    place = torch.tensor([40, 1900, 2100], dtype=torch.int32)
+    with interpreted():
+        audio_conv1d(x, weight, place=place, **options[0], backend="triton")
+    audio_conv1d(x, weight, place=place, **options[1], backend="reference")
+    for got, want in zip(options[0].values(), options[1].values()):
+        assert float((got.double() - want).norm() / want.double().norm()) <= GATE[torch.float32]
+
+
 def test_sampler_step(normal, dtype, rng):
     x, v = torch.randn(1, FRAMES, 64, generator=rng), normal(1, 2 * ROWS, 64, valid=FRAMES)[:, :FRAMES]
     table, copies = step_table([1.0, 0.5]), [torch.zeros(1, 2 * ROWS, 64, dtype=dtype) for _ in range(2)]
@@ -119,6 +147,26 @@ def test_philox():
     with interpreted():
         got = philox_normal([7], (FRAMES, 64), backend="triton")
     assert torch.equal(got, philox_normal([7], (FRAMES, 64), backend="reference"))
+
+
+@pytest.mark.parametrize("peaks", (True, False), ids=("peaks given", "peaks looked for"))
+def test_pcm(rng, peaks):
+    audio = 3 * torch.randn(1, 2, FRAMES * 1920, generator=rng)
+    levels, found = torch.tensor([10 ** (-1 / 20)], dtype=torch.float64), audio.abs().view(1, 480, -1).amax(2)
+    with interpreted():
+        got = pcm(audio, levels, peaks=found if peaks else None, backend="triton")
+    assert torch.equal(got, pcm(audio, levels, backend="reference"))
+
+
+@pytest.mark.parametrize("C", (128, 256))
+def test_residual_unit(normal, dtype, C):
+    """A slice of the decoder's rows: two tiles and a part of one."""
+    if dtype == torch.float32:
+        pytest.skip("the kernel takes 16 bits")
+    waves = [normal(C).float().abs() for _ in range(6)]
+    weight1, weight2 = normal(C, 7, C) / (7 * C) ** 0.5, normal(C, C) / C**0.5
+    given = *waves[:2], weight1, normal(C), *waves[2:4], weight2, normal(C)
+    check(residual_unit, normal(1, 300, C), *given, dilation=9, wave=tuple(waves[4:]), dtype=dtype)
 
 
 def test_snake(normal, dtype):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from acefast.backends import BackendUnavailable
+from acefast.guarded import GUARD, elements, guarded, is_guarded, whole, with_guards
 from acefast.ops.conv_transpose1d import conv_transpose1d, conv_transpose_weight
+from acefast.ops.snake import snake
 
 GATE = {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}  # relative L2
 SHAPES = [(1, 1, 1, 1, 2), (2, 7, 3, 5, 4), (3, 50, 16, 8, 6), (1, 33, 16, 8, 10)]  # one row; odd; a batch; widest
@@ -70,6 +74,48 @@ def test_songs_of_a_batch_do_not_meet_and_no_input_is_modified():
         assert relative(conv_transpose1d(x, weight, bias, stride=4)[1], y[1]) <= GATE[dtype]
 
 
+def poisoned(shape, dtype, laid):
+    """Rows of NaN, guards included where there are any."""
+    memory = torch.full((elements(*shape),), torch.nan, dtype=dtype)
+    return (
+        guarded(*shape, dtype=dtype, device=memory.device, memory=memory)
+        if laid
+        else memory[: math.prod(shape)].view(shape)
+    )
+
+
+@pytest.mark.parametrize("dtype", GATE, ids=str)
+@pytest.mark.parametrize("keep", (True, False))
+@pytest.mark.parametrize("laid", (True, False), ids=("guarded", "contiguous"))
+def test_the_next_snake_is_a_second_result(keep, laid, dtype):
+    """Of new memory and of memory given, whose guards hold what was there before."""
+    B, L, stride = 2, 9, 4
+    x, weight, bias = inputs(B, L, 16, 8, stride, dtype)
+    weight, wave = conv_transpose_weight(weight), (torch.rand(8) + 0.5, torch.rand(8))
+    y = conv_transpose1d(x, weight, bias, stride=stride)
+    into = [poisoned(y.shape, dtype, laid) for _ in range(2)]
+    into = (into[0] if keep else None, into[1])
+    options = dict(stride=stride, wave=wave, keep=keep, guarded=laid)
+    for out in (None, into):
+        got = conv_transpose1d(with_guards(x) if laid else x, weight, bias, **options, out=out)
+        assert out is None or all(a is b for a, b in zip(got, out))
+        assert (got[0] is not None) == keep
+        for have, want in zip(got, (y, snake(y, *wave))):
+            if have is not None:
+                assert torch.equal(have, want) and (is_guarded(have) if laid else have.is_contiguous())
+                assert not laid or ((whole(have)[:, :GUARD] == 0).all() and (whole(have)[:, -GUARD:] == 0).all())
+
+
+@pytest.mark.parametrize("laid", (True, False), ids=("guarded", "contiguous"))
+def test_one_result_goes_where_it_is_told(laid):
+    x, weight, bias = inputs(2, 9, 16, 8, 2)
+    weight = conv_transpose_weight(weight)
+    y = conv_transpose1d(x, weight, bias, stride=2)
+    out = poisoned(y.shape, y.dtype, laid)
+    x = with_guards(x) if laid else x
+    assert conv_transpose1d(x, weight, bias, stride=2, guarded=laid, out=out) is out and torch.equal(out, y)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -80,6 +126,11 @@ def test_songs_of_a_batch_do_not_meet_and_no_input_is_modified():
         (dict(weight=torch.ones(8, 20)), r"weight must be \[2 \* Cin, stride \* Cout\] = \[16, 20\], got \[8, 20\]"),
         (dict(weight=torch.ones(20, 16).T), r"conv_transpose1d: weight must be contiguous"),
         (dict(weight=torch.ones(16, 20).bfloat16()), r"conv_transpose1d: weight must have x's dtype"),
+        (dict(guarded=True), r"conv_transpose1d: x must lie between guards"),
+        (dict(keep=False), r"conv_transpose1d: keep=False needs a wave"),
+        (dict(wave=(torch.ones(5), torch.ones(4))), r"conv_transpose1d: wave\[1\] must be \[C\] = \[5\], got \[4\]"),
+        (dict(out=torch.ones(1, 12, 4)), r"out must be \[B, stride \* L, Cout\] = \[1, 12, 5\], got \[1, 12, 4\]"),
+        (dict(out=torch.ones(1, 12, 5).half()), r"conv_transpose1d: out must have x's dtype"),
         (dict(bias=torch.ones(1, 5)), r"conv_transpose1d: bias must be \[Cout\]"),
         (dict(bias=torch.ones(5).bfloat16()), r"conv_transpose1d: bias must have x's dtype"),
     ],

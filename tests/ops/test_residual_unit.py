@@ -8,7 +8,9 @@ import torch.nn.functional as F
 
 import acefast.ops.residual_unit
 from acefast.backends import BackendUnavailable
+from acefast.guarded import GUARD, guarded, is_guarded, whole, with_guards
 from acefast.ops.residual_unit import residual_unit
+from acefast.ops.snake import snake
 
 GATE = {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}  # relative L2
 NAMES = ("x", "alpha1", "inv_beta1", "weight1", "bias1", "alpha2", "inv_beta2", "weight2", "bias2")
@@ -67,6 +69,62 @@ def test_songs_of_a_batch_do_not_meet_and_no_input_is_modified():
         assert torch.equal(residual_unit(*arguments, dilation=3)[1], y[1])
 
 
+@pytest.mark.parametrize("dtype", GATE, ids=str)
+@pytest.mark.parametrize("keep", (True, False))
+def test_next_snake_and_given_activation_are_the_ops_one_after_another(keep, dtype):
+    arguments = inputs(2, 40, 8, dtype)
+    wave = arguments[1] + 0.3, arguments[2] + 0.1
+    activated = snake(*arguments[:3])
+    want = residual_unit(*arguments, dilation=9)
+    got = residual_unit(*arguments, dilation=9, activated=activated, wave=wave, keep=keep)
+    assert torch.equal(got[0], want) if keep else got[0] is None
+    assert torch.equal(got[1], snake(want, *wave))
+    arguments[1] = arguments[2] = torch.full((8,), torch.nan)
+    assert torch.equal(residual_unit(*arguments, dilation=9, activated=activated), want)
+
+
+def poisoned(x, **options):
+    """Rows like x's in memory that is NaN all over, guards included."""
+    rows = guarded(*x.shape, dtype=x.dtype, device=x.device, **options)
+    whole(rows).fill_(torch.nan)
+    return rows
+
+
+@pytest.mark.parametrize("given", (True, False))
+@pytest.mark.parametrize("keep", (True, False))
+def test_guarded_rows_come_out_between_zeros(keep, given):
+    arguments = inputs(2, 40, 8, torch.bfloat16)
+    wave = arguments[1] + 0.3, arguments[2] + 0.1
+    plain = residual_unit(*arguments, dilation=3, wave=wave, keep=keep)
+    options = {"dilation": 3, "wave": wave, "keep": keep, "guarded": True}
+    if given:
+        options["activated"] = with_guards(snake(*arguments[:3]))
+    arguments[0] = with_guards(arguments[0])
+    out = (poisoned(arguments[0]) if keep else None, poisoned(arguments[0]))
+    for got in (residual_unit(*arguments, **options), residual_unit(*arguments, **options, out=out), out):
+        assert len(got) == 2 and (got[0] is not None) == keep
+        for t, want in zip(got, plain):
+            if t is not None:
+                assert is_guarded(t) and torch.equal(t, want)
+                assert not whole(t)[:, :GUARD].any() and not whole(t)[:, -GUARD:].any()
+
+
+@pytest.mark.parametrize("dtype", GATE, ids=str)
+def test_results_may_be_written_over_x(monkeypatch, dtype):
+    monkeypatch.setattr(acefast.ops.residual_unit, "block_elements", lambda device: 1)  # blocks of 4 C = 16 rows
+    arguments = inputs(2, 40, 4, dtype)
+    wave = arguments[1] + 0.3, arguments[2] + 0.1
+    y, waved = residual_unit(*arguments, dilation=3, wave=wave)
+    x = arguments[0].clone()
+    for options in ({}, {"activated": snake(*arguments[:3])}):
+        assert residual_unit(*arguments, dilation=3, out=arguments[0], **options) is arguments[0]
+        assert torch.equal(arguments[0], y)
+        arguments[0].copy_(x)
+        residual_unit(*arguments, dilation=3, wave=wave, keep=False, out=(None, arguments[0]), **options)
+        assert torch.equal(arguments[0], waved)
+        arguments[0].copy_(x)
+
+
 @pytest.mark.parametrize(
     "name, value, message",
     [
@@ -81,12 +139,30 @@ def test_songs_of_a_batch_do_not_meet_and_no_input_is_modified():
         ("bias1", torch.ones(7), r"residual_unit: bias1 must be \[C\] = \[8\], got \[7\]"),
         ("bias2", torch.ones(8).bfloat16(), r"residual_unit: bias2 must have x's dtype"),
         ("dilation", 0, r"residual_unit: dilation must be at least 1, got 0"),
+        ("activated", torch.ones(1, 5, 8), r"residual_unit: activated must be \[B, L, C\] = \[1, 4, 8\]"),
+        ("wave", (torch.ones(7), torch.ones(8)), r"residual_unit: wave\[0\] must be \[C\] = \[8\], got \[7\]"),
+        ("wave", (torch.ones(8), torch.ones(8).half()), r"residual_unit: wave\[1\] must be torch.float32"),
+        ("keep", False, r"residual_unit: keep=False needs a wave"),
+        ("guarded", True, r"residual_unit: x must lie between guards"),
+        ("out", torch.ones(1, 4, 9), r"residual_unit: out must be \[B, L, C\] = \[1, 4, 8\], got \[1, 4, 9\]"),
+        ("out", torch.ones(1, 4, 8).half(), r"residual_unit: out must have x's dtype"),
+        ("out", (None, torch.ones(1, 4, 8)), r"residual_unit: out must be a tensor, got tuple"),
     ],
 )
 def test_wrong_arguments_are_named(name, value, message):
     arguments = dict(zip(NAMES, inputs(1, 4, 8)), dilation=1) | {name: value}
     with pytest.raises(ValueError, match=message):
         residual_unit(**arguments)
+
+
+def test_out_that_does_not_match_what_is_asked_for_is_refused():
+    arguments = inputs(1, 4, 8)
+    wave, y = (torch.ones(8), torch.ones(8)), torch.empty(1, 4, 8)
+    for keep, out in ((True, y), (True, (None, y)), (False, (y, y)), (False, (None, None)), (True, (y,))):
+        with pytest.raises(ValueError, match="residual_unit: with a wave, out must be a pair"):
+            residual_unit(*arguments, dilation=1, wave=wave, keep=keep, out=out)
+    with pytest.raises(ValueError, match="residual_unit: out must not be activated"):
+        residual_unit(*arguments, dilation=1, activated=y, wave=wave, out=(torch.empty(1, 4, 8), y))
 
 
 def test_a_backend_without_a_kernel_is_refused():

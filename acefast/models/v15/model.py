@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ from acefast.models.v15.codes import AudioDetokenizer, AudioTokenizer
 from acefast.models.v15.conditions import ConditionEncoder
 from acefast.models.v15.dit import DiT
 from acefast.models.v15.step import Step
-from acefast.models.v15.tasks import REFERENCE_STREAM, build_task, posterior
+from acefast.models.v15.tasks import REFERENCE_STREAM, build_task, continuation, posterior
+from acefast.models.v15.vae_range import load_coder
+from acefast.ops.pcm import pcm
 from acefast.ops.sampler_step import Repaint
 from acefast.options import listed
 from acefast.prompts import LYRIC_TOKENS, TEXT_TOKENS, Tokens, lost_hints, lyric_prompt, text_prompt, tokenize
@@ -38,7 +40,7 @@ class Model:
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
         self.config, self.traits = checkpoint.config, checkpoint.traits
         self.tokenizer = checkpoint.tokenizer()
-        self.decoder = self._load(vae.Decoder, checkpoint.vae_config, vae.compute_dtype(dtype, device))
+        self.decoder = self._coder(vae.Decoder)
         self.text_encoder = load_text_encoder(checkpoint, device, dtype)
         self.condition_encoder = self._load(ConditionEncoder, self.config)
         self.transformer = self._load(DiT, self.config)
@@ -46,7 +48,7 @@ class Model:
     @cached_property
     def encoder(self) -> nn.Module:
         """The audio encoder, for tasks with source or reference audio."""
-        return self._load(vae.Encoder, self.checkpoint.vae_config, vae.compute_dtype(self.dtype, self.device))
+        return self._coder(vae.Encoder)
 
     @cached_property
     def audio_tokenizer(self) -> nn.Module:
@@ -57,6 +59,9 @@ class Model:
     def audio_detokenizer(self) -> nn.Module:
         """5 Hz codes to latent hints, for covers and codes."""
         return self._load(AudioDetokenizer, self.config)
+
+    def _coder(self, kind: type[nn.Module]) -> nn.Module:
+        return load_coder(partial(self._load, kind, self.checkpoint.vae_config), self.dtype, self.device)
 
     def _load(self, kind: type[nn.Module], config: object, dtype: torch.dtype | None = None) -> nn.Module:
         with torch.device("meta"):
@@ -86,6 +91,10 @@ class Model:
             to_codes=self.codes,
             from_codes=self.hints,
         )
+
+    def continuation(self, frames: int, kept: Tensor | None = None) -> Task:
+        """A song of ``frames`` frames that goes on from its first latents, ``kept`` [1, n, D]; None: all is made."""
+        return continuation(frames, kept, self.silence(frames))
 
     def conditions(
         self,
@@ -271,10 +280,29 @@ class Model:
         """[1, 5 * n, D] float32 latents of 5 Hz codes."""
         return self.audio_detokenizer(torch.tensor([codes], device=self.device)).float()
 
-    def decode(self, latents: Tensor, on_tile: Callable[[int, int], None] | None = None) -> Tensor:
-        """[B, T, D] latents to audio [B, 2, 1920 * T] float32 on the CPU, tile by tile."""
-        return vae.decode(self.decoder, latents, on_tile=on_tile).cpu()
+    def decode(
+        self, latents: Tensor, on_tile: Callable[[int, int], None] | None = None, level: float | None = None
+    ) -> Tensor:
+        """[B, T, D] latents to audio [B, 2, 1920 * T] float32 on the CPU, tile by tile.
 
-    def decode_tiles(self, latents: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """(first frame, audio) of each tile, as it is decoded."""
-        return vae.decode_tiles(self.decoder, latents)
+        Args:
+            level: each song's peak, in dBFS; None leaves it as decoded, as does a sample that is NaN or infinite.
+        """
+        audio, peaks = vae.decode(self.decoder, latents, on_tile=on_tile)
+        if level is not None:
+            levels = torch.full((len(audio),), 10 ** (level / 20), dtype=torch.float64)  # on the CPU: mps has no fp64
+            pcm(audio, levels, peaks=peaks, out=audio)
+        return audio.cpu()
+
+    def decode_tiles(self, latents: Tensor, keep: tuple[int, int] | None = None) -> Iterator[tuple[int, Tensor]]:
+        """(first frame, audio [B, 2, N] float32 on the CPU) of each tile as it is decoded: the bits of ``decode``.
+
+        ``keep``: the frames from the one to before the other, with the rest as their context; None decodes all.
+        """
+        for first, audio in vae.decode_tiles(self.decoder, latents, keep=keep):
+            yield first, audio.cpu()
+
+    @property
+    def context_frames(self) -> int:
+        """How many frames on either side a frame's audio depends on."""
+        return self.decoder.halo

@@ -69,6 +69,19 @@ def build_task(
     return Task(frames, seconds, clean, _whole(request, frames, mask), clean)
 
 
+def continuation(frames: int, kept: Tensor | None, silence: Tensor) -> Task:
+    """What goes on from the latents ``kept`` [1, n, D], as an extension of them would: a song of ``frames`` frames.
+
+    Args:
+        silence: [1, frames, D], where it is made.
+    """
+    if kept is None:
+        return Task(frames, frames * HOP / RATE, silence, torch.ones(frames))
+    made = (torch.arange(frames) >= kept.shape[1]).float()
+    source = torch.cat([kept, silence[:, kept.shape[1] :]], 1)
+    return Task(frames, frames * HOP / RATE, source, made, source, made=made)
+
+
 def _from_codes(request: Request, silence: Callable[[int], Tensor], from_codes: Callable[[list[int]], Tensor]) -> Task:
     source = from_codes(request.codes)
     if request.semantics == "official":

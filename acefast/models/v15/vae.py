@@ -10,6 +10,9 @@ the song's end; consecutive ones overlap by the receptive field (decoder 9 frame
 the decoder drops rows as soon as no later layer needs them, which leaves of the overlap about one frame's work, and
 the two layers next to the audio, where a frame is 1 MB, run over *spans* of rows that fit a CPU's outer cache.
 
+Where Triton's kernels are in force a tile is a list of launches on static memory instead, longer and computed whole:
+see acefast.models.v15.vae_tile. There a row's bits do not depend on the tile it is in.
+
 Source: AutoencoderOobleck in huggingface/diffusers autoencoder_oobleck.py.
 """
 
@@ -17,12 +20,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acefast.backends import cpu_multiplies
+from acefast.backends import cpu_multiplies, emulated_sm
 from acefast.checks import check_shape
 from acefast.models.v15.config import VAEConfig
 from acefast.models.v15.vae_layers import (
@@ -36,38 +40,33 @@ from acefast.models.v15.vae_layers import (
     snake_entries,
     unit_entries,
 )
+from acefast.models.v15.vae_tile import DecoderTile, EncoderTile
+from acefast.models.v15.vae_tiling import Window, on_kernels, tiles
+from acefast.ops.audio_conv1d import peak_slots
 from acefast.weights import WeightTable
 
-TILE_FRAMES = {"decode": 128, "encode": 256}
 SPAN_ROWS = 4096  # at the inner end of the two blocks next to the audio: 17 frames, 17 MB at 48 kHz in fp32
 SPAN_BLOCKS = 2
 
 OnTile = Callable[[int, int], None]  # latent frames done, of how many
 
 
+class Decoded(NamedTuple):
+    """A batch of songs on the decoder's device."""
+
+    audio: Tensor  # [B, 2, 1920 * T] fp32
+    peaks: Tensor | None  # [B, n] fp32: a song's largest is its largest |sample|; None: nobody has looked
+
+
 def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """The dtype to load the autoencoder in when the pipeline's is ``dtype``.
 
-    The same, except on a CPU that is slow at it (two AVX-512 cores: 280-320 GFLOP/s in fp32, 55-150 in emulated bf16):
-    there it is fp32.
+    The same, except on a CPU that is slow at it (two AVX-512 cores: 280-320 GFLOP/s in fp32, 55-150 in emulated bf16)
+    and does not stand in for a GPU: there it is fp32.
     """
-    if device.type != "cpu" or cpu_multiplies(dtype):
+    if device.type != "cpu" or emulated_sm() or cpu_multiplies(dtype):
         return dtype
     return torch.float32
-
-
-def windows(length: int, size: int, halo: int) -> Iterator[tuple[int, int, int]]:
-    """Cover ``length`` rows by windows of ``size`` rows: (start of the window, first row to keep, end of those).
-
-    Kept rows are at least ``halo`` away from a window's edge, unless that is an end of the whole. All windows have
-    the same size, the last one ends where the whole ends; a single one of ``length`` rows if that is enough.
-    """
-    size, first = min(size, length), 0
-    while first < length:
-        start = min(max(first - halo, 0), length - size)
-        end = length if start + size == length else start + size - halo
-        yield start, first, end
-        first = end
 
 
 def _crop(x: Tensor, start: int, first: int, end: int) -> tuple[Tensor, int]:
@@ -95,6 +94,22 @@ class Decoder(nn.Module):
             rows = (units + 3 * stride // 2 - 1) // stride
             self.reach.insert(0, (rows, units))
         self.halo = rows + 3
+        self._tile: DecoderTile | None = None
+
+    def levels(self, frames: int) -> list[tuple[int, int]]:
+        """Rows and width of the activations of so many frames, before and after each block."""
+        levels = [(frames, len(self.conv1.weight))]
+        for block in self.block:
+            levels.append((levels[-1][0] * block.stride, len(block.conv_t1.bias)))
+        return levels
+
+    def tile(self, batch: int, frames: int) -> DecoderTile:
+        """Static memory and launches for tiles of so many frames; the last one is kept, and its memory for the next."""
+        kept = self._tile
+        if kept is None or not kept.fits(self.conv1.weight, batch, frames):
+            with torch.inference_mode(False):  # memory that may be written within it and outside
+                self._tile = DecoderTile(self, batch, frames, memory=kept and kept.memory)
+        return self._tile
 
     def forward(self, latents: Tensor, keep: tuple[int, int] | None = None) -> Tensor:
         """Decode latents, of which the frames outside ``keep`` are context only.
@@ -163,6 +178,22 @@ class Encoder(nn.Module):
         self.outer_hop = math.prod(strides[:SPAN_BLOCKS])
         self.outer_reach = _encoder_reach(0, strides[:SPAN_BLOCKS])
         self.halo = -(-_encoder_reach(1, strides) // self.hop)
+        self._tile: EncoderTile | None = None
+
+    def levels(self, frames: int, extra: int = 0) -> list[tuple[int, int]]:
+        """Rows and width of the activations of so many frames and samples, before and after each block."""
+        levels = [(frames * self.hop + extra, len(self.conv1.weight))]
+        for block in self.block:
+            levels.append((levels[-1][0] // block.conv1.stride, len(block.conv1.weight)))
+        return levels
+
+    def tile(self, batch: int, frames: int, extra: int = 0) -> EncoderTile:
+        """As ``Decoder.tile``; see ``EncoderTile`` for ``extra``."""
+        kept = self._tile
+        if kept is None or not kept.fits(self.conv1.weight, batch, frames, extra):
+            with torch.inference_mode(False):
+                self._tile = EncoderTile(self, batch, frames, extra, memory=kept and kept.memory)
+        return self._tile
 
     def forward(self, audio: Tensor) -> tuple[Tensor, Tensor]:
         """Encode audio.
@@ -180,7 +211,12 @@ class Encoder(nn.Module):
         x = torch.cat([self._outer(audio, lo, min(lo + span, rows)) for lo in range(0, rows, span)], dim=1)
         for block in self.block[SPAN_BLOCKS:]:
             x = block(x)
-        mean, scale = self.conv2(self.snake1(x)).float().chunk(2, dim=-1)
+        return self.posterior(self.conv2(self.snake1(x)))
+
+    @staticmethod
+    def posterior(moments: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, [B, T, 64] fp32 each, of what the last convolution says, [B, T, 128]."""
+        mean, scale = moments.float().chunk(2, dim=-1)
         return mean.contiguous(), F.softplus(scale) + 1e-4
 
     def _outer(self, audio: Tensor, lo: int, hi: int) -> Tensor:
@@ -217,32 +253,70 @@ def _encoder_reach(rows: int, strides: tuple[int, ...]) -> int:
     return rows + 3
 
 
-def decode_tiles(decoder: Decoder, latents: Tensor, tile_frames: int | None = None) -> Iterator[tuple[int, Tensor]]:
+def decode_tiles(
+    decoder: Decoder, latents: Tensor, tile_frames: int | None = None, keep: tuple[int, int] | None = None
+) -> Iterator[tuple[int, Tensor]]:
     """Decode a song tile by tile, from its start to its end.
 
     Args:
         latents: [B, T, 64].
-        tile_frames: latent frames that the network sees at a time, at least 19; None takes 128 (5.1 s). The same
-            number gives the same bits, whether or not the tiles are joined afterwards.
+        tile_frames: latent frames that the network sees at a time, at least 19; None takes 128 (5.1 s), of which the
+            first tile decodes 25 only, the second 50, and so on, and on a GPU's kernels as many as
+            ``frames_that_fit``. The same number gives the same bits, whether or not the tiles are joined afterwards;
+            on the kernels every number does.
+        keep: first frame to decode and the one after the last; the others are context only. None decodes all.
     Yields:
         First frame and audio [B, 2, 1920 * frames] fp32 of consecutive pieces.
     Raises:
         ValueError: a shape is wrong or a tile is no longer than its overlaps.
     """
-    for start, size, first, end in _tiles("decode", latents.shape[1], tile_frames, decoder.halo):
-        yield first, decoder(latents[:, start : start + size], (first - start, end - start))
+    windows = tiles("decode", decoder, len(latents), latents.shape[1], tile_frames, keep)
+    if not on_kernels(decoder):
+        for start, size, first, end in windows:
+            yield first, decoder(latents[:, start : start + size], (first - start, end - start))
+        return
+    decoded, hop = _memory(decoder, latents, windows), decoder.hop
+    for first, end in _launched(decoder, latents, windows, decoded):
+        yield first, decoded.audio[:, :, first * hop : end * hop]
 
 
-def decode(decoder: Decoder, latents: Tensor, tile_frames: int | None = None, on_tile: OnTile | None = None) -> Tensor:
-    """All of ``decode_tiles`` in one tensor, [B, 2, 1920 * T] fp32; ``on_tile`` hears of every tile."""
-    B, T, _ = latents.shape
-    hop = decoder.hop
+def decode(decoder: Decoder, latents: Tensor, tile_frames: int | None = None, on_tile: OnTile | None = None) -> Decoded:
+    """All of ``decode_tiles`` in one tensor; ``on_tile`` hears of every tile."""
+    B, T, hop = *latents.shape[:2], decoder.hop
+    if on_kernels(decoder):
+        windows = tiles("decode", decoder, B, T, tile_frames)
+        decoded = _memory(decoder, latents, windows)
+        for _, end in _launched(decoder, latents, windows, decoded):
+            if on_tile:
+                on_tile(end, T)
+        return decoded
     audio = torch.empty(B, decoder.channels, T * hop, device=latents.device)
     for first, piece in decode_tiles(decoder, latents, tile_frames):
         audio[:, :, first * hop : first * hop + piece.shape[2]] = piece
         if on_tile:
             on_tile(first + piece.shape[2] // hop, T)
-    return audio
+    return Decoded(audio, None)
+
+
+def _memory(decoder: Decoder, latents: Tensor, windows: list[Window]) -> Decoded:
+    """Where tiles put a song's audio and its peaks."""
+    B, T, _ = latents.shape
+    device, rows = latents.device, max((window.size for window in windows), default=0) * decoder.hop
+    audio = torch.empty(B, decoder.channels, T * decoder.hop, device=device)
+    return Decoded(audio, torch.zeros(B, peak_slots(rows), device=device))
+
+
+def _launched(decoder: Decoder, latents: Tensor, windows: list[Window], decoded: Decoded) -> Iterator[tuple[int, int]]:
+    """Launch tile after tile; yields the first frame and the one after the last of what then is decoded."""
+    check_shape("Decoder", "latents", latents, (None, None, decoder.latent_channels), "[B, T, latent channels]")
+    hop = decoder.hop
+    places = [((first - start) * hop, (end - start) * hop, first * hop) for start, _, first, end in windows]
+    places = torch.tensor(places, dtype=torch.int32).to(latents.device)
+    for (start, size, first, end), place in zip(windows, places):
+        tile = decoder.tile(len(latents), size)  # asked for each time: while this waits, others may decode
+        tile.load(latents[:, start : start + size], place)
+        tile.launch(*decoded)
+        yield first, end
 
 
 def encode(
@@ -252,7 +326,8 @@ def encode(
 
     Args:
         audio: [B, 2, N], N at least 1920; samples beyond the last whole frame give no frame of their own.
-        tile_frames: frames of audio that the network sees at a time, at least 15; None takes 256 (10.2 s).
+        tile_frames: frames of audio that the network sees at a time, at least 15; None takes 256 (10.2 s), on a GPU's
+            kernels as ``decode_tiles``.
         on_tile: hears of every tile.
     Returns:
         Mean and standard deviation, both [B, N // 1920, 64] fp32.
@@ -261,20 +336,19 @@ def encode(
     """
     encoder.check(audio)
     hop, T = encoder.hop, audio.shape[2] // encoder.hop
+    extra, launched = audio.shape[2] - T * hop, on_kernels(encoder)
     means, stds = [], []
-    for start, size, first, end in _tiles("encode", T, tile_frames, encoder.halo):
-        stop = audio.shape[2] if start + size == T else (start + size) * hop
-        mean, std = encoder(audio[:, :, start * hop : stop])
+    for start, size, first, end in tiles("encode", encoder, len(audio), T, tile_frames):
+        if launched:
+            tile = encoder.tile(len(audio), size, extra)
+            tile.load(audio[:, :, start * hop : (start + size) * hop + extra])
+            tile.launch()
+            mean, std = encoder.posterior(tile.moments[..., : 2 * encoder.latent_channels])
+        else:
+            stop = audio.shape[2] if start + size == T else (start + size) * hop
+            mean, std = encoder(audio[:, :, start * hop : stop])
         means.append(mean[:, first - start : end - start])
         stds.append(std[:, first - start : end - start])
         if on_tile:
             on_tile(end, T)
     return torch.cat(means, dim=1), torch.cat(stds, dim=1)
-
-
-def _tiles(what: str, frames: int, tile_frames: int | None, halo: int) -> Iterator[tuple[int, int, int, int]]:
-    size = TILE_FRAMES[what] if tile_frames is None else tile_frames
-    if size <= 2 * halo:
-        raise ValueError(f"{what}: tile_frames must be at least {2 * halo + 1}, got {size}")
-    for start, first, end in windows(frames, size, halo):
-        yield start, min(size, frames), first, end

@@ -1,0 +1,255 @@
+"""A tile of the audio autoencoder on a GPU's static memory: the same launches on the same addresses, tile after tile.
+
+An arena of three pieces of memory holds all activations, as guarded rows (acefast.guarded) of whatever level is at
+work: ``x``, what the next residual adds to; ``activated``, the snake of it that the next convolution reads; and a
+``free`` one, where the next snake goes. Every launch stores what its readers need, so no snake has a launch of its own:
+
+    decoder  first convolution; five times a transposed one and three residual units; last convolution
+    encoder  first convolution; five times three residual units and a strided convolution; last convolution
+
+A unit is one launch up to 256 channels and two beyond, which makes 28 for the published decoder, 28 for its encoder.
+What differs from tile to tile lies on the device: latents or samples, and which rows of a tile's audio go where.
+
+A tile sees zeros beyond its ends, as a song does. Widths are filled up to multiples of 16 by channels whose weights,
+biases and snakes are zero; a published checkpoint has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from acefast.guarded import elements, guarded
+from acefast.models.v15.vae_layers import Conv, ResidualUnit, Snake
+from acefast.ops.audio_conv1d import audio_conv1d
+from acefast.ops.conv1d import conv1d
+from acefast.ops.conv_transpose1d import conv_transpose1d
+from acefast.ops.residual_unit import TAPS, fused, residual_unit
+
+if TYPE_CHECKING:
+    from acefast.models.v15.vae import Decoder, Encoder
+
+WIDTH = 16  # of which a width is a multiple: the smallest tile of a matrix product
+
+Wave = tuple[Tensor, Tensor]  # a snake's alpha and inv_beta
+
+
+class Unit(NamedTuple):
+    """A residual unit as its op takes it."""
+
+    wave1: Wave
+    weight1: Tensor
+    bias1: Tensor
+    wave2: Wave
+    weight2: Tensor
+    bias2: Tensor
+    dilation: int
+
+
+class Tile:
+    """What a decoder's and an encoder's tile have in common: the arena, and the list of launches made of the layers."""
+
+    def __init__(self, levels: list[tuple[int, int]], batch: int, like: Tensor, memory: Tensor | None) -> None:
+        """
+        Args:
+            levels: rows and width of the activations between a change of either.
+            like: a weight: its dtype and device are the activations'.
+            memory: another tile's, which is taken if it suffices.
+        """
+        self.batch, self.like = batch, like
+        piece = max(elements(batch, rows, padded(width)) for rows, width in levels)
+        if memory is None or memory.numel() < 3 * piece or memory.dtype != like.dtype or memory.device != like.device:
+            memory = like.new_empty(3 * piece)
+        self.memory = memory
+        self._pieces = list(memory[: 3 * piece].split(piece))  # x, activated, free
+        self.launches: list[partial] = []
+
+    @property
+    def static(self) -> list[Tensor]:
+        """All tensors of the launches, which a graph may count on."""
+        values = [v for launch in self.launches for v in (*launch.args, *launch.keywords.values())]
+        values = [t for v in values for t in (v if isinstance(v, tuple) else (v,))]
+        return [self.memory, *(t for t in values if isinstance(t, Tensor))]
+
+    def fits(self, weight: Tensor, batch: int, *size: int) -> bool:
+        """Whether this is a tile of such weights, songs and size."""
+        where = (self.memory.dtype, self.memory.device) == (weight.dtype, weight.device)
+        return where and self.like is weight and (self.batch, self.size) == (batch, size)
+
+    def launch(self) -> None:
+        """The tile's launches and nothing else."""
+        for launch in self.launches:
+            launch()
+
+    def _add(self, op: Callable, *args: Tensor | None, **options: object) -> None:
+        self.launches.append(partial(op, *args, **options, guarded=True))
+
+    def _rows(self, rows: int, width: int) -> list[Tensor]:
+        """x, activated and free memory, [B, rows, width] each."""
+        options = dict(dtype=self.like.dtype, device=self.like.device)
+        return [guarded(self.batch, rows, width, memory=piece, **options) for piece in self._pieces]
+
+    def _turn(self) -> None:
+        """What was written last to the free piece is what is read next."""
+        x, activated, free = self._pieces
+        self._pieces = [x, free, activated]
+
+    def _units(self, units: list[Unit], rows: int, after: Wave) -> None:
+        """A block's units: from x and its first snake, leave the snake ``after`` of the last as what is activated."""
+        for unit, wave in zip(units, [*(u.wave1 for u in units[1:]), after]):
+            keep = unit is not units[-1]  # only a snake reads the last one's result
+            x, activated, free = self._rows(rows, len(unit.bias1))
+            if fused(len(unit.bias1)):
+                self._add(
+                    *(residual_unit, x, *unit.wave1, unit.weight1, unit.bias1, *unit.wave2, unit.weight2, unit.bias2),
+                    **dict(dilation=unit.dilation, activated=activated, wave=wave, keep=keep),
+                    out=(x if keep else None, free),
+                )
+                self._turn()
+                continue
+            reach = TAPS // 2 * unit.dilation
+            self._add(
+                *(conv1d, activated, unit.weight1, unit.bias1),
+                **dict(padding=reach, dilation=unit.dilation, wave=unit.wave2, keep=False, out=(None, free)),
+            )
+            self._add(
+                *(conv1d, free, unit.weight2[:, None], unit.bias2),
+                **dict(residual=x, wave=wave, keep=keep, out=(x if keep else None, activated)),
+            )
+
+
+class DecoderTile(Tile):
+    """``frames`` latent frames of ``batch`` songs to audio: ``load``, then ``launch``."""
+
+    def __init__(self, decoder: Decoder, batch: int, frames: int, memory: Tensor | None = None) -> None:
+        like = decoder.conv1.weight
+        super().__init__(decoder.levels(frames), batch, like, memory)
+        weight, bias = conv_of(decoder.conv1)
+        self.size = (frames,)
+        self.latents = guarded(batch, frames, weight.shape[2], dtype=like.dtype, device=like.device)
+        self.latents.zero_()  # channels beyond the model's stay so
+        self.place = torch.zeros(3, dtype=torch.int32, device=like.device)
+        blocks = list(decoder.block)
+        waves = [wave_of(layer.snake1) for layer in (*blocks, decoder)]  # each reads what lies before it
+        rows, (_, activated, _) = frames, self._rows(frames, len(bias))
+        self._add(conv1d, self.latents, weight, bias, padding=3, wave=waves[0], keep=False, out=(None, activated))
+        for block, after in zip(blocks, waves[1:]):
+            units = [unit_of(unit) for unit in block.units]
+            weight, bias = transposed_of(block.conv_t1.weight, block.conv_t1.bias, block.stride)
+            _, source, _ = self._rows(rows, len(weight) // 2)
+            rows *= block.stride
+            x, _, free = self._rows(rows, len(bias))
+            self._add(
+                *(conv_transpose1d, source, weight, bias),
+                **dict(stride=block.stride, wave=units[0].wave1, out=(x, free)),
+            )
+            self._turn()
+            self._units(units, rows, after)
+        weight, _ = conv_of(decoder.conv2, outputs=False)
+        self.last = partial(audio_conv1d, self._rows(rows, weight.shape[2])[1], weight, guarded=True)
+
+    @property
+    def static(self) -> list[Tensor]:
+        return [*super().static, *self.last.args, self.place]
+
+    def load(self, latents: Tensor, place: Tensor) -> None:
+        """Put latents [B, frames, 64] and the audio's ``place``, see acefast.ops.audio_conv1d, where they are read."""
+        self.latents[..., : latents.shape[2]].copy_(latents)
+        self.place.copy_(place)
+
+    def launch(self, audio: Tensor, peaks: Tensor) -> None:
+        """The tile's launches and nothing else.
+
+        Args:
+            audio: [B, 2, N] fp32, gets the rows that ``place`` says.
+            peaks: [B, n] fp32, n as ``peak_slots`` says of a tile's rows, raised to the largest samples of those.
+        """
+        super().launch()
+        self.last(place=self.place, peaks=peaks, out=audio)
+
+
+class EncoderTile(Tile):
+    """``frames`` frames of ``batch`` songs' audio, and ``extra`` samples more, to ``moments``: ``load``, ``launch``.
+
+    A song may end within a frame; the samples there are heard by the frames before, so all of its tiles have them.
+    """
+
+    def __init__(self, encoder: Encoder, batch: int, frames: int, extra: int = 0, memory: Tensor | None = None) -> None:
+        like, rows = encoder.conv1.weight, frames * encoder.hop + extra
+        super().__init__(encoder.levels(frames, extra), batch, like, memory)
+        self.size, self.rows = (frames, extra), rows
+        weight, bias = conv_of(encoder.conv1, inputs=False)
+        taps = -(-weight.shape[1] * weight.shape[2] // WIDTH) * WIDTH // weight.shape[2]  # 8, the last one zero
+        beyond = taps - weight.shape[1]
+        weight = filled(weight, len(weight), taps, weight.shape[2])
+        self.audio = guarded(batch, rows + beyond, weight.shape[2], dtype=like.dtype, device=like.device)
+        self.audio.zero_()  # the row beyond stays so: the tap more takes a row from what comes out
+        blocks = list(encoder.block)
+        units = [[unit_of(unit) for unit in block.units] for block in blocks]
+        x, activated, _ = self._rows(rows, len(bias))
+        self._add(conv1d, self.audio, weight, bias, padding=3, wave=units[0][0].wave1, out=(x, activated))
+        for i, block in enumerate(blocks):
+            last = i == len(blocks) - 1
+            self._units(units[i], rows, wave_of(block.snake1))
+            weight, bias = conv_of(block.conv1)
+            stride = block.conv1.stride
+            _, source, _ = self._rows(rows, weight.shape[2])
+            rows //= stride
+            x, _, free = self._rows(rows, len(bias))
+            self._add(
+                *(conv1d, source, weight, bias),
+                **dict(stride=stride, padding=block.conv1.padding, keep=not last),
+                wave=wave_of(encoder.snake1) if last else units[i + 1][0].wave1,
+                out=(None if last else x, free),
+            )
+            self._turn()
+        weight, bias = conv_of(encoder.conv2)
+        self.moments = guarded(batch, rows, len(bias), dtype=like.dtype, device=like.device)
+        self._add(conv1d, self._rows(rows, weight.shape[2])[1], weight, bias, padding=1, out=self.moments)
+
+    def load(self, audio: Tensor) -> None:
+        """Put a tile's audio [B, 2, rows] where it is read."""
+        self.audio[:, : self.rows].copy_(audio.transpose(1, 2))
+
+
+def padded(width: int) -> int:
+    """Channels that activations of so many take in a tile."""
+    return -(-width // WIDTH) * WIDTH
+
+
+def filled(t: Tensor, *sizes: int) -> Tensor:
+    """``t`` in the corner of a tensor of zeros; itself if it has these sizes."""
+    if t.shape == sizes:
+        return t
+    out = t.new_zeros(sizes)
+    out[tuple(map(slice, t.shape))] = t
+    return out
+
+
+def wave_of(snake: Snake) -> Wave:
+    width = padded(len(snake.alpha))
+    return filled(snake.alpha, width), filled(snake.inv_beta, width)
+
+
+def conv_of(conv: Conv, inputs: bool = True, outputs: bool = True) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias, with as many input and output channels as a tile's activations have."""
+    Cout, K, Cin = conv.weight.shape
+    Cin, Cout = padded(Cin) if inputs else Cin, padded(Cout) if outputs else Cout
+    return filled(conv.weight, Cout, K, Cin), None if conv.bias is None else filled(conv.bias, Cout)
+
+
+def transposed_of(weight: Tensor, bias: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    """The same of a transposed convolution, [2 * Cin, stride * Cout]."""
+    halves = weight.view(2, len(weight) // 2, stride, len(bias))
+    Cin, Cout = padded(halves.shape[1]), padded(len(bias))
+    return filled(halves, 2, Cin, stride, Cout).view(2 * Cin, stride * Cout), filled(bias, Cout)
+
+
+def unit_of(unit: ResidualUnit) -> Unit:
+    width = padded(len(unit.conv1.bias))
+    second = filled(unit.conv2.weight, width, width), filled(unit.conv2.bias, width)
+    return Unit(wave_of(unit.snake1), *conv_of(unit.conv1), wave_of(unit.snake2), *second, unit.dilation)

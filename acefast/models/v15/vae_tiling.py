@@ -1,0 +1,112 @@
+"""How the audio autoencoder cuts a song into tiles of one length, and how long those are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from acefast.backends import choose_backend
+from acefast.guarded import elements
+from acefast.models.v15.vae_tile import padded
+
+if TYPE_CHECKING:
+    from acefast.models.v15.vae import Decoder, Encoder
+
+TILE_FRAMES = {"decode": 128, "encode": 256}  # on the references
+KERNEL_FRAMES = (1024, 512, 256, 128)  # on a GPU's kernels: the first whose arena takes at most SHARE of the memory
+SHARE = 1 / 6
+FIRST_FRAMES = 25  # that a song's first tile decodes: its first second is heard before the next ones are begun
+
+
+class Window(NamedTuple):
+    """A tile of a song, in latent frames."""
+
+    start: int
+    size: int
+    first: int  # to keep
+    end: int  # of those
+
+
+def windows(
+    length: int, size: int, halo: int, first: int = 0, keep: int | None = None
+) -> Iterator[tuple[int, int, int]]:
+    """Cover ``length`` rows by windows of ``size`` rows: (start of the window, first row to keep, end of those).
+
+    Kept rows are at least ``halo`` away from a window's edge, unless that is an end of the whole. All windows have
+    the same size, the last one ends where the whole ends; a single one of ``length`` rows if that is enough.
+
+    Args:
+        first: row to begin with.
+        keep: the most rows that the first window keeps; each later one may keep twice as many as the one before it.
+    """
+    size = min(size, length)
+    while first < length:
+        start = min(max(first - halo, 0), length - size)
+        end = length if start + size == length else start + size - halo
+        if keep:
+            end, keep = min(end, first + keep), 2 * keep
+        yield start, first, end
+        first = end
+
+
+def even_size(length: int, largest: int, halo: int, step: int = 64) -> int:
+    """Rows of a window where ``length`` is covered by as few as ``largest`` ones would take.
+
+    In steps, so that songs of like lengths have tiles of one length.
+    """
+    if length <= largest:
+        return length
+    count = -(-(length - 2 * halo) // (largest - 2 * halo))
+    size = -(-(length - 2 * halo) // count) + 2 * halo
+    return min(-(-size // step) * step, largest)
+
+
+def on_kernels(coder: Decoder | Encoder) -> bool:
+    """Whether tiles are a list of launches on static memory: in 16 bits, where Triton's kernels are in force."""
+    weight = coder.conv1.weight
+    fits = weight.dtype in (torch.float16, torch.bfloat16)
+    return choose_backend("vae", None, weight.device, ("triton",) if fits else ()) == "triton"
+
+
+def tiles(
+    what: str,
+    coder: Decoder | Encoder,
+    batch: int,
+    frames: int,
+    tile_frames: int | None,
+    keep: tuple[int, int] | None = None,
+) -> list[Window]:
+    """The tiles of ``batch`` songs; ``tile_frames`` is how long they shall be, None leaves it to this module.
+
+    Args:
+        keep: first frame that is wanted and the one after the last; None: all.
+    Raises:
+        ValueError: a tile is no longer than its overlaps.
+    """
+    halo = coder.halo
+    if tile_frames is not None and tile_frames <= 2 * halo:
+        raise ValueError(f"{what}: tile_frames must be at least {2 * halo + 1}, got {tile_frames}")
+    begin, stop = keep or (0, frames)
+    size, growing = tile_frames or TILE_FRAMES[what], FIRST_FRAMES if what == "decode" and not tile_frames else None
+    if tile_frames is None and on_kernels(coder):  # a tile is computed whole, however little of it is kept
+        growing = None
+        if coder.conv1.weight.device.type == "cuda":
+            memory = torch.cuda.get_device_properties(coder.conv1.weight.device).total_memory
+            size = even_size(stop - begin, frames_that_fit(coder, batch, memory), halo)
+    found = [w for w in windows(frames, size, halo, begin, growing) if w[1] < stop]
+    return [Window(start, min(size, frames), first, min(end, stop)) for start, first, end in found]
+
+
+def frames_that_fit(coder: Decoder | Encoder, batch: int, memory: int) -> int:
+    """How long a tile is on a GPU of so many bytes."""
+    dtype = coder.conv1.weight.dtype
+    return next(
+        (n for n in KERNEL_FRAMES if arena_bytes(coder.levels(n), batch, dtype) <= SHARE * memory), KERNEL_FRAMES[-1]
+    )
+
+
+def arena_bytes(levels: list[tuple[int, int]], batch: int, dtype: torch.dtype) -> int:
+    """Memory of a tile's activations: 1.5 GB for a song's tile of 1024 frames."""
+    return 3 * max(elements(batch, rows, padded(width)) for rows, width in levels) * dtype.itemsize
