@@ -181,21 +181,54 @@ def test_an_exception_in_the_loop_leaves_no_thread(tiny_pipe):
     assert gone()
 
 
-def test_closing_stops_the_steps(tiny_pipe):
-    steps, first = [], threading.Event()
+def test_closing_stops_the_steps(tiny_pipe, monkeypatch):
+    steps, first, stopped = [], threading.Event(), threading.Event()
 
     def watch(info) -> None:
         steps.append(info.step)
         first.set()
-        time.sleep(0.05)
+        assert stopped.wait(60)
 
     stream = tiny_pipe.stream("boom bap", **{**SHORT, "steps": 100}, on_step=watch)
+    stop = stream._lead.stop
+    monkeypatch.setattr(stream._lead, "stop", lambda: (stop(), stopped.set()))
     taker = threading.Thread(target=lambda: list(stream))
     taker.start()
     assert first.wait(60)
     stream.close()
     taker.join(60)
-    assert len(steps) < 50 and not workers() and not taker.is_alive()
+    assert steps == [0] and not workers() and not taker.is_alive()
+
+
+def test_closing_and_taking_at_once_start_one_thread_at_most_and_leave_none(tiny_pipe, monkeypatch):
+    """In the order that is the worst: the thread is made, and before it starts others close and take as well."""
+    begun, others, wrong = [], [], []
+
+    def meanwhile(act) -> None:
+        def run() -> None:
+            try:
+                act()
+            except BaseException as error:
+                wrong.append(error)
+
+        others.append(threading.Thread(target=run))
+        others[-1].start()
+        others[-1].join(0.2)  # it may have to wait, or be done
+
+    class Thread(threading.Thread):
+        def start(self) -> None:
+            if self.name == "acefast-stream":
+                begun.append(self)
+                meanwhile(lambda: next(stream, None))
+                meanwhile(lambda: stream.close())
+            super().start()
+
+    stream = tiny_pipe.stream("boom bap", **SHORT)
+    monkeypatch.setattr(threading, "Thread", Thread)
+    next(stream, None)
+    for other in others:
+        other.join(60)
+    assert len(begun) == 1 and not wrong and not workers()
 
 
 def test_what_goes_wrong_in_the_thread_comes_out_of_the_loop(tiny_pipe, monkeypatch):

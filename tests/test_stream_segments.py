@@ -132,6 +132,17 @@ def test_an_update_without_a_time_comes_with_the_next_segment(tiny_pipe, silent)
     stream.close()
 
 
+def test_updates_have_to_go_together_in_the_order_of_their_seconds(tiny_pipe, silent):
+    stream = tiny_pipe.stream("boom bap", duration=40, **SHORT)
+    stream.update(at=20, lyrics="la")
+    with pytest.raises(acefast.RequestError, match="instrumental=True leaves no room for lyrics"):
+        stream.update(at=10, instrumental=True, lyrics="")  # what comes later has words
+    stream.update(at=30, instrumental=True, lyrics="")
+    stream.update(at=10, lyrics="oh")  # and this comes before it
+    told = {chunk.segment: (chunk.request.lyrics, chunk.request.instrumental) for chunk in stream}
+    assert told == {0: ("", False), 1: ("oh", False), 2: ("la", False), 3: ("", True)}
+
+
 def test_updates_that_cannot_work_are_refused_where_they_are_made(tiny_pipe, silent):
     stream = tiny_pipe.stream("boom bap", duration=math.inf, **SHORT)
     for options, words in (
