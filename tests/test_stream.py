@@ -15,6 +15,8 @@ import torch
 
 import acefast
 from acefast.backends import named_backend
+from acefast.models.v15 import vae, vae_tiling
+from acefast.models.v15.vae_tile import DecoderTile
 from tests.songs import counted, same, sentence, song
 
 pytestmark = pytest.mark.usefixtures("offline")
@@ -66,6 +68,26 @@ def test_a_streamed_song_is_the_song_bit_for_bit(tiny_pipe, tune, options):
     whole = tiny_pipe.generate("boom bap", **options).audio
     streamed = joined(tiny_pipe.stream("boom bap", **options))
     assert np.array_equal(streamed, whole) and np.abs(whole).max() > 1  # also what is louder than full scale
+
+
+@pytest.mark.parametrize("song_of", ["song", "repaint"])
+def test_so_it_is_on_the_static_memory_of_a_gpus_kernels(tiny_pipe, tune, monkeypatch, song_of):
+    """In tiles of one length, which the references compute here; while one stream waits others use the same memory."""
+    for module in (vae, vae_tiling):
+        monkeypatch.setattr(module, "on_kernels", lambda coder: True)
+    launched = counted(monkeypatch, DecoderTile, "launch")
+    options = {**SHORT, "normalize": None}
+    if song_of == "repaint":
+        del options["duration"]
+        options |= {"task": "repaint", "source": tune, "start": 1.5, "end": 3.0}
+    whole = tiny_pipe.generate("boom bap", **options).audio
+    stream, other = (tiny_pipe.stream(prompt, **options, ahead=0) for prompt in ("boom bap", "drill"))
+    pieces = []
+    for chunk in stream:
+        pieces.append(chunk.samples)
+        next(other, None)
+    assert np.array_equal(np.concatenate(pieces, 1), whole) and len(launched) >= 3
+    other.close()
 
 
 def test_the_first_second_comes_first_and_windows_grow(tiny_pipe):

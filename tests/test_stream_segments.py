@@ -12,7 +12,8 @@ import torch
 
 import acefast
 from acefast.lead import Lead
-from acefast.models.v15 import vae
+from acefast.models.v15 import vae, vae_tiling
+from acefast.models.v15.vae_tile import DecoderTile
 from acefast.prompts import instruction
 from acefast.segments import SEED_STEP, TAIL, Script, check_plan, segments_of
 from tests.songs import HOP, counted, sentence, velocities
@@ -62,6 +63,16 @@ def test_segments_are_decoded_as_one_song(tiny_pipe, monkeypatch, context, halo)
     with torch.inference_mode():
         whole = vae.decode(tiny_pipe.model.decoder, song).audio[0].numpy()
     assert np.linalg.norm(audio - whole) <= 1e-6 * np.linalg.norm(whole)  # the windows lie elsewhere
+
+
+def test_so_they_are_on_the_static_memory_of_a_gpus_kernels(tiny_pipe, monkeypatch):
+    options = {**SHORT, "duration": 24}
+    want = joined(tiny_pipe.stream("boom bap", **options))
+    for module in (vae, vae_tiling):
+        monkeypatch.setattr(module, "on_kernels", lambda coder: True)  # the references compute its tiles here
+    launched = counted(monkeypatch, DecoderTile, "launch")
+    got = joined(tiny_pipe.stream("boom bap", **options))
+    assert len(launched) >= 6 and np.linalg.norm(got - want) <= 3e-6 * np.linalg.norm(want)
 
 
 def test_a_segment_hears_the_last_seconds_and_makes_the_rest(tiny_pipe, monkeypatch, silent):
