@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from acefast.finish import Finish
 from acefast.lead import Lead
-from acefast.limiter import Finish
 from acefast.options import listed
 from acefast.prompts import instruction
 from acefast.repaint import repaint_plan

@@ -202,10 +202,7 @@ REFUSED = {
     "option": (["--sekonds", "3"], "unknown option --sekonds; the nearest known one is --seconds"),
     "graph alone": (["--mode", "graph"], "nothing could be measured; graph: this version of acefast captures no"),
     "compile alone": (["--mode", "compile"], "nothing could be measured; compile: there is no compiler"),
-    "calibrate": (
-        ["--calibrate", "j.json"],
-        "kernels are measured on a GPU and the device is 'cpu'; give",
-    ),
+    "calibrate": (["--calibrate", "j.json"], "kernels are measured on a GPU and the device is 'cpu'; give"),
     "calibrate over itself": (
         ["--calibrate", "j.json", "--json", "./j.json"],
         "--calibrate, --json, --markdown and --plot must name different files",
