@@ -166,9 +166,10 @@ class Pipeline:
     def stream(self, prompt: str, lyrics: str = "", **options: Any) -> Stream:
         """Audio as it is made, in chunks: ``for chunk in pipe.stream("boom bap", duration=60): play(chunk.samples)``.
 
-        One song is composed whole and then decoded window after window, its first second first. A longer one, or one
-        without an end (``duration=math.inf``), is made of segments that go on from one another. See
-        ``acefast.stream.Stream``, which this returns, for chunks, level, options of its own, ``update`` and ``close``.
+        One song is composed whole and then decoded window after window, its first second first (on a GPU's kernels tile
+        after tile, see ``acefast.models.v15.vae_tiling``). A longer one, or one without an end (``duration=math.inf``),
+        is made of segments that go on from one another. See ``acefast.stream.Stream``, which this returns, for chunks,
+        level, options of its own, ``update`` and ``close``.
 
         Raises:
             RequestError: one sentence, here where the reason can be known before work starts, else from the loop.
