@@ -175,6 +175,19 @@ def test_an_exception_in_the_loop_leaves_no_thread(tiny_pipe):
     assert gone()
 
 
+def test_ctrl_c_while_a_chunk_is_waited_for_leaves_no_thread(tiny_pipe, monkeypatch):
+    stream = tiny_pipe.stream("boom bap", **{**SHORT, "duration": 60}, ahead=0)
+    next(stream)
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stream._lead, "get", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(stream)
+    assert not workers()  # though the stream is still held
+
+
 def test_closing_stops_the_steps(tiny_pipe, monkeypatch):
     steps, first, stopped = [], threading.Event(), threading.Event()
 
@@ -301,10 +314,15 @@ def test_the_thread_works_as_the_caller_would(tiny_pipe):
     def watch(info) -> None:
         seen.append((named_backend(), torch.get_num_threads(), torch.is_inference_mode_enabled()))
 
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)  # not what the environment says
     with acefast.use_backend("reference"):
         stream = tiny_pipe.stream("boom bap", **SHORT, on_step=watch, progress=lambda *state: told.append(state))
-    joined(stream)
-    assert seen == [("reference", 1, False)]
+    try:
+        joined(stream)
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [("reference", 2, False)]
     assert list(dict.fromkeys(name for name, _, _ in told)) == ["text", "diffusion", "decode"]
     assert told[-1] == ("decode", 175, 175)
 

@@ -77,7 +77,7 @@ def test_so_they_are_on_the_static_memory_of_a_gpus_kernels(tiny_pipe, monkeypat
 
 def test_a_segment_hears_the_last_seconds_and_makes_the_rest(tiny_pipe, monkeypatch, silent):
     made, calls = composed(tiny_pipe, monkeypatch), velocities(tiny_pipe, monkeypatch)
-    joined(tiny_pipe.stream("boom bap", duration=34, **{**SHORT, "steps": 4}))
+    joined(tiny_pipe.stream("boom bap", duration=34, **{**SHORT, "steps": 4}, variation=0.1, variation_seed=2**64 - 1))
     assert [task.frames for _, task, _ in made] == [NEW + TAIL, HEARD + NEW + TAIL, HEARD + 350]
     second = calls[4]["conditions"].context[0]
     assert torch.equal(second[:HEARD, :8], made[0][2][0, NEW - HEARD : NEW])
@@ -87,6 +87,7 @@ def test_a_segment_hears_the_last_seconds_and_makes_the_rest(tiny_pipe, monkeypa
     plain, extending = made[0][0], made[1][0]
     assert plain.instruction is None and extending.instruction == instruction("extend")
     assert [request.seed for request, _, _ in made] == [1, 1 + SEED_STEP, (1 + 2 * SEED_STEP) % 2**64]
+    assert [request.variation_seed for request, _, _ in made] == [2**64 - 1, SEED_STEP - 1, (2 * SEED_STEP - 1) % 2**64]
     assert [request.duration for request, _, _ in made] == [task.seconds for _, task, _ in made]
 
 
