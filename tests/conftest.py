@@ -31,6 +31,7 @@ def _kernels_of_this_tree() -> None:
 
 
 _kernels_of_this_tree()
+sys.path.append(str(Path(__file__).parents[1]))  # for bench/; behind the acefast that is installed
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -65,7 +65,8 @@ def _report(found: dict[tuple, Row], counts: dict) -> Iterator[str]:
     yield "*Floor*, *target*, *compiled* and *eager PyTorch* are the calculator's estimates (bench/calculator/song.py)."
     yield "*Predicted* takes this repository's launches and what its compiled kernels were counted to do: the formula"
     yield "stands in bench/calculator/counted.py; prep is the calculator's plan. Turbo takes 8 steps; base 50,"
-    yield "all of them guided. 501 conditions. Copies to the host are left out."
+    yield "all of them guided. 501 conditions. Copies to the host are left out; whether it all fits"
+    yield "a GPU's memory is not looked at. H100 has the counts of sm_80, whose code the simulator runs."
     yield ""
     yield "![stages of turbo](predicted-a100.png)"
     for key in ("a100-40", "a100-80"):
@@ -125,7 +126,7 @@ def _kernels(rows: list[Row], counts: dict) -> Iterator[str]:
         own = counts.get(row["kernel"], {}).get("80", {})
         mix = f"{own['loop_other']}:{own['loop_mma']}" if own.get("loop_mma") else ""
         sectors = f"{own['sectors'] / own['sectors_min']:.3f}" if own else ""
-        cells = [row["stage"], row["kernel"], row["launches"], f"{row['ms']:.2f}", row["bound"]]
+        cells = [row["stage"], row["kernel"].replace("|", "\\|"), row["launches"], f"{row['ms']:.2f}", row["bound"]]
         yield "| " + " | ".join(map(str, [*cells, own.get("registers", ""), mix, sectors])) + " |"
 
 

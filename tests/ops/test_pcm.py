@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from acefast.audio import _quantise
+from acefast.audio import quantise
 from acefast.ops.pcm import PARTS, pcm, pcm_reference
 from acefast.waveform import normalise
 
@@ -68,7 +68,7 @@ def test_16_bits_are_those_that_a_file_gets(backend, N, rng):
     audio = songs(3, N, rng)
     got = pcm(audio, levels(*DBFS), dtype=torch.int16, backend=backend)
     for song, y, dbfs in zip(audio, got, DBFS):
-        assert same(y, _quantise(normalise(song.numpy(), dbfs), "int16"))
+        assert same(y, quantise(normalise(song.numpy(), dbfs), "int16"))
 
 
 def test_halves_of_a_step_go_to_the_even_one_and_full_scale_is_32767(backend):
