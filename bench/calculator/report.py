@@ -94,8 +94,6 @@ def _report(found: dict[tuple, Row], counts: dict) -> Iterator[str]:
     yield ""
     yield "## Other GPUs: predicted (floor / eager)"
     yield ""
-    yield "Of the H100 the launches are its own, but its code is not simulated: they get the counts of sm_80."
-    yield ""
     others = [key for key in DEVICES if not key.startswith("a100")]
     yield "| song | " + " | ".join(DEVICES[key].name for key in others) + " |"
     yield "|---" * (len(others) + 1) + "|"
