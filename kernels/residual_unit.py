@@ -217,7 +217,7 @@ def _case(
         dots=True,
         sector_limit=1.15,
         loop_mix=loop_mix,
-        tolerance={torch.bfloat16: 6e-3, torch.float16: 8e-4}[dtype],
+        tolerance={torch.bfloat16: 3e-3, torch.float16: 4e-4}[dtype],
     )
 
 

@@ -69,6 +69,13 @@ def test_a_tile_is_28_launches_and_the_last_pass_two(seconds, tiles):
     assert (found, launched(tile), launched(last)) == (tiles, 28, 2)
 
 
+def test_the_last_pass_is_that_of_a_song():
+    """Model.decode brings fp32 samples to their level in place."""
+    _, _, (last,) = recorded_decode(750, 1, A100)
+    given = last.arguments
+    assert given["audio"] is given["out"] and given["audio"].dtype == torch.float32 and given["peaks"] is not None
+
+
 @pytest.mark.parametrize("sm", (80, 86, 89, 90))
 def test_every_call_has_a_proved_case_with_counts(sm, counts):
     device = next(d for d in DEVICES.values() if d.sm == sm)

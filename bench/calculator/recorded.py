@@ -159,7 +159,7 @@ def recorded_step(job: Job, sm: int) -> list[Call]:
 
 @functools.lru_cache(maxsize=256)
 def recorded_decode(frames: int, songs: int, device: Device) -> tuple[int, list[Call], list[Call]]:
-    """How many tiles, a tile's calls, and those of the last pass over the song: int16 at its level."""
+    """How many tiles, a tile's calls, and those of the last pass over the song, to its level in place."""
     decoder = _decoder()
     size = even_size(frames, frames_that_fit(decoder, songs, device.memory * 10**9), decoder.halo)
     tiles = len(list(windows(frames, size, decoder.halo)))
@@ -172,7 +172,7 @@ def recorded_decode(frames: int, songs: int, device: Device) -> tuple[int, list[
         launched = list(calls)
         calls.clear()
         audio = _meta(songs, VAE.audio_channels, frames * decoder.hop)
-        pcm(audio, _meta(songs, dtype=torch.float64), peaks=peaks, dtype=torch.int16)
+        pcm(audio, _meta(songs, dtype=torch.float64), peaks=peaks, out=audio)
     return tiles, launched, list(calls)
 
 

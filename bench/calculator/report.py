@@ -41,10 +41,10 @@ def song(found: Row, kernels: bool = False) -> Iterator[str]:
 
 
 def write(counts: dict[str, dict[str, Counts]]) -> None:
-    """The report, and the plot beside it where matplotlib is installed.
+    """The report, and the plot beside it.
 
     Raises:
-        ModuleNotFoundError: matplotlib is not.
+        ModuleNotFoundError: matplotlib is not installed; the report is written.
     """
     found = {
         (model, seconds, batch, key): predict(Job(model, seconds, batch), device, counts)
