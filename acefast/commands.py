@@ -61,7 +61,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="acefast", description=__doc__.splitlines()[0], allow_abbrev=False)
+    about = "Make songs, stream them, see what is here, study the kernels, measure the machine."
+    parser = _Parser(prog="acefast", description=about, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="generate|stream|info|kernels|bench")
     make = commands.add_parser("generate", help="make a song", allow_abbrev=False)
     make.set_defaults(run=_generate)
@@ -129,9 +130,7 @@ def _unknown(word: str, known: argparse.Namespace) -> str:
     if not word.startswith("-"):
         return f"unexpected argument {word!r}; put a prompt of several words in quotes"
     word = word.split("=")[0]
-    own = {_generate: "prompt", _stream: "prompt", _info: "model", kernels_command.run: "kernel"}.get(
-        known.run
-    )  # has no flag
+    own = {_generate: "prompt", _stream: "prompt", _info: "model", _kernels: "kernel"}.get(known.run)  # has no flag
     flags = [_flag(n.removeprefix("option_")) for n in vars(known) if n not in ("run", own)]
     elsewhere = OTHER_NAMES.get(word.lstrip("-").replace("-", "_"), "")  # what other runtimes call it
     near = _flag(elsewhere) if _flag(elsewhere) in flags else nearest(word, flags)

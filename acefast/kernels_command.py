@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from acefast.backends import BackendUnavailable
+from acefast.bench.command import outputs_of
 from acefast.console import out, tell
 from acefast.files import check_writable, write_together
 from acefast.request import RequestError
@@ -82,15 +83,15 @@ def calibrate(args: argparse.Namespace) -> int:
     from acefast.sim import calibrate as fitting
     from acefast.sim.kernel_times import time_here
 
-    outputs = [Path(name) for name in (args.calibrate, args.json, args.markdown) if name]
-    for path in outputs:
-        check_writable(path)
+    if args.plot:
+        raise RequestError("bench: --plot has no use with --calibrate, which draws nothing; leave it out")
+    outputs = outputs_of(args)
     times = fitting.read_times(Path(args.kernel_times)) if args.kernel_times else time_here(_known_cases, args.device)
     fitted = fitting.fit(times["kernels"], times["sm"])
     text = "\n".join(fitting.lines(times["kernels"], times["sm"], fitted))
-    texts = {args.calibrate: fitting.as_file(fitted, times), args.json: json.dumps(times, indent=1) + "\n"}
-    texts[args.markdown] = text + "\n"
-    write_together({p: lambda file, p=p: file.write_text(texts[str(p)], "utf-8") for p in outputs})
+    texts = {"calibrate": fitting.as_file(fitted, times), "json": json.dumps(times, indent=1) + "\n"}
+    texts["markdown"] = text + "\n"
+    write_together({p: lambda file, n=name: file.write_text(texts[n], "utf-8") for name, p in outputs.items()})
     if not args.quiet:
         out(text)
     return OK

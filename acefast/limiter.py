@@ -1,4 +1,4 @@
-"""A level for audio whose end is not known yet: a running limiter, and all that a stream's audio goes through.
+"""A level for audio whose end is not known yet: a running limiter.
 
 A song's peak is known only when all of it is, so a stream is not normalised. A fixed gain is applied instead and
 whatever then passes the ceiling is turned down, and only that. Audio is float32 numpy, [2, N], at 48 kHz.
@@ -10,10 +10,7 @@ from collections import deque
 
 import numpy as np
 
-from acefast.repaint import plan_of
-from acefast.request import Request
-from acefast.tasks import Task
-from acefast.waveform import SAMPLE_RATE, check_finite, fade, splice
+from acefast.waveform import SAMPLE_RATE
 
 BLOCK = 48  # samples, 1 ms, that have one peak
 AHEAD = 5  # blocks: gain is down before the peak comes
@@ -63,36 +60,3 @@ class Limiter:
         out = (held[:, : done * BLOCK] * gain).clip(-self.ceiling, self.ceiling)  # rounding may end a hair above
         self._held, self._gains, self._measured = held[:, done * BLOCK :].copy(), self._gains[done:], blocks - done
         return out[:, :n]
-
-
-class Finish:
-    """What ``acefast.pipeline.finish`` does to a song, done piece by piece: level, the source put back, fades.
-
-    With ``normalize=None`` and no gain these are the very samples that it makes. Else the limiter, whose ceiling is
-    ``normalize``, stands for its level; it acts on what is made, and the source's own samples stay as they are.
-    """
-
-    def __init__(self, request: Request, total: float, task: Task | None = None, gain: float = 0.0) -> None:
-        """``total``: samples of the song, infinity for one without an end; ``gain``: dB."""
-        self.request, self.total, self.at = request, total, 0
-        self.factor = np.float32(10 ** (gain / 20))
-        self.limiter = None if request.normalize is None else Limiter(10 ** (request.normalize / 20))
-        self.recording = self.fade_seconds = None
-        plan = None if task is None else plan_of(request, task)
-        if plan is not None and plan.splice:
-            self.recording, self.fade_seconds = task.recording, plan.wave_fade_seconds
-
-    def __call__(self, wave: np.ndarray, final: bool) -> np.ndarray:
-        """The next decoded [2, n] samples; returns [2, m] finished ones."""
-        check_finite("audio", wave, "; the decoder overflowed, try dtype='float32' or another seed")
-        if self.factor != 1:
-            wave = wave * self.factor
-        if self.limiter is not None:
-            wave = self.limiter(wave, final)
-        at, n = self.at, wave.shape[1]
-        if self.recording is not None:
-            made, wave = wave, self.recording.waveform[:, at : at + n]
-            for start, end in self.recording.sample_regions:
-                wave = splice(made, wave, start, end, self.fade_seconds, at=at, total=self.total)
-        self.at += n
-        return fade(wave, self.request.fade_in, self.request.fade_out, at=at, total=self.total)

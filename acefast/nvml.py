@@ -195,10 +195,12 @@ class Watcher:
 
     def summary(self, begin: float, end: float) -> dict[str, Any]:
         """What was sampled from ``begin`` to ``end``: figures, energy, and ``problems``, a sentence each."""
-        return summarise([s for s in self.samples if begin <= s["time"] <= end], end - begin, self.lost, self.gpu)
+        within = [s for s in self.samples if begin <= s["time"] <= end]
+        seen = [s["others"] for s in self.samples if s["others"] is not None]  # looked for too seldom to leave one out
+        return summarise(within, end - begin, self.lost, self.gpu, max(seen, default=None))
 
 
-def summarise(samples: list[dict[str, Any]], seconds: float, lost: str, gpu: Gpu) -> dict[str, Any]:
+def summarise(samples: list[dict[str, Any]], seconds: float, lost: str, gpu: Gpu, others: int | None) -> dict[str, Any]:
     """Min, mean and max of every figure, joules by integrating power, errors that came, and ``problems``."""
     problems = [f"the GPU was lost: {lost}"] if lost else []
     if not samples and not lost:
@@ -223,9 +225,9 @@ def summarise(samples: list[dict[str, Any]], seconds: float, lost: str, gpu: Gpu
         found[name] = values[-1] - values[0] if values else None
     if found["ecc_uncorrected"]:
         problems.append(f"memory had {found['ecc_uncorrected']} uncorrected ECC errors")
-    found["others"] = max((s["others"] for s in samples if s["others"] is not None), default=None)
-    if found["others"]:
-        problems.append(shared(found["others"]))
+    found["others"] = others
+    if others:
+        problems.append(shared(others))
     found["joules"] = None if lost else joules([(s["time"], s["power_w"]) for s in samples], seconds)
     return {**found, "missing": dict(gpu.missing), "problems": problems}
 

@@ -19,15 +19,15 @@ from acefast.backends import use_backend
 from acefast.checkpoint import open_checkpoint
 from acefast.conditions import Conditions
 from acefast.devices import as_device, as_dtype, current
+from acefast.finish import finish, level_of
 from acefast.guidance import Guidance, blended, guided
 from acefast.noise import start_noise, start_times
 from acefast.options import COVER
-from acefast.request import Request, RequestError, expand, options
+from acefast.request import Request, RequestError, expand
 from acefast.song import Song
 from acefast.stages import Progress, memory_told, stage
 from acefast.tasks import Recording, Task, read_audio
 from acefast.values import shown
-from acefast.waveform import check_finite, fade, normalise, peak, splice
 
 if TYPE_CHECKING:
     from acefast.stream import Stream
@@ -166,9 +166,10 @@ class Pipeline:
     def stream(self, prompt: str, lyrics: str = "", **options: Any) -> Stream:
         """Audio as it is made, in chunks: ``for chunk in pipe.stream("boom bap", duration=60): play(chunk.samples)``.
 
-        One song is composed whole and then decoded window after window, its first second first. A longer one, or one
-        without an end (``duration=math.inf``), is made of segments that go on from one another. See
-        ``acefast.stream.Stream``, which this returns, for chunks, level, options of its own, ``update`` and ``close``.
+        One song is composed whole and then decoded window after window, its first second first (on a GPU's kernels tile
+        after tile, see ``acefast.models.v15.vae_tiling``). A longer one, or one without an end (``duration=math.inf``),
+        is made of segments that go on from one another. See ``acefast.stream.Stream``, which this returns, for chunks,
+        level, options of its own, ``update`` and ``close``.
 
         Raises:
             RequestError: one sentence, here where the reason can be known before work starts, else from the loop.
@@ -327,28 +328,3 @@ class Pipeline:
         if plan is None:
             return latents
         return repaint.blend_boundary(latents, clean, made, plan.boundary_frames)
-
-
-def level_of(request: Request, task: Task) -> float | None:
-    """The peak, in dBFS, that a song is decoded to; None where it leaves at its own or kept parts are put back."""
-    plan = repaint.plan_of(request, task)
-    return None if plan is not None and plan.splice else request.normalize
-
-
-def finish(wave: np.ndarray, request: Request, task: Task) -> np.ndarray:
-    """The waveform [2, N] as it leaves, of one decoded to ``level_of``: kept parts put back, ends faded.
-
-    Where the source's own samples are put back the level stays theirs, unless ``normalize`` asks for another than the
-    default; a peak above full scale is divided out of what was made before, as upstream divides it out of any song,
-    and stays with ``normalize=None``.
-    """
-    plan, level = repaint.plan_of(request, task), request.normalize
-    check_finite("audio", wave, "; the decoder overflowed, try dtype='float32' or another seed")
-    if plan is not None and plan.splice:
-        made, wave = wave if level is None else wave / np.float32(max(peak(wave), 1.0)), task.recording.waveform
-        for start, end in task.recording.sample_regions:
-            wave = splice(made, wave, start, end, plan.wave_fade_seconds)
-        wave = wave[:, : made.shape[1]]
-        level = None if level == options()["normalize"].default else level
-        wave = normalise(wave, level)
-    return fade(wave, request.fade_in, request.fade_out)

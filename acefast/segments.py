@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from acefast.finish import Finish
 from acefast.lead import Lead
-from acefast.limiter import Finish
 from acefast.options import listed
 from acefast.prompts import instruction
 from acefast.repaint import repaint_plan
@@ -84,14 +84,23 @@ def check_plan(duration: Any, segment: Any, context: Any, options: Mapping[str, 
     return Plan(total if math.isinf(total) else round(total * RATE), round(segment * RATE), round(context * RATE))
 
 
+@dataclass(eq=False)
+class Change:
+    """What one ``update`` asked for."""
+
+    at: float  # second of the stream
+    what: dict[str, Any]
+    audio: Any = None  # source and reference, where it changes them
+
+
 class Script:
     """What each segment is asked for; changed from the thread that listens while another one composes."""
 
     def __init__(self, request: Request, model: Any) -> None:
         """``request`` with its checkpoint's defaults; its reference audio is read here and kept."""
-        self._model, self._request, self._latest = model, request, request
+        self._model, self._request = model, request
         self.audio = model.check([request])
-        self._coming: list[tuple[float, dict[str, Any], Any]] = []  # from which second on, what, audio if it changes
+        self._coming: list[Change] = []
         self._lock = threading.Lock()
 
     def update(self, at: float, changes: dict[str, Any]) -> None:
@@ -106,19 +115,22 @@ class Script:
                 known = f"the nearest that can is {near!r}" if near else f"what can is {listed(CHANGES)}"
                 raise RequestError(f"{shown(name)} cannot change between segments; {known}")
         with self._lock:
-            latest = replace(self._latest, **changes)
-            audio = self._model.check([latest])
-            self._coming.append((at, changes, audio if "reference" in changes else None))
-            self._coming.sort(key=lambda change: change[0])  # stable: of one second, in the order they came
-            self._latest = latest
+            added, request = Change(at, changes), self._request
+            coming = sorted([*self._coming, added], key=lambda change: change.at)  # of one second, as they came
+            for i, change in enumerate(coming):
+                request = replace(request, **change.what)
+                if i >= coming.index(added):  # what was announced for later has to go with it too
+                    audio = self._model.check([request])
+                    added.audio = audio if change is added and "reference" in changes else added.audio
+            self._coming = coming
 
     def segment(self, k: int, begin: float, seconds: float) -> tuple[Request, Any]:
         """Request and audio of segment ``k``, ``seconds`` long, which begins at second ``begin``."""
         with self._lock:
-            while self._coming and self._coming[0][0] <= begin:
-                _, changes, audio = self._coming.pop(0)
-                self._request = replace(self._request, **changes)
-                self.audio = self.audio if audio is None else audio
+            while self._coming and self._coming[0].at <= begin:
+                change = self._coming.pop(0)
+                self._request = replace(self._request, **change.what)
+                self.audio = self.audio if change.audio is None else change.audio
             request, audio = self._request, self.audio
         own: dict[str, Any] = {"seed": _stepped(request.seed, k), "duration": seconds, "fade_in": 0.0, "fade_out": 0.0}
         if request.variation_seed is not None:

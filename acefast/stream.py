@@ -68,7 +68,7 @@ class Stream:
     every sample is decoded with its real neighbours on both sides. Memory is that of one segment, however long the
     stream. Segment k's seed is ``seed + k * 0x9E3779B97F4A7C15`` (mod 2**64).
 
-    The same seed, options and updates give the same bits, however fast chunks are taken.
+    The same seed, options and timed updates give the same bits, however fast chunks are taken.
     """
 
     def __init__(
@@ -109,7 +109,8 @@ class Stream:
         self.seed, self.sample_rate = request.seed, pipe.model.sample_rate
         self._lead = lead = Lead(ahead)
         self._script = script = Script(request, pipe.model)
-        self._plan, self._cuts, self._thread, self._end = plan, [], None, None
+        self._plan, self._cuts, self._end = plan, [], None
+        self._starting = threading.RLock()  # one thread alone starts the work, and none while another one closes
 
         def told(name: str, done: int, total: int) -> None:
             lead.check()
@@ -137,11 +138,12 @@ class Stream:
         return self
 
     def __next__(self) -> AudioChunk:
-        if self._thread is None and self._run is not None:
-            self._thread, self._run = threading.Thread(target=self._run, name="acefast-stream", daemon=True), None
-            self._end = weakref.finalize(self, _end, self._lead, self._thread)  # also before Python ends
-            self._thread.start()
         try:
+            with self._starting:
+                if self._run is not None:
+                    thread, self._run = threading.Thread(target=self._run, name="acefast-stream", daemon=True), None
+                    thread.start()
+                    self._end = weakref.finalize(self, _end, self._lead, thread)  # also before Python ends
             found = self._lead.get()
         except BaseException:
             self.close()
@@ -174,8 +176,9 @@ class Stream:
 
     def close(self) -> None:
         """End the thread and drop what it has made; chunks end here. May be called twice."""
-        self._lead.stop()
-        self._run = None
+        with self._starting:
+            self._lead.stop()
+            self._run = None
         if self._end is not None:
             self._end()
 

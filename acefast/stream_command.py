@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,8 +17,10 @@ from acefast.request import RequestError
 from acefast.segments import LONGEST, check_plan
 from acefast.stages import Progress
 from acefast.stream import Stream
+from acefast.waveform import SAMPLE_RATE
 
-UNKNOWN = 0xFFFFFFFF  # the length in a WAV header whose end is not known, as ffmpeg writes it
+UNKNOWN = 0xFFFFFFFF  # the length in a WAV header whose end is not known, as ffmpeg writes it; the longest one too
+BYTES = {"int16": 2, "int24": 3, "float32": 4}
 
 
 def stream(
@@ -40,6 +43,9 @@ def stream(
         path = check_output(output, subtype)
         if request["duration"] == float("inf"):
             raise RequestError("a stream without an end fills no file; leave -o out and send it to a player")
+        size = (request["duration"] or 0) * SAMPLE_RATE * 2 * BYTES.get(subtype, 2)
+        if path.suffix.lower() == ".wav" and size > UNKNOWN:
+            raise RequestError(f"a wav file ends at 4.29 GB and this would be of {size / 1e9:.2f}; take .flac")
 
     from acefast.pipeline import check, default_model, load
 
@@ -55,16 +61,20 @@ def stream(
         if live:
             _play(chunks, subtype or "int16")
             return ""
-        samples = 0
+        samples = over = 0
 
         def pieces() -> Iterator[np.ndarray]:
-            nonlocal samples
+            nonlocal samples, over
             for chunk in chunks:
                 samples += chunk.samples.shape[1]
+                over += 0 if subtype == "float32" else int((np.abs(chunk.samples) > 1).sum())
                 yield chunk.samples
 
         tags = {"title": " ".join(prompt.split())[:100], "comment": f"seed {chunks.seed}", "software": "acefast"}
         write_together({path: piece_writer(path, pieces(), chunks.sample_rate, 2, subtype=subtype, tags=tags)})
+        if over:
+            way_out = "leave the limiter on, lower --gain, or write .wav with --subtype float32"
+            warnings.warn(f"{path.name}: {over} samples above full scale were clipped; {way_out}", stacklevel=2)
         return f"{path}: {samples / chunks.sample_rate:.2f} s, seed {chunks.seed}"
 
 
@@ -93,7 +103,7 @@ _KINDS = {"int16": "<i2", "float32": "<f4"}
 
 def wav_header(rate: int, subtype: str) -> bytes:
     """The 44 bytes in front of stereo samples that go on until the file ends."""
-    bytes_ = np.dtype(_KINDS[subtype]).itemsize
+    bytes_ = BYTES[subtype]
     form = struct.pack("<HHIIHH", 3 if subtype == "float32" else 1, 2, rate, rate * 2 * bytes_, 2 * bytes_, 8 * bytes_)
     riff = struct.pack("<4sI4s4sI", b"RIFF", UNKNOWN, b"WAVE", b"fmt ", len(form))
     return riff + form + struct.pack("<4sI", b"data", UNKNOWN)

@@ -37,7 +37,7 @@ Stages = dict[str, Callable[[], Any]]
 def acefast_stages(folder: Path, seconds: float, dtype: torch.dtype, out: Path) -> Stages:
     """acefast's stages as functions without arguments, each on inputs that lie ready."""
     import acefast
-    from acefast.pipeline import finish, level_of
+    from acefast.finish import finish, level_of
     from acefast.prompts import LYRIC_TOKENS, TEXT_TOKENS, lyric_prompt, text_prompt, tokenize
     from acefast.request import Request
 

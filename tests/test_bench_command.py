@@ -202,17 +202,20 @@ REFUSED = {
     "option": (["--sekonds", "3"], "unknown option --sekonds; the nearest known one is --seconds"),
     "graph alone": (["--mode", "graph"], "nothing could be measured; graph: this version of acefast captures no"),
     "compile alone": (["--mode", "compile"], "nothing could be measured; compile: there is no compiler"),
-    "calibrate": (
-        ["--calibrate", "j.json"],
-        "kernels are measured on a GPU and the device is 'cpu'; give",
+    "calibrate": (["--calibrate", "j.json"], "kernels are measured on a GPU and the device is 'cpu'; give"),
+    "calibrate over itself": (
+        ["--calibrate", "j.json", "--json", "./j.json"],
+        "--calibrate, --json, --markdown and --plot must name different files",
     ),
+    "a picture of kernels": (["--calibrate", "j.json", "--plot", "o.png"], "--plot has no use with --calibrate"),
+    "kernels alone": (["--kernel-times", "t.json"], "--kernel-times has no use without --calibrate"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_work_is_refused_in_one_sentence(bench, songs, capsys, name):
     arguments, sentence = REFUSED[name]
-    if name == "calibrate":
+    if "--calibrate" in arguments:
         arguments = [*arguments, "--device", "cpu"]
     assert bench(*arguments) == 2 and songs.called == []
     out, err = capsys.readouterr()

@@ -120,13 +120,21 @@ def test_a_gpu_is_timed_by_events_and_waited_for_before_the_end(monkeypatch):
 
 
 class Engine:
-    """Songs that take as long as they are told to."""
+    """What calls ``once`` for a song."""
 
-    def __init__(self, song=lambda mark: time.sleep(0.03)):
-        self.once = song
+    def __init__(self, once):
+        self.once = once
 
     def song(self, job):
         return self.once
+
+
+def until(true) -> None:
+    """Wait for what another thread is about to do."""
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.001)
 
 
 def measure(engine, gpu=None):
@@ -142,28 +150,43 @@ def test_a_row_has_rates_energy_and_the_watched_figures():
     assert told["predicted_ms"] is None and told["passes"] is None
 
 
+def watched(told: dict) -> dict:
+    """The row of songs each of which takes two samples' time of a GPU that tells ``told``: one was taken within it."""
+    library, songs = FakeNvml(told), iter(range(9))
+
+    def once(mark) -> None:
+        begun = library.at
+        if next(songs):  # the first is the warm-up, which nobody watches
+            until(lambda: library.at >= begun + 2)
+
+    return measure(Engine(once), Gpu(library, "handle"))
+
+
 def test_a_case_is_watched_while_it_is_measured():
-    told = measure(Engine(), Gpu(FakeNvml({"watts": 200.0}), "handle"))
+    told = watched({"watts": 200.0})
     assert told["nvml"]["samples"] >= 1 and told["nvml"]["power_w"]["mean"] == 200
-    throttled = measure(Engine(), Gpu(FakeNvml({"reasons": 0x40}), "handle"))
+    throttled = watched({"reasons": 0x40})
     assert throttled["problems"] == ["the GPU was throttled: hardware thermal slowdown in 100% of the time"]
     kept = withheld(throttled)
     assert kept["withheld"] and kept["ms"] is kept["rtf"] is None and kept["problems"] and kept["model"] == CASE.model
 
 
 def test_a_gpu_lost_in_a_run_is_told_as_that():
-    songs = iter(range(9))
 
-    def dies(mark):
-        time.sleep(0.2)
-        if next(songs) >= 1:  # the first is the warm-up
-            raise RuntimeError("CUDA error: unspecified launch failure")
+    def dying(library) -> dict:
+        songs = iter(range(9))
+
+        def dies(mark):
+            if next(songs):  # the first is the warm-up
+                until(lambda: library.at >= 1)  # the second sample is being taken
+                raise RuntimeError("CUDA error: unspecified launch failure")
+
+        return measure(Engine(dies), Gpu(library, "handle"))
 
     with pytest.raises(GpuLost, match=r"^GPU is lost$"):
-        measure(Engine(dies), Gpu(FakeNvml({}, {"watts": Fails(LOST)}), "handle"))
-    songs = iter(range(9))
+        dying(FakeNvml({}, {"watts": Fails(LOST)}))
     with pytest.raises(RuntimeError, match="unspecified launch failure"):
-        measure(Engine(dies), Gpu(FakeNvml(), "handle"))
+        dying(FakeNvml())
 
 
 def test_a_case_that_takes_too_much_memory_is_one_that_cannot_run():

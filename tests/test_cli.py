@@ -143,6 +143,13 @@ def test_other_lyrics_are_the_words_themselves(generate, words):
     assert generate("boom bap", *SHORT, "--lyrics", words)["options"]["lyrics"] == words
 
 
+def test_help_says_what_there_is_in_whole_sentences(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    about = " ".join(capsys.readouterr().out.partition("\n\n")[2].partition("\n\n")[0].split())
+    assert about.startswith("Make songs") and about.endswith(".")
+
+
 def test_help_names_every_option(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["generate", "--help"])

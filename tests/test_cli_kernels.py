@@ -99,6 +99,7 @@ def test_cuda_has_none_yet(capsys):
         (["--family", "metal"], "invalid choice: 'metal'"),
         (["--write-budgets", "no/such/folder.json"], "folder 'no/such' does not exist"),
         (["--jsn"], "unknown option --jsn; the nearest known one is --json"),
+        (["--kernl"], "unknown option --kernl; 'acefast kernels --help' lists all"),  # kernel has no flag
     ],
 )
 def test_what_cannot_work_is_one_sentence(toys, arguments, sentence, capsys):

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from acefast.limiter import AHEAD, BLOCK, RELEASE, Limiter
+from tests.test_stream import SHORT, joined
 
+pytestmark = pytest.mark.usefixtures("offline")
 RATE = 48_000
 
 
@@ -81,3 +83,31 @@ def test_little_is_held_back():
         given, got = given + n, got + limiter(np.full((2, n), 0.1, np.float32)).shape[1]
         assert given - got <= (AHEAD + 1) * BLOCK
     assert got and limiter(np.zeros((2, 0), np.float32), final=True).shape[1] == given - got
+
+
+# -- in a stream -------------------------------------------------------------------------------------------------------
+
+
+def test_a_limiter_stands_for_the_normalised_peak(tiny_pipe):
+    raw = joined(tiny_pipe.stream("boom bap", **SHORT, normalize=None))
+    for given, ceiling in (({}, 10 ** (-1 / 20)), ({"normalize": -6.0}, 10 ** (-6 / 20)), ({"normalize": 0.0}, 1.0)):
+        out = joined(tiny_pipe.stream("boom bap", **SHORT, **given))
+        assert out.shape == raw.shape and np.abs(raw).max() > 1  # random weights shout
+        assert np.abs(out).max() <= np.float32(ceiling) and np.abs(out).max() > 0.9 * ceiling
+
+
+def test_gain_is_fixed_and_comes_before_the_limiter(tiny_pipe):
+    raw = joined(tiny_pipe.stream("boom bap", **SHORT, normalize=None))
+    half = joined(tiny_pipe.stream("boom bap", **SHORT, normalize=None, gain=-6.0))
+    np.testing.assert_allclose(half, raw * 10 ** (-6 / 20), rtol=1e-6)
+    quiet = joined(tiny_pipe.stream("boom bap", **SHORT, gain=-40.0))
+    assert np.array_equal(quiet, raw * np.float32(10 ** (-40 / 20))) and np.abs(quiet).max() < 0.8
+
+
+def test_a_repaint_keeps_its_source_and_limits_what_is_made(tiny_pipe, tune):
+    options = {"task": "repaint", "source": tune * 2.1, "start": 1.5, "end": 3.0, "steps": 1, "seed": 1}
+    out = joined(tiny_pipe.stream("boom bap", **options))
+    kept = np.ones(out.shape[1], bool)
+    kept[72_000 - 1200 : 144_000 + 1200] = False
+    assert np.array_equal(out[:, kept], (tune * 2.1).clip(-1, 1)[:, kept]) and np.abs(out[:, kept]).max() > 0.9
+    assert np.abs(out[:, 72_000:144_000]).max() <= np.float32(10 ** (-1 / 20))

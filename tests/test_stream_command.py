@@ -43,6 +43,13 @@ def test_a_file_holds_the_stream(stream, folder, tiny_pipe, capsys):
     assert sorted(path.name for path in folder.iterdir()) == ["x.wav", "y.flac"]
 
 
+def test_what_a_file_has_to_clip_is_told(stream, capsys):
+    assert stream(*SHORT, "--normalize", "none", "-o", "x.wav") == 0
+    assert "samples above full scale were clipped" in capsys.readouterr().err
+    assert stream(*SHORT, "--normalize", "none", "-o", "x.wav", "--subtype", "float32") == 0
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(("subtype", "step"), [("int16", 2**-16), ("float32", 0)])
 def test_standard_output_is_a_wav_of_unknown_length(stream, tiny_pipe, capfdbinary, subtype, step):
     assert stream(*SHORT, "--subtype", subtype) == 0
@@ -56,6 +63,10 @@ def test_standard_output_is_a_wav_of_unknown_length(stream, tiny_pipe, capfdbina
 
 REFUSED = {
     "no end": (["--duration", "inf", "-o", "x.wav"], "a stream without an end fills no file"),
+    "4 GB": (
+        ["--duration", "30000", "-o", "x.wav"],
+        "a wav file ends at 4.29 GB and this would be of 5.76; take .flac",
+    ),
     "extension": ([*SHORT, "-o", "x.wma"], "extension that is not known"),
     "int24": ([*SHORT, "--subtype", "int24"], "int24 is for files"),
     "length": (["--duration", "long", "-o", "x.wav"], "duration must be seconds, or inf for no end, got 'long'"),

@@ -12,7 +12,8 @@ import torch
 
 import acefast
 from acefast.lead import Lead
-from acefast.models.v15 import vae
+from acefast.models.v15 import vae, vae_tiling
+from acefast.models.v15.vae_tile import DecoderTile
 from acefast.prompts import instruction
 from acefast.segments import SEED_STEP, TAIL, Script, check_plan, segments_of
 from tests.songs import HOP, counted, sentence, velocities
@@ -64,9 +65,19 @@ def test_segments_are_decoded_as_one_song(tiny_pipe, monkeypatch, context, halo)
     assert np.linalg.norm(audio - whole) <= 1e-6 * np.linalg.norm(whole)  # the windows lie elsewhere
 
 
+def test_so_they_are_on_the_static_memory_of_a_gpus_kernels(tiny_pipe, monkeypatch):
+    options = {**SHORT, "duration": 24}
+    want = joined(tiny_pipe.stream("boom bap", **options))
+    for module in (vae, vae_tiling):
+        monkeypatch.setattr(module, "on_kernels", lambda coder: True)  # the references compute its tiles here
+    launched = counted(monkeypatch, DecoderTile, "launch")
+    got = joined(tiny_pipe.stream("boom bap", **options))
+    assert len(launched) >= 6 and np.linalg.norm(got - want) <= 3e-6 * np.linalg.norm(want)
+
+
 def test_a_segment_hears_the_last_seconds_and_makes_the_rest(tiny_pipe, monkeypatch, silent):
     made, calls = composed(tiny_pipe, monkeypatch), velocities(tiny_pipe, monkeypatch)
-    joined(tiny_pipe.stream("boom bap", duration=34, **{**SHORT, "steps": 4}))
+    joined(tiny_pipe.stream("boom bap", duration=34, **{**SHORT, "steps": 4}, variation=0.1, variation_seed=2**64 - 1))
     assert [task.frames for _, task, _ in made] == [NEW + TAIL, HEARD + NEW + TAIL, HEARD + 350]
     second = calls[4]["conditions"].context[0]
     assert torch.equal(second[:HEARD, :8], made[0][2][0, NEW - HEARD : NEW])
@@ -76,6 +87,7 @@ def test_a_segment_hears_the_last_seconds_and_makes_the_rest(tiny_pipe, monkeypa
     plain, extending = made[0][0], made[1][0]
     assert plain.instruction is None and extending.instruction == instruction("extend")
     assert [request.seed for request, _, _ in made] == [1, 1 + SEED_STEP, (1 + 2 * SEED_STEP) % 2**64]
+    assert [request.variation_seed for request, _, _ in made] == [2**64 - 1, SEED_STEP - 1, (2 * SEED_STEP - 1) % 2**64]
     assert [request.duration for request, _, _ in made] == [task.seconds for _, task, _ in made]
 
 
@@ -130,6 +142,17 @@ def test_an_update_without_a_time_comes_with_the_next_segment(tiny_pipe, silent)
     told = [chunk.request.prompt for chunk in islice(stream, 4)]
     assert told[-2:] == ["drill"] * 2  # one segment may have been begun, one be ready
     stream.close()
+
+
+def test_updates_have_to_go_together_in_the_order_of_their_seconds(tiny_pipe, silent):
+    stream = tiny_pipe.stream("boom bap", duration=40, **SHORT)
+    stream.update(at=20, lyrics="la")
+    with pytest.raises(acefast.RequestError, match="instrumental=True leaves no room for lyrics"):
+        stream.update(at=10, instrumental=True, lyrics="")  # what comes later has words
+    stream.update(at=30, instrumental=True, lyrics="")
+    stream.update(at=10, lyrics="oh")  # and this comes before it
+    told = {chunk.segment: (chunk.request.lyrics, chunk.request.instrumental) for chunk in stream}
+    assert told == {0: ("", False), 1: ("oh", False), 2: ("la", False), 3: ("", True)}
 
 
 def test_updates_that_cannot_work_are_refused_where_they_are_made(tiny_pipe, silent):

@@ -52,7 +52,9 @@ def run(args: argparse.Namespace) -> int:
     """Measure songs; returns the exit code."""
     lengths, batches, modes = _list(args.seconds, "seconds", float), _list(args.batch, "batch", int), _modes(args.mode)
     steps = _number(args.steps, "steps", int)
-    outputs = _outputs(args)
+    if args.kernel_times:
+        raise RequestError("bench: --kernel-times has no use without --calibrate FILE, to which their fit goes")
+    outputs = outputs_of(args)
 
     from acefast.bench import predictions
     from acefast.bench.cases import Session
@@ -182,15 +184,16 @@ def _weights(args: argparse.Namespace, dtype: Any) -> Iterator[Any]:
 # -- words -------------------------------------------------------------------------------------------------------------
 
 
-def _outputs(args: argparse.Namespace) -> dict[str, Path]:
+def outputs_of(args: argparse.Namespace) -> dict[str, Path]:
     """Where the report goes, refused now rather than after the work."""
-    found = {name: Path(getattr(args, name)).expanduser() for name in ("json", "markdown") if getattr(args, name)}
+    names = ("calibrate", "json", "markdown")
+    found = {name: Path(getattr(args, name)).expanduser() for name in names if getattr(args, name)}
     for path in found.values():
         check_writable(path)
     if args.plot:
         found["plot"] = check_picture(args.plot)
     if len(set(found.values())) < len(found):
-        raise RequestError("bench: --json, --markdown and --plot must name different files")
+        raise RequestError("bench: --calibrate, --json, --markdown and --plot must name different files")
     return found
 
 

@@ -6,7 +6,8 @@
     graph    acefast's captured CUDA graphs
 
 Every mode makes the same song from the same weights: diffusers' semantics, so that frames and conditions agree. Stages:
-``prep`` (text and conditions), ``step`` each, ``decode``, ``copy`` to the host, ``finish`` (level and Song objects).
+``prep`` (text and conditions), ``step`` each, ``decode``, ``copy`` to the host, ``finish`` (fades, Song objects). The
+level is set on the device: within ``copy`` in ours; within ``finish``, which comes before it, in diffusers'.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderOobleck
 from torch import nn
 
-from acefast.models.v15 import names, vae, vae_tiling
+from acefast.models.v15 import names, vae, vae_range, vae_tiling
 from acefast.models.v15.config import VAEConfig
 from acefast.models.v15.vae_layers import fold, fold_pointwise, fold_transposed
 
@@ -315,13 +315,13 @@ def test_snake_parameters_are_the_exponentials_and_stay_finite():
 
 def test_16_bit_is_computed_in_fp32_on_a_cpu_that_is_slow_at_it(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    monkeypatch.setattr(vae, "cpu_multiplies", lambda dtype: dtype == torch.bfloat16)
-    assert vae.compute_dtype(torch.bfloat16, cpu) == torch.bfloat16
-    assert vae.compute_dtype(torch.float16, cpu) == vae.compute_dtype(torch.float32, cpu) == torch.float32
-    monkeypatch.setattr(vae, "cpu_multiplies", lambda dtype: False)
-    assert vae.compute_dtype(torch.bfloat16, cpu) == torch.float32
-    assert vae.compute_dtype(torch.bfloat16, gpu) == torch.bfloat16
-    assert vae.compute_dtype(torch.float16, gpu) == torch.float16
+    monkeypatch.setattr(vae_range, "cpu_multiplies", lambda dtype: dtype == torch.bfloat16)
+    assert vae_range.compute_dtype(torch.bfloat16, cpu) == torch.bfloat16
+    assert vae_range.compute_dtype(torch.float16, cpu) == vae_range.compute_dtype(torch.float32, cpu) == torch.float32
+    monkeypatch.setattr(vae_range, "cpu_multiplies", lambda dtype: False)
+    assert vae_range.compute_dtype(torch.bfloat16, cpu) == torch.float32
+    assert vae_range.compute_dtype(torch.bfloat16, gpu) == torch.bfloat16
+    assert vae_range.compute_dtype(torch.float16, gpu) == torch.float16
 
 
 # -- errors ----------------------------------------------------------------------------------------------------------

@@ -194,7 +194,7 @@ def test_rule_loads_again_where_the_probe_is_too_large(monkeypatch, caplog, dtyp
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16, torch.float32), ids=str)
 def test_elsewhere_it_is_loaded_once_and_not_probed(dtype, monkeypatch, caplog):
-    monkeypatch.setattr(vae, "cpu_multiplies", lambda dtype: dtype == torch.bfloat16)
+    monkeypatch.setattr(vae_range, "cpu_multiplies", lambda dtype: dtype == torch.bfloat16)
     monkeypatch.setattr(vae_range, "largest_stored", None)
     loaded = []
     with caplog.at_level(logging.INFO, "acefast"):

@@ -154,6 +154,14 @@ def test_a_second_song_takes_no_more_memory(decoder, encoder, tiled):
         assert coder._tile.memory.numel() > tile.memory.numel()
 
 
+@pytest.mark.parametrize("keep", [(0, 1), (11, 20), (24, 25)])
+def test_frames_kept_are_those_of_the_whole(decoder, tiled, keep):
+    z = latents(1, 25)
+    whole = decoder(z)[:, :, keep[0] * HOP : keep[1] * HOP]
+    starts, pieces = zip(*vae.decode_tiles(decoder, z, 19, keep))
+    assert starts[0] == keep[0] and relative(torch.cat(pieces, 2), whole) <= REORDERED
+
+
 def test_two_streams_of_one_decoder_do_not_meet(decoder, tiled):
     z, y = latents(1, 21), latents(1, 21, seed=2)
     one, other = vae.decode_tiles(decoder, z, 19), vae.decode_tiles(decoder, y, 20)
@@ -213,6 +221,13 @@ def test_a_row_has_the_same_bits_in_any_tile_and_any_batch(small):
     assert decoder.halo == 34 and len([*vae_tiling.windows(71, 70, 34)]) == 2
     tiled = on_triton(vae.decode, decoder, z, 70).audio
     assert torch.equal(tiled, torch.cat([song.audio for song in songs]))
+
+
+@pytest.mark.parametrize("keep", [(0, 30), (40, 71)])
+def test_frames_kept_have_the_bits_of_the_whole(small, keep):
+    decoder, z, songs = small
+    pieces = on_triton(lambda decoder: [piece for _, piece in vae.decode_tiles(decoder, z[:1], 70, keep)], decoder)
+    assert torch.equal(torch.cat(pieces, 2), songs[0].audio[:, :, keep[0] * SMALL.hop : keep[1] * SMALL.hop])
 
 
 def test_kernels_encode_as_near_to_fp32_as_the_references_and_the_same_in_any_tile():

@@ -101,10 +101,11 @@ def written(tmp_path, **changes) -> Path:
     return path
 
 
-def test_the_command_writes_constants_and_shows_before_and_after(tmp_path, capsys):
+def test_the_command_writes_constants_and_shows_before_and_after(tmp_path, monkeypatch, capsys):
     times, out = written(tmp_path), tmp_path / "judged.json"
+    monkeypatch.chdir(tmp_path)
     kept = ["--json", str(tmp_path / "again.json"), "--markdown", str(tmp_path / "o.md")]
-    assert main(["bench", "--calibrate", str(out), "--kernel-times", str(times), *kept]) == 0
+    assert main(["bench", "--calibrate", "./judged.json", "--kernel-times", str(times), *kept]) == 0
     text = capsys.readouterr().out
     assert (tmp_path / "o.md").read_text() == text and read_times(tmp_path / "again.json") == read_times(times)
     assert text.startswith("Fitted to 24 kernels measured on sm_80; predictions were off by a factor of 1.")

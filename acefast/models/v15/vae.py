@@ -26,7 +26,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acefast.backends import cpu_multiplies, emulated_sm
 from acefast.checks import check_shape
 from acefast.models.v15.config import VAEConfig
 from acefast.models.v15.vae_layers import (
@@ -56,17 +55,6 @@ class Decoded(NamedTuple):
 
     audio: Tensor  # [B, 2, 1920 * T] fp32
     peaks: Tensor | None  # [B, n] fp32: a song's largest is its largest |sample|; None: nobody has looked
-
-
-def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype to load the autoencoder in when the pipeline's is ``dtype``.
-
-    The same, except on a CPU that is slow at it (two AVX-512 cores: 280-320 GFLOP/s in fp32, 55-150 in emulated bf16)
-    and does not stand in for a GPU: there it is fp32.
-    """
-    if device.type != "cpu" or emulated_sm() or cpu_multiplies(dtype):
-        return dtype
-    return torch.float32
 
 
 def _crop(x: Tensor, start: int, first: int, end: int) -> tuple[Tensor, int]:
