@@ -8,6 +8,8 @@ writes the rows writes zeros to the guards as well: memory is used again for row
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -80,3 +82,25 @@ def lay(y: Tensor, out: Tensor | None, guards: bool) -> Tensor:
         return with_guards(y) if guards else y
     out.copy_(y)
     return clear_guards(out) if guards else out
+
+
+Results = tuple[Tensor | None, ...]  # of an op, None for each that is not asked for
+
+
+def room(x: Tensor, shape: Sequence[int], asked: Sequence[bool], out: Results, guards: bool) -> Results:
+    """Where a kernel, which clears the guards itself, writes the results that are asked for: rows of ``shape`` like x.
+
+    That is ``out`` where there is one and it lies between ``guards``, else new memory.
+    """
+
+    def new() -> Tensor:
+        return guarded(*shape, dtype=x.dtype, device=x.device, memory=x.new_empty(elements(*shape)))
+
+    return tuple((t if guards and t is not None else new()) if one else None for one, t in zip(asked, out))
+
+
+def handed_over(written: Results, out: Results, guards: bool) -> Results:
+    """What a kernel has written, as the op returns it: contiguous, and in ``out``, unless it is to have ``guards``."""
+    if guards:
+        return written
+    return tuple(None if t is None else lay(t.contiguous(), o, False) for t, o in zip(written, out))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from acefast import sampling
-from acefast.ops.philox import philox_normal
+from acefast.ops.philox import int64_of, philox_normal
 from acefast.request import Request, RequestError
 from acefast.tasks import Task
 
@@ -22,7 +22,7 @@ def start_noise(requests: list[Request], task: Task, model: Any) -> Tensor:
         if request.noise_source == "philox":
             return philox_normal(seeds, shape, device=model.device)
         # Upstream: one generator per song on the compute device, drawn in the model's dtype.
-        rows = [torch.Generator(model.device).manual_seed(_signed(seed)) for seed in seeds]
+        rows = [torch.Generator(model.device).manual_seed(int64_of(seed)) for seed in seeds]
         rows = [torch.randn((1, *shape), generator=g, device=model.device, dtype=model.dtype) for g in rows]
         return torch.cat(rows).float()
 
@@ -49,8 +49,3 @@ def start_times(request: Request, model: Any) -> list[float]:
         request.steps, request.sigma_shift, dtype=model.dtype if rough else torch.float64
     )
     return torch.tensor(times, dtype=model.dtype).double().tolist() if upstream else list(times)
-
-
-def _signed(seed: int) -> int:
-    """torch takes 64-bit seeds as signed integers."""
-    return seed - (1 << 64) if seed >= 1 << 63 else seed

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_contiguous, check_shape
-from acefast.guarded import GUARD, check_rows, elements, lay, with_guards
-from acefast.guarded import guarded as guarded_rows
+from acefast.guarded import GUARD, check_rows, handed_over, lay, room, with_guards
 from acefast.ops.snake import Wave, check_wave, snake_reference
 
 OP = "conv1d"
@@ -53,7 +52,7 @@ def conv1d_reference(
     y = y if residual is None else y.add_(residual)
     if wave is None:
         return lay(y, out, guarded)
-    into = out or (None, None)
+    into = pair(out)
     activated = lay(snake_reference(y, *wave), into[1], guarded)
     return lay(y, into[0], guarded) if keep else None, activated
 
@@ -171,20 +170,19 @@ def _launch(
     """By the kernel, which works on guarded rows: where these are not, on copies."""
     from acefast.kernels.conv1d import conv1d as kernel
 
-    def memory() -> Tensor:
-        return guarded_rows(*shape, dtype=x.dtype, device=x.device, memory=x.new_empty(elements(*shape)))
-
-    wanted = (out, None) if wave is None else out or (None, None)
-    written = wanted if guards else (None, None)
-    asked = keep, wave is not None
-    written = tuple((memory() if t is None else t) if one else None for t, one in zip(written, asked))
+    into = pair(out)
+    written = room(x, shape, (keep, wave is not None), into, guards)
     if not guards:
         x, residual = with_guards(x), None if residual is None else with_guards(residual)
     if 0 not in shape:
         kernel(x, weight, bias, **geometry, residual=residual, wave=wave, out=written)
-    if not guards:
-        written = tuple(None if t is None else lay(t.contiguous(), o, False) for t, o in zip(written, wanted))
-    return written[0] if wave is None else written
+    results = handed_over(written, into, guards)
+    return results[0] if wave is None else results
+
+
+def pair(out: Tensor | Pair | None) -> tuple[Tensor | None, Tensor | None]:
+    """Where a result and what the next snake makes of it are to be written, of an op's ``out``."""
+    return out if isinstance(out, tuple) else (out, None)
 
 
 def check_dtype(op: str, name: str, tensor: Tensor, x: Tensor) -> None:
@@ -211,8 +209,8 @@ def check_results(
     else:
         check_wave(op, "wave[0]", wave[0], shape[2])
         check_wave(op, "wave[1]", wave[1], shape[2])
-        pair = isinstance(out, tuple) and [t is not None for t in out] == [keep, True]
-        if out is not None and not pair:
+        fits = isinstance(out, tuple) and [t is not None for t in out] == [keep, True]
+        if out is not None and not fits:
             raise ValueError(f"{op}: with a wave, out must be a pair, of which the first is None unless it is kept")
         given = {} if out is None else {f"out[{i}]": t for i, t in enumerate(out) if t is not None}
     for name, tensor in given.items():

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_contiguous, check_shape
-from acefast.guarded import check_rows, elements, lay, with_guards
-from acefast.guarded import guarded as rows_of
-from acefast.ops.conv1d import Pair, check_dtype, check_results
+from acefast.guarded import check_rows, handed_over, lay, room, with_guards
+from acefast.ops.conv1d import Pair, check_dtype, check_results, pair
 from acefast.ops.snake import Wave, snake_reference
 
 OP = "conv_transpose1d"
@@ -64,7 +63,7 @@ def conv_transpose1d_reference(
     y = y.contiguous()  # a copy only for B > 1
     if wave is None:
         return lay(y, out, guarded)
-    kept, activated = out or (None, None)
+    kept, activated = pair(out)
     activated = lay(snake_reference(y, *wave), activated, guarded)
     return lay(y, kept, guarded) if keep else None, activated
 
@@ -134,14 +133,8 @@ def _on_kernel(
 ) -> Tensor | Pair:
     from acefast.kernels.conv_transpose1d import conv_transpose1d as kernel
 
-    shape, like = (len(x), stride * x.shape[1], len(bias)), {"dtype": x.dtype, "device": x.device}
-    given = (out, None) if wave is None else out or (None, None)
-    into: list[Tensor | None] = []
-    for wanted, there in zip((keep, wave is not None), given):
-        if wanted and (there is None or not guarded):
-            there = rows_of(*shape, **like, memory=x.new_empty(elements(*shape)))
-        into.append(there)
-    kernel(x if guarded else with_guards(x), weight, bias, stride=stride, wave=wave, out=(into[0], into[1]))
-    if not guarded:
-        into = [r if r is None else lay(r.contiguous(), there, False) for r, there in zip(into, given)]
-    return into[0] if wave is None else (into[0], into[1])
+    into = pair(out)
+    written = room(x, (len(x), stride * x.shape[1], len(bias)), (keep, wave is not None), into, guarded)
+    kernel(x if guarded else with_guards(x), weight, bias, stride=stride, wave=wave, out=written)
+    results = handed_over(written, into, guarded)
+    return results[0] if wave is None else results

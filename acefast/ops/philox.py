@@ -100,7 +100,7 @@ def philox_normal(
     if choose_backend(OP, backend, torch.device(device), ORDER) == "triton":
         from acefast.kernels.philox import philox
 
-        words = torch.tensor([_int64(word) for word in (*seeds, stream)], dtype=torch.int64, device=device)
+        words = torch.tensor([int64_of(word) for word in (*seeds, stream)], dtype=torch.int64, device=device)
         out = torch.empty(len(seeds), *shape, dtype=torch.float32, device=device)
         philox(words[:-1], words[-1:], out=out)
         return out
@@ -160,7 +160,7 @@ def _polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
     return result
 
 
-def _int64(value: int) -> int:
+def int64_of(value: int) -> int:
     """The signed integer with the bits of an unsigned one."""
     return value - (value >> 63 << 64)
 

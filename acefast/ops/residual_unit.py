@@ -14,9 +14,9 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_contiguous, check_shape
-from acefast.guarded import GUARD, check_rows, clear_guards, with_guards
+from acefast.guarded import GUARD, check_rows, clear_guards, handed_over, room, with_guards
 from acefast.guarded import guarded as between_guards
-from acefast.ops.conv1d import Pair, check_dtype, check_results, conv1d_reference
+from acefast.ops.conv1d import Pair, check_dtype, check_results, conv1d_reference, pair
 from acefast.ops.snake import Wave, block_elements, check_wave, snake, snake_rows
 
 OP = "residual_unit"
@@ -96,20 +96,12 @@ def _outputs(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Memory for y and for what the next snake makes of it, None where it is not asked for."""
     if out is not None:
-        return _pair(out)
+        return pair(out)
 
     def new() -> Tensor:
         return between_guards(*x.shape, dtype=x.dtype, device=x.device) if guarded else torch.empty_like(x)
 
     return new() if keep else None, None if wave is None else new()
-
-
-def _pair(out: Tensor | Pair | None) -> tuple[Tensor | None, Tensor | None]:
-    return out if isinstance(out, tuple) else (out, None)
-
-
-def _contiguous(rows: Tensor, out: Tensor | None) -> Tensor:
-    return rows.contiguous() if out is None else out.copy_(rows)
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
@@ -179,7 +171,7 @@ def residual_unit(
         check_dtype(OP, "activated", activated, x)
         check_rows(OP, "activated", activated, guarded)
     check_results(OP, tuple(x.shape), "[B, L, C]", x, wave, keep, guarded, out)
-    if activated is not None and any(t is not None and _same_memory(t, activated) for t in _pair(out)):
+    if activated is not None and any(t is not None and _same_memory(t, activated) for t in pair(out)):
         raise ValueError(f"{OP}: out must not be activated, whose rows are read by their neighbours too")
     fits = fused(C) and x.dtype in (torch.bfloat16, torch.float16) and TAPS // 2 * dilation <= GUARD and x.numel() > 0
     if choose_backend(OP, backend, x.device, ORDER if fits else ()) == "triton":
@@ -190,10 +182,11 @@ def residual_unit(
             activated = snake(rows, alpha1, inv_beta1, guarded=True, backend="triton")
         elif not guarded:
             activated = with_guards(activated)
-        written = _outputs(rows, wave, keep, guarded=True, out=out if guarded else None)
+        into = pair(out)
+        written = room(rows, x.shape, (keep, wave is not None), into, guarded)
         second = (alpha2, inv_beta2, weight2, bias2)
         kernel(rows, activated, weight1, bias1, *second, dilation=dilation, wave=wave, out=written)
-        results = tuple(t if guarded or t is None else _contiguous(t, o) for t, o in zip(written, _pair(out)))
+        results = handed_over(written, into, guarded)
         return results[0] if wave is None else results
     return residual_unit_reference(
         *(x, alpha1, inv_beta1, weight1, bias1, alpha2, inv_beta2, weight2, bias2),

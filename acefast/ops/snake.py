@@ -13,8 +13,7 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_dtype, check_shape
-from acefast.guarded import check_rows, elements, lay, with_guards
-from acefast.guarded import guarded as guarded_rows
+from acefast.guarded import check_rows, handed_over, lay, room, with_guards
 
 OP = "snake"
 ORDER = ("triton",)
@@ -102,13 +101,10 @@ def snake(
     if choose_backend(OP, backend, x.device, ORDER if fits else ()) == "triton":
         from acefast.kernels.snake import snake as kernel
 
-        rows, written = (x if guarded else with_guards(x)), out if guarded else None
-        if written is None:
-            memory = x.new_empty(elements(*x.shape))
-            written = guarded_rows(*x.shape, dtype=x.dtype, device=x.device, memory=memory)
+        written = room(x, x.shape, (True,), (out,), guarded)
         if x.numel():
-            kernel(rows, alpha, inv_beta, out=written)
-        return written if guarded else lay(written.contiguous(), out, False)
+            kernel(x if guarded else with_guards(x), alpha, inv_beta, out=written[0])
+        return handed_over(written, (out,), guarded)[0]
     return snake_reference(x, alpha, inv_beta, guarded=guarded, out=out)
 
 

@@ -11,6 +11,7 @@ from acefast.conditions import Conditions
 from acefast.guidance import Guidance
 from acefast.models.v15.dit import DiT, Modulation
 from acefast.ops.apg import apg_reference, apg_step, scratch_shape
+from acefast.ops.philox import int64_of
 from acefast.ops.sampler_step import Repaint, clock, sampler_step, step_table
 from acefast.ops.self_attention import row_starts
 
@@ -58,7 +59,7 @@ class Step:
         self.times = step_table(timesteps, device=device)
         self.clock = clock(self.latents.shape, device=device)
         self.modulation = Modulation(*map(torch.stack, zip(*(prepared["times"][t] for t in timesteps))))
-        self.seeds = None if seeds is None else torch.tensor([_signed(s) for s in seeds], device=device)
+        self.seeds = None if seeds is None else torch.tensor([int64_of(s) for s in seeds], device=device)
         self.scale = torch.full((1,), guidance.scale, device=device)
         guided = guidance.scale > 1
         self.running = torch.zeros_like(self.latents) if guided else None
@@ -123,8 +124,3 @@ class Step:
             uncond = cond - self.running
             cond, _ = apg_reference(*(cond, uncond, None, self.guidance.scale), **self._apg, lengths=self.lengths)
         return cond if self.frames is None else cond.masked_fill(~self.frames[..., None], 0)
-
-
-def _signed(seed: int) -> int:
-    """The bits of a seed of 64 bits as torch takes them."""
-    return seed - (1 << 64) if seed >= 1 << 63 else seed

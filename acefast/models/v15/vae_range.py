@@ -14,10 +14,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from acefast.backends import choose_backend, cpu_multiplies, emulated_sm, use_backend
+from acefast.backends import cpu_multiplies, emulated_sm, use_backend
 from acefast.devices import current
 from acefast.models.v15 import vae
 from acefast.models.v15.vae_layers import Conv, ConvTranspose, ResidualUnit, Snake
+from acefast.models.v15.vae_tiling import kernels_take
 from acefast.ops.conv1d import conv1d
 from acefast.ops.philox import philox_normal
 
@@ -32,10 +33,10 @@ def tries_fp16(dtype: torch.dtype, device: torch.device) -> bool:
 
     On a GPU, in 16 bits, where the Triton kernels are what runs: they sum in fp32, and round when they store.
     """
-    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+    if device.type != "cuda":
         return False
     with current(device):
-        return choose_backend("vae", None, device, ("triton",)) == "triton"
+        return kernels_take(dtype, device)
 
 
 def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:

@@ -64,10 +64,14 @@ def even_size(length: int, largest: int, halo: int, step: int = 64) -> int:
 
 
 def on_kernels(coder: Decoder | Encoder) -> bool:
-    """Whether tiles are a list of launches on static memory: in 16 bits, where Triton's kernels are in force."""
-    weight = coder.conv1.weight
-    fits = weight.dtype in (torch.float16, torch.bfloat16)
-    return choose_backend("vae", None, weight.device, ("triton",) if fits else ()) == "triton"
+    """Whether tiles are a list of launches on static memory."""
+    return kernels_take(coder.conv1.weight.dtype, coder.conv1.weight.device)
+
+
+def kernels_take(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether Triton's kernels are in force, for an autoencoder of 16 bits."""
+    fits = dtype in (torch.float16, torch.bfloat16)
+    return choose_backend("vae", None, device, ("triton",) if fits else ()) == "triton"
 
 
 def tiles(
