@@ -2,7 +2,8 @@
 
 Arguments are copied until two rounds of them fill more than the GPU's L2, and launches go through the copies in turn,
 so that no launch finds its data there because the one before was the same. Times are of CUDA events around many
-launches in a row, medians of several such rows; what a launch costs the host is hidden only where the kernel is longer.
+launches in a row, medians of several such rows; a row is a replayed CUDA graph, so what a launch costs the host is not
+in them.
 """
 
 from __future__ import annotations
@@ -53,13 +54,14 @@ def time_case(case: Case, device: torch.device, sm: int, judged: Judged = JUDGED
     sets = [given, *(copy_of(given) for _ in range(copies - 1))]
     for one in sets:
         case.launch(**one)  # compiled, and every copy touched
-    launches = iter(range(ROWS * LAUNCHES))
+    launches = max(LAUNCHES, copies)
 
     def row() -> None:
-        for _ in range(LAUNCHES):
-            case.launch(**sets[next(launches) % copies])
+        for i in range(launches):
+            case.launch(**sets[i % copies])
 
-    times = sorted(1e3 * _milliseconds(row, device) / LAUNCHES for _ in range(ROWS))
+    work = _captured(row) if device.type == "cuda" else row
+    times = sorted(1e3 * _milliseconds(work, device) / launches for _ in range(ROWS))
     us = times[ROWS // 2]
     counted = {"flops": float(case.flops(given)), "bytes": float(case.bytes(given))}
     told = {"dots": case.dots, "attention": "attention" in case.kernel}
@@ -99,6 +101,14 @@ def time_here(cases: Callable[[], Iterable[Case]], device: str | None) -> dict[s
         raise RequestError(f"calibrate: the peaks of {about.name}, sm_{sm}, are not known; those of {known} are")
     with torch.inference_mode(), current(found):
         return time_cases(cases(), found, sm, about.name)
+
+
+def _captured(work: Callable[[], None]) -> Callable[[], None]:
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    graph.replay()  # the first uploads it
+    return graph.replay
 
 
 def _milliseconds(work: Callable[[], None], device: torch.device) -> float:
