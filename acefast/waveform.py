@@ -1,6 +1,7 @@
 """What is done to a waveform: the timbre reference's 30 s, level, fades, the repaint splice.
 
-Audio is float32 numpy, [2, N], full scale +-1, at 48 kHz unless a rate is given. Every function returns a new array, unless told to work in place.
+Audio is float32 numpy, [2, N], full scale +-1, at 48 kHz unless a rate is given. Every function returns a new
+array, unless told to work in place.
 """
 
 from __future__ import annotations
