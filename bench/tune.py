@@ -292,15 +292,17 @@ def call(room: Any, config: Config) -> str:
 
 
 def with_line(source: str, name: str, sm: int, expression: str) -> str:
-    """``source`` with an entry (name, sm) in its CONFIGS: in place of the one there is, or behind the class's last."""
+    """``source`` with an entry (name, sm) in its CONFIGS: in place of the one there is, or where none behind wins."""
     body = ast.parse(source).body
     node = next(n.value for n in body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "CONFIGS")
-    own = {}  # sm -> (first line, last line) of the class's entries
+    own, last = {}, node.lineno  # sm -> (first line, last line) of the class's entries; behind them and every ** entry
     for key, value in zip(node.keys, node.values):
-        if isinstance(key, ast.Tuple) and key.elts[0].value == name:
+        mine = isinstance(key, ast.Tuple) and key.elts[0].value == name
+        if mine:
             own[key.elts[1].value] = key.lineno - 1, value.end_lineno
+        last = value.end_lineno if mine or key is None else last
     lines = source.splitlines(keepends=True)
-    start, end = own.get(sm) or (2 * (max(own.values())[1],) if own else 2 * (node.end_lineno - 1,))
+    start, end = own.get(sm, (last, last))
     lines[start:end] = [f'    ("{name}", {sm}): {expression},\n']
     return "".join(lines)
 

@@ -15,9 +15,8 @@ def _product(m: int, n: int, k: int, warps: int, stages: tuple[int, ...]) -> Gri
     return {"BLOCK_M": (m,), "BLOCK_N": (n,), "BLOCK_K": (k,), "num_warps": (warps,), "num_stages": stages}
 
 
-def _unit(m: int, k: int, chunks: tuple[int, ...], warps: int, stages: tuple[int, ...], l1: tuple[int, ...]) -> Grid:
-    tiles = {"BLOCK_M": (m,), "BLOCK_K": (k,), "CHUNK": chunks, "L1": l1}
-    return {**tiles, "num_warps": (warps,), "num_stages": stages}
+def _unit(m: int, k: int, chunks: tuple[int, ...], warps: int, stages: tuple[int, ...]) -> Grid:
+    return {"BLOCK_M": (m,), "BLOCK_K": (k,), "CHUNK": chunks, "num_warps": (warps,), "num_stages": stages}
 
 
 def _attention(m: int, keys: tuple[int, ...], stages: tuple[int, ...], warps: int) -> Grid:
@@ -51,17 +50,17 @@ _HALF = (
 
 GRIDS: dict[tuple[str, str], tuple[Grid, ...]] = {
     ("residual_unit", "c128"): (
-        _unit(128, 64, (32, 64), 4, (2, 3), (0, 1)),
-        _unit(128, 64, (32,), 8, (2, 3), (0, 1)),
-        _unit(128, 64, (64, 128), 8, (3,), (0, 1)),
-        _unit(256, 64, (32, 64), 8, (2, 3), (0, 1)),
-        _unit(64, 64, (64,), 4, (3,), (0, 1)),
+        _unit(128, 64, (32, 64), 4, (2, 3)),
+        _unit(128, 64, (32,), 8, (2, 3)),
+        _unit(128, 64, (64, 128), 8, (3,)),
+        _unit(256, 64, (32, 64), 8, (2, 3)),
+        _unit(64, 64, (64,), 4, (3,)),
     ),
     ("residual_unit", "c256"): (
-        _unit(128, 64, (32, 64), 8, (2, 3), (0, 1)),
-        _unit(128, 32, (32,), 8, (4,), (0, 1)),
-        _unit(64, 64, (64,), 4, (2, 3), (0, 1)),
-        _unit(64, 64, (64,), 8, (3,), (0, 1)),
+        _unit(128, 64, (32, 64), 8, (2, 3)),
+        _unit(128, 32, (32,), 8, (4,)),
+        _unit(64, 64, (64,), 4, (2, 3)),
+        _unit(64, 64, (64,), 8, (3,)),
     ),
     ("conv1d", "wide"): _WIDE,
     ("conv1d", "half"): _HALF,

@@ -27,8 +27,8 @@ from acefast.kernels.snake import snake_of, zero_guards
 TAPS = 7
 
 
-def _tile(m: int, k: int, chunk: int, warps: int, stages: int, l1: int = 0) -> Config:
-    return Config({"BLOCK_M": m, "BLOCK_K": k, "CHUNK": chunk, "L1": l1}, warps, stages)
+def _tile(m: int, k: int, chunk: int, warps: int, stages: int) -> Config:
+    return Config({"BLOCK_M": m, "BLOCK_K": k, "CHUNK": chunk}, warps, stages)
 
 
 # On sm_80 a warp's tile of the first product is 64 x 64, and C 128 has two blocks on a multiprocessor, one's epilogue
@@ -39,8 +39,7 @@ CONFIGS = {
     ("c256", 89): _tile(128, 32, 16, 8, 3),
     ("c256", 100): _tile(64, 64, 64, 8, 3),
     ("c256", 120): _tile(128, 32, 16, 8, 3),
-    ("c128", 80): _tile(128, 64, 32, 4, 3),  # 64 KB
-    ("c128", 90): _tile(128, 64, 16, 4, 3),
+    ("c128", 80): _tile(128, 64, 32, 4, 3),  # 64 KB; on sm_90 the fastest without a spill
     ("c128", 100): _tile(128, 64, 64, 8, 3),
     ("c64", 80): _tile(128, 64, 32, 4, 3),
     ("c32", 80): _tile(128, 32, 32, 4, 3),
@@ -74,7 +73,6 @@ def _residual_unit(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     CHUNK: tl.constexpr,
-    L1: tl.constexpr,  # whether rows are copied through L1, where the next tap finds them
 ):
     STEPS: tl.constexpr = C // BLOCK_K  # of a tap
     own = tl.program_id(0) * BLOCK_M  # the first row that this program stores
@@ -87,18 +85,12 @@ def _residual_unit(
     source = tl.minimum(m, L - 1) if SHORT else m
     a_ptrs = activated_ptr + (start - TAPS // 2 * DILATION * C) + (source[:, None] * C + k[None, :])
     w_ptrs = weight1_ptr + (c[None, :] * (TAPS * C) + k[:, None])  # [BLOCK_K, C]
-    if L1:
-        a_ptrs += 4 * tl.minimum(L, 0)  # 0, which the compiler does not know: copies of 16 bytes would go past L1
 
     sums = tl.zeros([BLOCK_M, C], tl.float32)
     for step in range(0, TAPS * STEPS):
         sums = tl.dot(tl.load(a_ptrs), tl.load(w_ptrs), sums, input_precision="ieee")
-        if L1:
-            a_ptrs += tl.where(step % TAPS == TAPS - 1, BLOCK_K - (TAPS - 1) * DILATION * C, DILATION * C)
-            w_ptrs += tl.where(step % TAPS == TAPS - 1, BLOCK_K - (TAPS - 1) * C, C)
-        else:
-            a_ptrs += tl.where(step % STEPS == STEPS - 1, DILATION * C - (STEPS - 1) * BLOCK_K, BLOCK_K)
-            w_ptrs += BLOCK_K
+        a_ptrs += tl.where(step % STEPS == STEPS - 1, DILATION * C - (STEPS - 1) * BLOCK_K, BLOCK_K)
+        w_ptrs += BLOCK_K
     sums += tl.load(bias1_ptr + c).to(tl.float32)[None, :]
     sums = snake_of(sums, tl.load(alpha2_ptr + c)[None, :], tl.load(inv_beta2_ptr + c)[None, :])
     hidden = sums.to(activated_ptr.dtype.element_ty)
@@ -107,10 +99,9 @@ def _residual_unit(
     for n in range(0, C, CHUNK):
         d = n + tl.arange(0, CHUNK)
         at = start + (m[:, None] * C + d[None, :])
-        x = tl.load(x_ptr + at, mask=live, other=0.0)  # on its way during the product
         y = tl.dot(hidden, tl.load(weight2_ptr + (d[None, :] * C + c[:, None])), input_precision="ieee")
         y += tl.load(bias2_ptr + d).to(tl.float32)[None, :]
-        y += x.to(tl.float32)
+        y += tl.load(x_ptr + at, mask=live, other=0.0).to(tl.float32)
         if y_ptr is not None:
             tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=live)
         if waved_ptr is not None:
