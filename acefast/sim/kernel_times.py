@@ -28,7 +28,7 @@ COPIES = 64  # at most
 WORST = 2.0  # of measured over predicted: the pass rule for a kernel alone
 
 
-class _EmptyIsZero(TorchFunctionMode):
+class EmptyIsZero(TorchFunctionMode):
     """New memory is zero: an integer tensor that a case leaves without values must not index at random."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -38,7 +38,7 @@ class _EmptyIsZero(TorchFunctionMode):
 
 def arguments(case: Case, device: torch.device) -> Arguments:
     """A case's arguments at real size: floating tensors standard normal, guards zero, integers as the case has them."""
-    with _EmptyIsZero():
+    with EmptyIsZero():
         given = case.real(device)
     generator = torch.Generator(device).manual_seed(0)
     memory = {t.untyped_storage().data_ptr(): t for t in tensors_of(given) if t.is_floating_point()}
