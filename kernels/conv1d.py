@@ -35,8 +35,10 @@ _TWO_BLOCKS = _tile(128, 128, 32, 4, 4)  # 48 KB, of 100 KB that a multiprocesso
 CONFIGS = {
     ("wide", 80): _tile(128, 256, 64, 8, 3),  # 96 KB
     ("half", 80): _tile(128, 128, 64, 4, 3),  # 64 KB: two blocks on a multiprocessor, one's epilogue beside the other
+    ("half", 90): _tile(64, 128, 64, 4, 3),
     ("frames", 80): _tile(64, 128, 64, 4, 3),  # a row is a frame, 512 or 1024 of them: more tiles
     ("last", 80): _tile(64, 64, 64, 4, 4),
+    ("last", 90): _tile(64, 16, 256, 4, 4),  # 512 rows of 128 channels: 64 tiles in place of 16
     ("stereo", 80): _tile(128, 128, 16, 4, 2),
     ("small", 80): _tile(128, 64, 64, 4, 3),
     ("narrow", 80): _tile(64, 16, 16, 4, 3),  # test models
@@ -54,7 +56,7 @@ def shape_class(cin: int, cout: int, taps: int, dilation: int) -> str:
     if cout % 128:
         return "small"
     if max(cin, cout) >= 2048:
-        return "last" if cout == 128 else "frames"
+        return "last" if cout == 128 and inner % 256 == 0 else "frames"
     return "wide" if cout % 256 == 0 and taps > 1 else "half"
 
 

@@ -49,23 +49,31 @@ def arguments(case: Case, device: torch.device) -> Arguments:
     return given
 
 
-def time_case(case: Case, device: torch.device, sm: int, judged: Judged = JUDGED) -> dict[str, Any]:
-    """One kernel's row: counted, measured, at the peaks, predicted, and the shares of both roofs that it reaches."""
-    given = arguments(case, device)
+def copies(given: Arguments, sm: int) -> list[Arguments]:
+    """``given`` and as many copies of it as fill the L2 of ``sm`` twice."""
     size = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors_of(given)}.values())
-    copies = min(max(2, int(2 * GPUS[sm].l2 * 1e6 // max(size, 1)) + 1), COPIES)
-    sets = [given, *(copy_of(given) for _ in range(copies - 1))]
+    count = min(max(2, int(2 * GPUS[sm].l2 * 1e6 // max(size, 1)) + 1), COPIES)
+    return [given, *(copy_of(given) for _ in range(count - 1))]
+
+
+def measured_us(case: Case, sets: list[Arguments], device: torch.device) -> float:
+    """A launch's time, on each of ``sets`` in turn."""
     for one in sets:
         case.launch(**one)  # compiled, and every copy touched
-    launches = max(LAUNCHES, copies)
+    launches = max(LAUNCHES, len(sets))
 
     def row() -> None:
         for i in range(launches):
-            case.launch(**sets[i % copies])
+            case.launch(**sets[i % len(sets)])
 
     work = _captured(row) if device.type == "cuda" else row
-    times = sorted(1e3 * _milliseconds(work, device) / launches for _ in range(ROWS))
-    us = times[ROWS // 2]
+    return sorted(1e3 * _milliseconds(work, device) / launches for _ in range(ROWS))[ROWS // 2]
+
+
+def time_case(case: Case, device: torch.device, sm: int, judged: Judged = JUDGED) -> dict[str, Any]:
+    """One kernel's row: counted, measured, at the peaks, predicted, and the shares of both roofs that it reaches."""
+    given = arguments(case, device)
+    us = measured_us(case, copies(given, sm), device)
     counted = {"flops": float(case.flops(given)), "bytes": float(case.bytes(given))}
     told = {"dots": case.dots, "attention": "attention" in case.kernel}
     compute, memory = shares({**counted, **told, "measured_us": us}, sm)
