@@ -24,6 +24,7 @@ from acefast.ops.sampler_step import Repaint
 from acefast.options import listed
 from acefast.prompts import LYRIC_TOKENS, TEXT_TOKENS, Tokens, lost_hints, lyric_prompt, text_prompt, tokenize
 from acefast.request import Request
+from acefast.residence import Part, Residence
 from acefast.tasks import Recording, Task, read_audio
 from acefast.values import shown
 from acefast.waveform import reference_segments
@@ -36,29 +37,35 @@ class Model:
 
     sample_rate = 48_000
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
-        self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
+    text_encoder = Part("text", lambda m: load_text_encoder(m.checkpoint, m.device, m.dtype))
+    condition_encoder = Part("text", lambda m: m._load(ConditionEncoder, m.config))
+    transformer = Part("diffusion", lambda m: m._load(DiT, m.config))
+    decoder = Part("decode", lambda m: m._coder(vae.Decoder))
+    encoder = Part("source", lambda m: m._coder(vae.Encoder), "Of source and reference audio.")
+    audio_tokenizer = Part("source", lambda m: m._load(AudioTokenizer, m.config), "Latents to 5 Hz codes, for covers.")
+    audio_detokenizer = Part(
+        "source", lambda m: m._load(AudioDetokenizer, m.config), "5 Hz codes to latent hints, for covers and codes."
+    )
+
+    def __init__(
+        self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, memory: str = "fast"
+    ) -> None:
+        """
+        Args:
+            memory: "fast": the networks stay on the device; "low": see ``acefast.residence``.
+        """
+        self.checkpoint, self.device, self.dtype, self.memory = checkpoint, device, dtype, memory
         self.config, self.traits = checkpoint.config, checkpoint.traits
+        self.residence = Residence(device, memory, self._forget)
         self.tokenizer = checkpoint.tokenizer()
-        self.decoder = self._coder(vae.Decoder)
-        self.text_encoder = load_text_encoder(checkpoint, device, dtype)
-        self.condition_encoder = self._load(ConditionEncoder, self.config)
-        self.transformer = self._load(DiT, self.config)
+        if memory != "low":
+            _ = self.decoder, self.text_encoder, self.condition_encoder, self.transformer
 
-    @cached_property
-    def encoder(self) -> nn.Module:
-        """The audio encoder, for tasks with source or reference audio."""
-        return self._coder(vae.Encoder)
-
-    @cached_property
-    def audio_tokenizer(self) -> nn.Module:
-        """Latents to 5 Hz codes, for covers."""
-        return self._load(AudioTokenizer, self.config)
-
-    @cached_property
-    def audio_detokenizer(self) -> nn.Module:
-        """5 Hz codes to latent hints, for covers and codes."""
-        return self._load(AudioDetokenizer, self.config)
+    def _forget(self) -> None:
+        """Static memory, and what was captured on it, goes with the networks that it was made for."""
+        for coder in (self.residence.here.get(name) for name in ("decoder", "encoder")):
+            if coder is not None:
+                coder._tile = None
 
     def _coder(self, kind: type[nn.Module]) -> nn.Module:
         return load_coder(partial(self._load, kind, self.checkpoint.vae_config), self.dtype, self.device)
@@ -133,12 +140,13 @@ class Model:
             lengths = None  # upstream attends to the padding as well
         else:
             states, lengths = self._encode_each(rows, timbre, request)
+        null = None if self.traits.is_turbo else self.condition_encoder.null_condition_emb.detach()
         return self.transformer.prepare(
             states,
             lengths,
             context,
             [*timesteps, 0.0] if request.solver == "heun" else timesteps,
-            null_condition=None if self.traits.is_turbo else self.condition_encoder.null_condition_emb,
+            null_condition=null,
             upstream_time=request.precision == "upstream",
         )
 
@@ -299,10 +307,12 @@ class Model:
 
         ``keep``: the frames from the one to before the other, with the rest as their context; None decodes all.
         """
-        for first, audio in vae.decode_tiles(self.decoder, latents, keep=keep):
-            yield first, audio.cpu()
+        tiles = vae.decode_tiles(self.decoder, latents, keep=keep)
+        while self.decoder and (tile := next(tiles, None)):  # back, if others have sent it away since the last tile
+            yield tile[0], tile[1].cpu()
 
-    @property
+    @cached_property
     def context_frames(self) -> int:
         """How many frames on either side a frame's audio depends on."""
-        return self.decoder.halo
+        with torch.device("meta"):
+            return vae.Decoder(self.checkpoint.vae_config).halo
