@@ -8,6 +8,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from acefast.checkpoint import open_checkpoint
 from acefast.devices import as_device, as_dtype, current
 from acefast.diffusion import diffusion
 from acefast.finish import finish, level_of
+from acefast.memory import Job, Networks, plan, policy
 from acefast.noise import start_noise, start_times
 from acefast.options import COVER
 from acefast.request import Request, expand
@@ -42,6 +44,7 @@ def generate(
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
     backend: str | None = None,
+    memory: str = "auto",
     **request: Any,
 ) -> Song | list[Song]:
     """Make a song, or a list of them where prompt, lyrics or seed is a list.
@@ -52,17 +55,17 @@ def generate(
         prompt: what the music is like.
         lyrics: the words, with section tags such as ``[verse]``.
         model: see ``load``; ``$ACEFAST_MODEL``, else ace-step-1.5-turbo, where none is given.
-        device, dtype, backend: see ``load``.
+        device, dtype, backend, memory: see ``load``.
         request: every option of ``acefast.Request``, such as ``duration=60.0`` or ``seed=1``.
     Raises:
         RequestError, CheckpointError, BackendUnavailable: one sentence each, before work starts where possible.
     """
     model = model or default_model()
-    chosen = (model, device, dtype, backend)
+    chosen = (model, device, dtype, backend, memory)
     if chosen not in _kept:
         check(prompt, lyrics, model=model, **request)
         _kept.clear()  # so that two models never share the memory
-        _kept[chosen] = load(model, device=device, dtype=dtype, backend=backend)
+        _kept[chosen] = load(model, device=device, dtype=dtype, backend=backend, memory=memory)
     return _kept[chosen].generate(prompt, lyrics, **request)
 
 
@@ -94,6 +97,7 @@ def load(
     dtype: torch.dtype | str | None = None,
     backend: str | None = None,
     graphs: bool | None = None,
+    memory: str = "auto",
 ) -> Pipeline:
     """Open a checkpoint and put its networks on a device.
 
@@ -105,7 +109,9 @@ def load(
             float16 where its activations fit, else in bfloat16.
         backend: "reference", "triton", "cuda", "cpu" or "auto"; see ``acefast.use_backend``.
         graphs: whether a GPU's launches are captured as CUDA graphs and replayed: the same bytes, sooner. None: unless
-            ``$ACEFAST_GRAPHS`` is 0.
+            ``$ACEFAST_GRAPHS`` is 0, or memory is low.
+        memory: "fast" keeps all networks on the device, "low" those of one stage at a time (``acefast.residence``);
+            "auto" is "low" where the plan of the longest song (``acefast.memory``) does not fit into what is free.
     Raises:
         CheckpointError: the checkpoint is missing, damaged or incomplete.
         RequestError: there is no such device or dtype here, or not memory enough.
@@ -118,8 +124,9 @@ def load(
         checkpoint.check()
         from acefast.models.v15.model import Model
 
-        with memory_told("loading", "take a device with more memory, or dtype='bfloat16'"):
-            return Pipeline(Model(checkpoint, device, dtype, graphs), backend)
+        memory = policy(memory, Networks.of(checkpoint), dtype, device)
+        with memory_told("loading", "take memory='low', dtype='bfloat16', or a device with more memory"):
+            return Pipeline(Model(checkpoint, device, dtype, graphs, memory), backend)
 
 
 class Composed(NamedTuple):
@@ -209,13 +216,20 @@ class Pipeline:
         with self.lock, torch.inference_mode(), current(self.model.device), backend:
             yield
 
+    def lower(self, songs: int, seconds: float | None, source: bool = False) -> str:
+        """What to lower where memory runs out, and the plan of so many songs of ``seconds``."""
+        model = self.model
+        job = Job(seconds or 60.0, songs, source=source)
+        return plan(Networks.of(model.checkpoint), job, model.dtype, model.device, model.memory).way_out
+
     def _batch(self, requests: list[Request], progress: Progress) -> list[Song]:
         """Songs that differ only in prompt, lyrics, seed and noise, made together."""
         model, timings = self.model, {}
         made = self.compose(requests, model.check(requests), progress, timings, stacklevel=5)
-        with stage("decode", timings, progress) as report:
+        lower = partial(self.lower, len(requests), made.task.seconds)
+        with stage("decode", timings, progress, way_out=lower) as report:
             waves = model.decode(made.latents, report, level_of(requests[0], made.task)).numpy()
-        with stage("finish", timings, progress):
+        with stage("finish", timings, progress, way_out=lower):
             with torch.inference_mode(False):  # a song's tensor is an ordinary one, and its own
                 kept = [row.detach().float().cpu().clone() for row in made.latents]
             songs, codes = [], made.task.codes
@@ -252,7 +266,9 @@ class Pipeline:
                 progress(*words)
 
         timesteps = start_times(request, model)
-        with stage("text", timings, told):
+        seconds = task.seconds if task else recording.seconds if recording else request.duration
+        lower = partial(self.lower, len(requests), seconds, recording is not None or reference is not None)
+        with stage("text", timings, told, way_out=lower):
             task = task or model.task(requests, recording)
             noise = start_noise(requests, task, model)
             cuts = [model.cuts(r, task.seconds) for r in requests]
@@ -261,6 +277,6 @@ class Pipeline:
             fading = request.strength is not None and request.strength < 1 and request.acts_as in COVER
             conditions, switched = model.conditions(requests, task, reference, timesteps, and_text2music=fading)
             sampled = diffusion(model, requests, task, noise, timesteps, conditions, switched)
-        with stage("diffusion", timings, told, len(timesteps)) as report:
+        with stage("diffusion", timings, told, len(timesteps), lower) as report:
             latents = sampled(report)
         return Composed(task, latents, cuts)

@@ -152,7 +152,7 @@ class Model:
             lengths = None  # upstream attends to the padding as well
         else:
             states, lengths = self._encode_each(rows, timbre, request)
-        null = None if self.traits.is_turbo else self.condition_encoder.null_condition_emb.detach()
+        null = self.null_condition  # asked for before the transformer, which may take its place on the device
         return self.transformer.prepare(
             states,
             lengths,
@@ -161,6 +161,11 @@ class Model:
             null_condition=null,
             upstream_time=request.precision == "upstream",
         )
+
+    @cached_property
+    def null_condition(self) -> Tensor | None:
+        """What unconditional rows are conditioned on, [1, 1, W], a tensor of its own; turbo models have no use for it."""
+        return None if self.traits.is_turbo else self.condition_encoder.null_condition_emb.clone()
 
     def context(self, source: Tensor, mask: Tensor) -> Tensor:
         """Source latents [B, T, D] and the mask [T] of every one of their channels, side by side: [B, T, 2 * D]."""
