@@ -105,9 +105,8 @@ class Job:
     def for_model(self, config: Config) -> Job:
         """With the model's defaults in place of None."""
         steps = self.steps or (8 if config.is_turbo else 50)
-        return dataclasses.replace(
-            self, steps=steps, guided=not config.is_turbo if self.guided is None else self.guided
-        )
+        guided = not config.is_turbo if self.guided is None else self.guided
+        return dataclasses.replace(self, steps=steps, guided=guided)
 
 
 @dataclass(frozen=True)
@@ -177,9 +176,8 @@ def plan(
             kernels = kernels_take(torch.float16, device)
     if total is None and device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
-    weights = {
-        n: size for n, size in networks.weights(dtype, device).items() if job.source or n not in STAGES["source"][0]
-    }
+    unused = () if job.source else STAGES["source"][0]
+    weights = {name: size for name, size in networks.weights(dtype, device).items() if name not in unused}
     work, tile_frames = work_of(networks, job, dtype, device, kernels, total)
     low, stages = memory == "low", {}
     stays = set() if low or not kernels else {"steps", "tile"}  # from song to song

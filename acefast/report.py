@@ -118,11 +118,9 @@ def _plan_text(facts: dict[str, Any]) -> str:
     p = facts["plan"]
     songs = f"{p['songs']} song{'s' * (p['songs'] != 1)} of {p['seconds']:g} s"
     lines = [f"plan     {p['model']}, {songs}, {p['dtype']}, longest prompt and lyrics, on a GPU's kernels"]
-    for title, sizes in (("weights", p["weights"]), ("work", p["work"])):
-        lines += [
-            f"  {title if i == 0 else '':8} {n:18} {_bytes(size):>9}" for i, (n, size) in enumerate(sizes.items())
-        ]
-    lines.append(f"  {'held in':8} {'':18} {'fast':>9} {'low':>9}")
+    for title in ("weights", "work"):
+        lines += [f"  {title}", *(f"  {'':8} {name:18} {_bytes(size):>9}" for name, size in p[title].items())]
+    lines.append(f"  {'held while in':27} {'fast':>9} {'low':>9}")
     rows = [(stage, size, p["stages"]["low"][stage]) for stage, size in p["stages"]["fast"].items()]
     for name, fast, low in [*rows, ("peak", p["peak"]["fast"], p["peak"]["low"])]:
         lines.append(f"  {'':8} {name:18} {_bytes(fast):>9} {_bytes(low):>9}")

@@ -164,7 +164,7 @@ class Model:
 
     @cached_property
     def null_condition(self) -> Tensor | None:
-        """What unconditional rows are conditioned on, [1, 1, W], a tensor of its own; turbo models have no use for it."""
+        """What unconditional rows are conditioned on, [1, 1, W], a tensor of its own; turbo models need none."""
         return None if self.traits.is_turbo else self.condition_encoder.null_condition_emb.clone()
 
     def context(self, source: Tensor, mask: Tensor) -> Tensor:
