@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ class Conditions:
     lengths: Tensor  # [B] int64: valid tokens of each row
     context: Tensor  # [B, T, C]: what the model sees beside the noisy latents, frame by frame
     prepared: dict[str, Any] = field(default_factory=dict)
+    key: Hashable = None  # of the content of states and lengths: the same key, the same content; None: not known
 
     @property
     def batch(self) -> int:
