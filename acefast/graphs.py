@@ -83,6 +83,7 @@ class Graphs:
         self.device, self.enabled, self.limit = device, wanted and device.type == "cuda", limit
         self.failed: list[str] = []  # names of what could not be captured
         self._pool = None
+        self._turn: tuple[torch.cuda.Stream, torch.cuda.Event] | None = None  # the last one's stream and end
         self._pinning = False
         self._begin()
 
@@ -165,3 +166,21 @@ class Graphs:
             return
         self._kept.get(name, OrderedDict()).clear()
         self._pinned = {pin for pin in self._pinned if pin[0] != name}
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Within the block the current stream's work comes after what other streams have launched in such blocks."""
+        if self.device.type != "cuda":
+            yield
+            return
+        stream = torch.cuda.current_stream(self.device)
+        if self._turn is not None and self._turn[0] != stream:
+            stream.wait_event(self._turn[1])
+        try:
+            yield
+        finally:
+            self._turn = stream, stream.record_event()
+
+    def __deepcopy__(self, memo: dict) -> Graphs:
+        """A copy of a module that has these gets some of its own."""
+        return Graphs(self.device, enabled=self.enabled, limit=self.limit)

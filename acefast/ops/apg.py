@@ -50,7 +50,7 @@ def apg_reference(
     c = cond.to(state_dtype)
     running = c - uncond.to(state_dtype) if running is None else c - uncond.to(state_dtype) + momentum * running
     norm = torch.linalg.vector_norm(running, dim=time_dim, keepdim=True, dtype=wide).to(state_dtype)
-    bound = (norm_threshold / norm).clamp_(max=1.0)  # a norm of zero gives inf, and 0 * 1 stays 0
+    bound = (norm.reciprocal() * norm_threshold).clamp_(max=1.0)  # a norm of zero gives inf, and 0 * 1 stays 0
     d = running * torch.where(_above_zero(norm_threshold, norm), bound, 1.0)
     d_wide, c_wide = d.to(wide), c.to(wide)
     length = torch.linalg.vector_norm(c_wide, dim=time_dim, keepdim=True).clamp_(min=TINY)

@@ -209,12 +209,8 @@ def test_steps_of_one_song_leave_nothing_to_the_next(models):
     graphs = Graphs(model.norm.device)
     with torch.inference_mode(), interpreted(), use_backend("triton"):
         conditions = model.prepare(song.states, None, song.context, TIMES, null_condition=song.null)
-        first, second = (
-            sampling.sample(
-                None, song.noise, TIMES, advance=stepping(model, conditions, TIMES, 1, Guidance(5.0), graphs)
-            )
-            for _ in range(2)
-        )
+        steps = (stepping(model, conditions, TIMES, 1, Guidance(5.0), graphs) for _ in range(2))
+        first, second = (sampling.sample(None, song.noise, TIMES, advance=step) for step in steps)
     assert torch.equal(first, second)
 
 

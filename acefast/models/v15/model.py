@@ -14,7 +14,8 @@ from acefast.checkpoint import Checkpoint, load, load_text_encoder
 from acefast.conditions import Conditions
 from acefast.graphs import Graphs
 from acefast.guidance import Guidance
-from acefast.models.v15 import vae
+from acefast.host import host_memory, on_host
+from acefast.models.v15 import vae, vae_static
 from acefast.models.v15.codes import AudioDetokenizer, AudioTokenizer
 from acefast.models.v15.conditions import ConditionEncoder
 from acefast.models.v15.dit import DiT
@@ -30,6 +31,7 @@ from acefast.tasks import Recording, Task, read_audio
 from acefast.values import shown
 from acefast.waveform import reference_segments
 
+TILE_SIZES = 32  # whose graphs are kept; they share their memory
 SILENT_FRAMES = 64  # of digital silence to encode where a checkpoint brings no silence latent
 
 
@@ -65,7 +67,8 @@ class Model:
         self.config, self.traits = checkpoint.config, checkpoint.traits
         graphs = False if memory == "low" else graphs
         self.graphs = Graphs(device, enabled=graphs)  # of conditions and steps
-        self.tile_graphs = Graphs(device, enabled=graphs)  # of audio, which may be made beside another song's steps
+        # of audio, which may be made beside another song's steps
+        self.tile_graphs = Graphs(device, enabled=graphs, limit=TILE_SIZES)
         self.residence = Residence(device, memory, self._forget)
         self.tokenizer = checkpoint.tokenizer()
         if memory != "low":
@@ -75,12 +78,11 @@ class Model:
         """Static memory, and what was captured on it, goes with the networks that it was made for."""
         self.graphs.clear()
         self.tile_graphs.clear()
-        for coder in (self.residence.here.get(name) for name in ("decoder", "encoder")):
-            if coder is not None:
-                coder._tile = None
 
     def _coder(self, kind: type[nn.Module]) -> nn.Module:
-        return load_coder(partial(self._load, kind, self.checkpoint.vae_config), self.dtype, self.device)
+        coder = load_coder(partial(self._load, kind, self.checkpoint.vae_config), self.dtype, self.device)
+        coder.graphs = self.tile_graphs
+        return coder
 
     def _load(self, kind: type[nn.Module], config: object, dtype: torch.dtype | None = None) -> nn.Module:
         with torch.device("meta"):
@@ -307,20 +309,44 @@ class Model:
         Args:
             level: each song's peak, in dBFS; None leaves it as decoded, as does a sample that is NaN or infinite.
         """
-        audio, peaks = vae.decode(self.decoder, latents, on_tile=on_tile)
+
+        def told(done: int, frames: int) -> None:
+            if on_tile:
+                on_tile(done, frames)
+                _ = self.decoder  # back, if a song made there has sent it away
+
+        if vae.on_kernels(self.decoder):
+            return self._decode_on_kernels(latents, told, level)
+        audio, peaks = vae.decode(self.decoder, latents, on_tile=told)
         if level is not None:
             levels = torch.full((len(audio),), 10 ** (level / 20), dtype=torch.float64)  # on the CPU: mps has no fp64
             pcm(audio, levels, peaks=peaks, out=audio)
         return audio.cpu()
+
+    def _decode_on_kernels(self, latents: Tensor, on_tile: Callable[[int, int], None], level: float | None) -> Tensor:
+        (B, T, _), hop = latents.shape, self.decoder.hop
+        host = host_memory(B, self.decoder.channels, T * hop)
+        if level is None:
+            pieces = ((at * hop, piece) for at, piece in vae.decode_tiles(self.decoder, latents, soon=False))
+        else:  # no sample is known before all are
+            audio, peaks = vae.decode(self.decoder, latents, on_tile=on_tile)
+            host.zero_()  # so that its pages are there; meanwhile the GPU decodes
+            pieces = vae_static.finished(self.decoder, audio, peaks, 10 ** (level / 20))
+        for at, piece in on_host(pieces):
+            end = at + piece.shape[2]
+            host[:, :, at:end] = piece
+            if level is None:
+                on_tile(end // hop, T)
+        return host
 
     def decode_tiles(self, latents: Tensor, keep: tuple[int, int] | None = None) -> Iterator[tuple[int, Tensor]]:
         """(first frame, audio [B, 2, N] float32 on the CPU) of each tile as it is decoded: the bits of ``decode``.
 
         ``keep``: the frames from the one to before the other, with the rest as their context; None decodes all.
         """
-        tiles = vae.decode_tiles(self.decoder, latents, keep=keep)
+        tiles = on_host(vae.decode_tiles(self.decoder, latents, keep=keep))
         while self.decoder and (tile := next(tiles, None)):  # back, if others have sent it away since the last tile
-            yield tile[0], tile[1].cpu()
+            yield tile
 
     @cached_property
     def context_frames(self) -> int:
