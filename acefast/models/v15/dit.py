@@ -89,12 +89,11 @@ class DiT(nn.Module):
         frames: Tensor | None = None,
         upstream_time: bool = False,
     ) -> Conditions:
-        """Compute once per song what no step changes. A GPU is waited for where lengths or frames lie on it.
+        """Compute once per song what no step changes. The only place that reads a length back to the host.
 
         Args:
             encoder_hidden_states: packed conditions [B, E, W], valid ones first.
-            lengths: [B] int64, valid conditions, best on the CPU; None: attend to all, padding included, as upstream
-                does.
+            lengths: [B] int64, valid conditions; None: attend to all, padding included, as upstream does.
             context: source latents and mask, [B, T, 128].
             timesteps: the schedule; its modulations are computed here, together, so that the time embeddings' weights
                 are read once. ``forward`` computes any other where it meets it.
@@ -113,15 +112,15 @@ class DiT(nn.Module):
         check_shape(OP, "encoder_hidden_states", encoder_hidden_states, (B, None, width), "[B, E, W]")
         check_shape(OP, "context", context, (B, T, channels), "[B, T, 2 * C]")
         E = encoder_hidden_states.shape[1]
-        valid = torch.full((B,), E) if lengths is None else lengths
+        valid = torch.full((B,), E, device=device) if lengths is None else lengths.to(device)
         check_shape(OP, "lengths", valid, (B,), "[B]")
-        longest, even, keep = int(valid.max()), bool((valid == valid[0]).all()), None
-        valid = valid.to(device)
+        longest, keep = int(valid.max()), None
         if frames is not None and bool((frames != T).any()):
             keep = torch.arange(T, device=device) < frames.to(device)[:, None]  # [B, T]
             context = context.masked_fill(~keep[..., None], 0)
+        states, even = encoder_hidden_states[:, :longest], bool((valid == longest).all())
         prepared = self.derive(
-            *(encoder_hidden_states[:, :longest], valid, context, timesteps),
+            *(states, valid, context, timesteps),
             **dict(even=even, null_condition=null_condition, keep=keep, upstream_time=upstream_time),
         )
         return Conditions(encoder_hidden_states, valid, context, prepared)
