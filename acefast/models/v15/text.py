@@ -78,15 +78,18 @@ class Encoding:
         self.held = rope_table(rows, config.head_dim, config.rope_theta, device), row_starts(1, rows, device)
         self.replay: Callable[[], None] = self.launch
 
+    def load(self, ids: tuple[int, ...], padding: int) -> None:
+        """Put a text where the next launch reads it."""
+        self.ids.copy_(torch.tensor([[*ids, *[padding] * (self.ids.shape[1] - len(ids))]]))
+        self.length.fill_(len(ids))
+
     def launch(self) -> None:
         """What a graph holds."""
         self.states.copy_(self.encode(self.ids, self.length))
 
     def __call__(self, ids: tuple[int, ...], padding: int) -> Tensor:
         """States [n, W] of n ids, in memory of their own."""
-        padded = [*ids, *[padding] * (self.ids.shape[1] - len(ids))]
-        self.ids.copy_(torch.tensor([padded]))
-        self.length.fill_(len(ids))
+        self.load(ids, padding)
         self.replay()
         return self.states[0, : len(ids)].clone()
 
