@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from acefast.conditions import ConditionCache
@@ -25,7 +26,7 @@ def test_the_same_content_is_made_once_and_is_the_same_tensor():
 
 def test_what_was_not_used_for_longest_is_forgotten_first():
     cache = ConditionCache(limit=3 * states(2).nbytes)
-    a, b, c = (cache.get(key, lambda: states(2)) for key in "abc")
+    a, _, c = (cache.get(key, lambda: states(2)) for key in "abc")
     assert cache.get("a", lambda: states(2)) is a
     cache.get("d", lambda: states(2))
     assert cache.bytes == cache.limit
@@ -48,8 +49,6 @@ def test_what_is_made_anew_has_another_serial():
 
 def test_a_failure_leaves_nothing_behind():
     cache = ConditionCache()
-    try:
+    with pytest.raises(ZeroDivisionError):
         cache.get("a", lambda: 1 / 0)
-    except ZeroDivisionError:
-        pass
     assert cache.bytes == 0 and float(cache.get("a", lambda: states(1, 2.0)).states[0, 0]) == 2.0

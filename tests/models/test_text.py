@@ -1,4 +1,4 @@
-"""Texts on static memory: what a graph would hold, at full size and in small, and what their padding does not change."""
+"""Texts on static memory: what a graph would hold, at full size and in small, and what padding does not change."""
 
 from __future__ import annotations
 
