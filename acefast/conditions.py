@@ -27,9 +27,7 @@ class Conditions:
     lengths: Tensor  # [B] int64: valid tokens of each row
     context: Tensor  # [B, T, C]: what the model sees beside the noisy latents, frame by frame
     prepared: dict[str, Any] = field(default_factory=dict)
-    key: Hashable = (
-        None  # equal ones: the same encoder_hidden_states, bit for bit; the context is not in it. None: unknown
-    )
+    key: Hashable = None  # of the content of states and lengths: the same key, the same content; None: not known
 
     @property
     def batch(self) -> int:

@@ -7,27 +7,24 @@ import itertools
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from acefast import repaint, sampling
 from acefast.backends import use_backend
 from acefast.checkpoint import open_checkpoint
-from acefast.conditions import Conditions
 from acefast.devices import as_device, as_dtype, current
+from acefast.diffusion import diffusion
 from acefast.finish import finish, level_of
-from acefast.guidance import Guidance, blended, guided
 from acefast.noise import start_noise, start_times
 from acefast.options import COVER
-from acefast.request import Request, RequestError, expand
+from acefast.request import Request, expand
 from acefast.song import Song
 from acefast.stages import Progress, memory_told, stage
 from acefast.tasks import Recording, Task, read_audio
-from acefast.values import shown
 
 if TYPE_CHECKING:
     from acefast.stream import Stream
@@ -96,6 +93,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
     backend: str | None = None,
+    graphs: bool | None = None,
 ) -> Pipeline:
     """Open a checkpoint and put its networks on a device.
 
@@ -106,6 +104,8 @@ def load(
             mps). A CPU that is slow at it still multiplies in float32; a GPU's kernels keep the audio autoencoder in
             float16 where its activations fit, else in bfloat16.
         backend: "reference", "triton", "cuda", "cpu" or "auto"; see ``acefast.use_backend``.
+        graphs: whether a GPU's launches are captured as CUDA graphs and replayed: the same bytes, sooner. None: unless
+            ``$ACEFAST_GRAPHS`` is 0.
     Raises:
         CheckpointError: the checkpoint is missing, damaged or incomplete.
         RequestError: there is no such device or dtype here, or not memory enough.
@@ -119,7 +119,7 @@ def load(
         from acefast.models.v15.model import Model
 
         with memory_told("loading", "take a device with more memory, or dtype='bfloat16'"):
-            return Pipeline(Model(checkpoint, device, dtype), backend)
+            return Pipeline(Model(checkpoint, device, dtype, graphs), backend)
 
 
 class Composed(NamedTuple):
@@ -178,6 +178,30 @@ class Pipeline:
 
         return Stream(self, prompt, lyrics, **options)
 
+    def warmup(
+        self,
+        durations: Sequence[float] = (60.0,),
+        batches: Sequence[int] = (1,),
+        prompt: str = "boom bap, 90 bpm, dusty drums",
+        lyrics: str = "",
+        **options: Any,
+    ) -> None:
+        """Make a batch of songs of every duration, so that later ones of such sizes wait for nothing but their music.
+
+        On a GPU that compiles and loads kernels and captures graphs, which then are kept for good. Sizes are rounded
+        up: that of a song by its duration, that of its conditions by the length of ``prompt`` and ``lyrics``.
+
+        Args:
+            durations: in seconds.
+            batches: numbers of songs, of different prompts.
+            options: of ``acefast.Request``, as later songs will have them.
+        """
+        sizes = sorted(itertools.product(durations, batches), key=lambda size: -size[0] * size[1])  # arenas grow once
+        with self.model.graphs.pinning(), self.model.tile_graphs.pinning():
+            for duration, songs in sizes:
+                prompts = [f"{prompt}, {i}" for i in range(songs)] if songs > 1 else prompt
+                self.generate(prompts, lyrics, **{"seed": 0, **options}, duration=duration)
+
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
         """What work on the model happens in: no gradients, its device and backend, and no other thread's work."""
@@ -222,8 +246,13 @@ class Pipeline:
         """
         model, request = self.model, requests[0]
         recording, reference = audio
+
+        def told(*words: Any) -> None:
+            with model.graphs.apart():  # whoever is called may make a song
+                progress(*words)
+
         timesteps = start_times(request, model)
-        with stage("text", timings, progress):
+        with stage("text", timings, told):
             task = task or model.task(requests, recording)
             noise = start_noise(requests, task, model)
             cuts = [model.cuts(r, task.seconds) for r in requests]
@@ -231,100 +260,7 @@ class Pipeline:
                 warnings.warn(sentence, stacklevel=stacklevel)
             fading = request.strength is not None and request.strength < 1 and request.acts_as in COVER
             conditions, switched = model.conditions(requests, task, reference, timesteps, and_text2music=fading)
-        with stage("diffusion", timings, progress, len(timesteps)) as report:
-            latents = self._sample(requests, task, noise, timesteps, conditions, switched, report)
+            sampled = diffusion(model, requests, task, noise, timesteps, conditions, switched)
+        with stage("diffusion", timings, told, len(timesteps)) as report:
+            latents = sampled(report)
         return Composed(task, latents, cuts)
-
-    def _sample(
-        self,
-        requests: list[Request],
-        task: Task,
-        noise: Tensor,
-        timesteps: list[float],
-        conditions: Conditions,
-        switched: Conditions | None,
-        report: Callable[[int, int], None],
-    ) -> Tensor:
-        """The diffusion loop: [B, T, D] clean latents, float32."""
-        request, model = requests[0], self.model
-        official = request.semantics == "official"
-        upstream = request.precision == "upstream"
-        latents = noise
-        if request.cover_noise:
-            latents, timesteps = sampling.noised_start(timesteps, noise, task.clean.to(noise), request.cover_noise)
-        steps = len(timesteps)
-        switch = steps if switched is None else int(steps * request.strength)
-
-        def predict(x: Tensor, t: float, step: int, both: bool) -> Tensor | tuple[Tensor, Tensor]:
-            own = switched if official and step >= switch else conditions
-            return model.velocity(x, t, own, unconditional=both)
-
-        guidance = Guidance(
-            request.guidance_scale,
-            request.guidance,
-            request.guidance_interval,
-            request.semantics,
-            request.guidance_momentum,
-            request.guidance_norm,
-            request.guidance_eta,
-            state_dtype=model.dtype if upstream else torch.float32,
-        )
-        velocity = guided(predict, guidance)
-        blends = switched is not None and not official
-        if blends:
-            velocity = blended(velocity, lambda x, t: model.velocity(x, t, switched), request.strength)
-
-        def correct(x: Tensor, denoised: Tensor, t: float, t_next: float) -> Tensor:
-            return sampling.wavelet_correction(x, denoised, t, mode=request.dcw)
-
-        plan, inject, held = repaint.plan_of(request, task), None, None
-        if plan is not None:
-            clean, made = task.clean.to(noise).expand_as(noise), task.made.to(noise.device)
-            held = (made, clean, noise, plan.injected_steps(steps))
-
-            def inject(x: Tensor, step: int, t_next: float) -> Tensor:
-                return repaint.inject(x, clean, noise, made, t_next) if step < held[-1] else x
-
-        def on_step(info: sampling.StepInfo) -> Any:
-            report(info.step + 1, info.steps)
-            if request.on_step is None:
-                return None
-            with torch.inference_mode(False):  # a hook may write into its tensor, or take gradients
-                info.latents = info.latents.clone()
-                answer = request.on_step(info)
-            replaces = torch.is_tensor(answer) and answer.shape == info.latents.shape
-            if not (answer is None or answer is False or replaces):
-                needs = f"None, False or latents {list(info.latents.shape)}"
-                raise RequestError(f"on_step must return {needs}, got {shown(answer)}")
-            return answer
-
-        seeds, advance = [r.seed for r in requests], None
-        if request.dcw == "off" and not upstream and not blends:
-            advance = model.advance(
-                *(conditions, timesteps, len(noise), guidance, request.solver, seeds),
-                **dict(held=held, later=switched, switch=switch),
-            )
-        latents = sampling.sample(
-            velocity,
-            latents,
-            timesteps,
-            solver=request.solver,
-            seeds=seeds,
-            correct=None if request.dcw == "off" else correct,
-            after_step=inject if advance is None else None,
-            on_step=on_step,
-            state_dtype=model.dtype if upstream else torch.float32,
-            advance=advance,
-        ).float()
-        if not latents.isfinite().all():
-            narrow = "" if model.dtype == torch.float32 else f" in {str(model.dtype).removeprefix('torch.')}"
-            ways = ["dtype='float32'"] if narrow else []
-            ways += ["less guidance"] if request.guidance_scale > 1 else []
-            ways += ["another on_step"] if request.on_step is not None else []
-            raise RequestError(
-                f"latents became NaN or infinite{narrow} within {steps} step{'s' * (steps != 1)}; "
-                f"try {' or '.join([*ways, 'another seed'])}; if every song does, download the checkpoint again"
-            )
-        if plan is None:
-            return latents
-        return repaint.blend_boundary(latents, clean, made, plan.boundary_frames)

@@ -152,7 +152,7 @@ def _case(
 
 
 # A tile of 512 frames, of which the overlap of 9 a side is not kept. Small: two programs.
-TILE = (1, 983040, 128, (17280, 965760, 965760))
+TILE = (1, 983040, 128, (17280, 965760, 17280))
 CASES = (
     _case("128", TILE, (1, 499, 128, (30, 490, 170))),
     _case("128-fp16", TILE, (1, 499, 128, (0, 490, 0)), torch.float16),

@@ -91,6 +91,10 @@ def test_fades_are_straight_lines_from_and_to_zero():
     np.testing.assert_allclose(out[1, 80:], np.arange(19, -1, -1) / 19, rtol=1e-6)
     assert (out[:, 9:81] == 1).all() and (ones == 1).all()
     np.testing.assert_array_equal(fade(ones), ones)
+    own = ones.copy()
+    assert fade(own, 0.05, 0.1, sample_rate=200, in_place=True) is own
+    np.testing.assert_array_equal(own, out)
+    assert (ones == 1).all()
 
 
 def test_a_fade_longer_than_the_song_is_cut_to_it():

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from acefast.cases import Arguments, Case
 from acefast.devices import as_device, current
+from acefast.guarded import clear_guards, is_guarded
 from acefast.request import RequestError
 from acefast.sim.calibrate import TIMES, shares
 from acefast.sim.roofline import GPUS, JUDGED, Judged, floor_us, predicted_us
@@ -36,13 +37,15 @@ class _EmptyIsZero(TorchFunctionMode):
 
 
 def arguments(case: Case, device: torch.device) -> Arguments:
-    """A case's arguments at real size: floating tensors standard normal, integers as the case has them."""
+    """A case's arguments at real size: floating tensors standard normal, guards zero, integers as the case has them."""
     with _EmptyIsZero():
         given = case.real(device)
     generator = torch.Generator(device).manual_seed(0)
     memory = {t.untyped_storage().data_ptr(): t for t in tensors_of(given) if t.is_floating_point()}
     for t in memory.values():
         whole(t).normal_(generator=generator)
+        if t.dim() == 3 and is_guarded(t):
+            clear_guards(t)
     return given
 
 

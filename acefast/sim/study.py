@@ -235,6 +235,7 @@ def errors(case: Case, outputs: list[Tensor], meant: tuple[Tensor, ...]) -> tupl
         raise ValueError(f"{case.name}: outputs are {shapes[0]}, the reference's {shapes[1]}")
     found = []
     for output, right in zip(outputs, meant):
+        right = right.to(output.device)  # some references are of the CPU wherever the kernel runs
         if not right.is_floating_point():
             found.append((output != right).double().mean().item())
             continue

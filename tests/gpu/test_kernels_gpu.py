@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 pytest.importorskip("triton", "3.2", reason="triton is not installed")
 
 from acefast.cases import Arguments, Case, all_cases
+from acefast.sim import kernel_times
 from acefast.sim.study import errors, largest_error, outputs_of, poison_outputs
 from acefast.sim.tensors import copy_of, tensors_of, whole
 
@@ -21,22 +21,13 @@ pytestmark = [
 ]
 
 
-class EmptyIsZero(TorchFunctionMode):
-    """New memory is zero: an integer tensor that a case leaves without values must not index at random."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        return made.zero_() if func in (torch.empty, torch.empty_like, Tensor.new_empty) else made
+@pytest.fixture(autouse=True)
+def fp32_is_fp32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def arguments(case: Case) -> Arguments:
-    """A case's arguments at real size: floating tensors standard normal, integers as the case has them."""
-    with EmptyIsZero():
-        given = case.real(torch.device(DEVICE))
-    generator = torch.Generator(DEVICE).manual_seed(0)
-    memory = {t.untyped_storage().data_ptr(): t for t in tensors_of(given) if t.is_floating_point()}
-    for t in memory.values():
-        whole(t).normal_(generator=generator)
+    given = kernel_times.arguments(case, torch.device(DEVICE))
     poison_outputs(case, given)
     return given
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from acefast.backends import named_backend
 from acefast.checkpoint import Checkpoint, load, load_text_encoder
 from acefast.conditions import ConditionCache, Conditions
 from acefast.graphs import Graphs
@@ -22,7 +23,6 @@ from acefast.models.v15.tasks import build_task, continuation
 from acefast.models.v15.text import Conditioning
 from acefast.models.v15.vae_range import load_coder
 from acefast.ops.pcm import pcm
-from acefast.ops.sampler_step import Repaint
 from acefast.request import Request
 from acefast.tasks import Recording, Task, read_audio
 
@@ -37,11 +37,12 @@ class Model(Conditioning):
     def __init__(
         self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, graphs: bool | None = None
     ) -> None:
-        """``graphs``: whether what can be captured is; None: on a GPU, unless ``$ACEFAST_GRAPHS`` is 0."""
+        """``graphs``: whether CUDA graphs are captured, see ``Graphs``."""
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
-        self.graphs = Graphs(device, enabled=graphs)
-        self.encodings, self.silences = ConditionCache(), {}
         self.config, self.traits = checkpoint.config, checkpoint.traits
+        self.graphs = Graphs(device, enabled=graphs)  # of conditions and steps
+        self.tile_graphs = Graphs(device, enabled=graphs)  # of audio, which may be made beside another song's steps
+        self.encodings, self.silences = ConditionCache(), {}
         self.tokenizer = checkpoint.tokenizer()
         self.decoder = self._coder(vae.Decoder)
         self.text_encoder = load_text_encoder(checkpoint, device, dtype)
@@ -121,23 +122,17 @@ class Model(Conditioning):
         """What takes whole steps on a GPU's static memory; None where there is none, and for what no such step does.
 
         Args:
-            held: of a repaint: what it makes [T] or [B, T], clean source, initial noise, number of steps to hold on.
-            conditions, timesteps, songs, guidance, later, switch: see ``Step``.
+            conditions, timesteps, songs, guidance, seeds, held, later, switch: see ``Step.load``.
         """
-        if "buffers" not in conditions.prepared or solver == "heun" or not Step.fuses(guidance):
+        if not self.transformer.static or solver == "heun" or not Step.fuses(guidance):
             return None
-        repaint = None
-        if held is not None:
-            mask, source, noise, steps = held
-            mask = (mask != 0).expand(songs, -1).contiguous()
-            repaint = Repaint(
-                mask, source.contiguous(), noise, torch.tensor([steps], dtype=torch.int32).to(mask.device)
-            )
-        seeds = seeds if solver == "sde" else None
-        return Step(
-            *(self.transformer, conditions, timesteps, songs, guidance),
-            **dict(seeds=seeds, repaint=repaint, later=later, switch=switch),
-        )
+        sde = solver == "sde"
+        structure = dict(sde=sde, repaint=held is not None, later=later)
+        shape = Step.shape_of(self.transformer, songs, conditions, len(timesteps), guidance, **structure)
+        key = (shape, self.dtype, self.device, named_backend())
+        step = self.graphs.kept("step", key, lambda: Step(self.transformer, shape, self.graphs))
+        options = dict(seeds=seeds if sde else None, held=held, later=later, switch=switch)
+        return step.load(conditions, timesteps, guidance, **options)
 
     # -- latents, codes, audio ---------------------------------------------------------------------------------------
 
