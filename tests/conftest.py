@@ -13,7 +13,7 @@ import torch
 import acefast
 from acefast import cli, pipeline
 from acefast.kernel_config import Config
-from acefast.models.v15 import step
+from acefast.models.v15 import step, text
 from acefast.models.v15.config import VAEConfig
 from acefast.testing import write_checkpoint
 
@@ -118,5 +118,6 @@ def few_programs(monkeypatch):
     from acefast.kernels import qk_norm_rope, residual_norm
 
     monkeypatch.setattr(step, "padded_tokens", lambda tokens: -(-tokens // 32) * 32)
+    monkeypatch.setitem(text.STEPS, "lyrics", 32)
     for kernel in (residual_norm, qk_norm_rope):
         monkeypatch.setitem(kernel.CONFIGS, ("narrow", 80), Config({"ROWS": 64}, num_warps=1))
