@@ -161,8 +161,10 @@ class Graphs:
     def clear(self, name: str | None = None) -> None:
         """Forget what is kept under ``name``; without one everything, and give the arena back."""
         if name is None:
+            kept = self._arena is not None or any(self._kept.values())
             self._begin()
-            gc.collect()  # an entry and its graphs refer to each other
+            if kept:
+                gc.collect()  # an entry and its graphs refer to each other
             return
         self._kept.get(name, OrderedDict()).clear()
         self._pinned = {pin for pin in self._pinned if pin[0] != name}

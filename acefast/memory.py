@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from acefast.checkpoint import Checkpoint, open_checkpoint
+from acefast.conditions import CACHE_BYTES
 from acefast.config_files import text_config_for
 from acefast.devices import current
 from acefast.locate import PREFIX, variant_of
@@ -42,7 +43,6 @@ from acefast.weights import CheckpointError
 
 MB, GB = 10**6, 10**9
 LIBRARY = 64 << 20  # scratch of cuBLAS on two streams, of which the second captures graphs: 32 MiB each on sm_90
-CACHE_BYTES = 64 << 20  # the most that encoded prompts and lyrics take
 SMALL = 16 << 20  # of a GPU's many small tensors: tables, clocks, positions, what allocations are rounded up by
 LONGEST_SONG = 600.0  # seconds: what "auto" makes room for
 ROOM = 1.03, 400 * MB  # times a GPU's plan and beyond it: the driver, code, memory that is in too small pieces
@@ -261,17 +261,18 @@ def work_of(
     """Working memory by kind, and the frames of a tile.
 
     text       what the encoders of prompt and lyrics need for one song
-    cache      prompts and lyrics encoded, kept by content
+    cache      prompts and lyrics encoded, kept by content, and where one is encoded
     steps      the steps' arena: activations, conditions with their keys and values, modulations
     sampling   beside it: latents, noise, a schedule's modulations and a weight of the time embedding in fp32
     tile       buffers of the audio autoencoder
-    song       while it is decoded: audio in fp32, latents
+    song       while it is decoded: its latents and audio in fp32; of a GPU two tiles' on their way to the host, else
+               what it is finished in
     libraries  of a GPU: scratch of cuBLAS and many small things
     """
     c, v, gpu, size = networks.config, networks.vae_config, device.type == "cuda", dtype.itemsize
     frames, rows = frames_of(job.seconds, "official"), padded_conditions(job.conditions)
     encoded = rows * c.encoder_hidden_size * size
-    text = rows * (3 * c.encoder_intermediate_size + 8 * networks.config.text_hidden_dim) * size + 4 * encoded
+    text = rows * (3 * c.encoder_intermediate_size + 8 * networks.config.text_hidden_dim) * size + 6 * encoded
     tokens = padded_tokens(-(-frames // c.patch_size))
     shape = Shape(job.songs, job.songs, tokens, rows, padded_steps(job.steps), guided=bool(job.guided))
     arena = step_plan(c, shape, dtype, residual_dtype(dtype))
@@ -281,14 +282,15 @@ def work_of(
         kept = plan_bytes({name: arena[name] for name in ("cache", "context", "modulation", "modulation_out")})
         steps = kept + 3 * (steps - kept)
     tile, tile_frames = _tile(v, job.songs, frames, device, kernels and dtype in SIXTEEN, total)
-    audio = 4 * job.songs * v.audio_channels * frames * v.hop
+    frame = 4 * job.songs * v.audio_channels * v.hop  # of audio in fp32
+    audio = (frames + 2 * min(tile_frames, frames)) * frame if gpu else 3 * frames * frame
     return {
         "text": text,
-        "cache": min(CACHE_BYTES, job.songs * encoded),
+        "cache": min(CACHE_BYTES, job.songs * encoded) + encoded,
         "steps": steps,
         "sampling": 6 * latents + schedule + 4 * 6 * c.hidden_size**2,
         "tile": tile,
-        "song": 2 * latents + audio * (1 if gpu else 3),  # without a GPU also what it is finished in
+        "song": 2 * latents + audio,
         "libraries": LIBRARY + SMALL if gpu else 0,
     }, tile_frames
 

@@ -34,6 +34,7 @@ class Residence:
             forget: drops what a model keeps on the device beside its networks; called when networks leave.
         """
         self.device, self.low, self.forget = device, memory == "low", forget
+        self.parks = device.type == "cuda"  # to the host
         self.stage: str | None = None  # of the networks that are here
         self.here: dict[str, nn.Module] = {}
         self.away: dict[str, tuple[nn.Module, list[Tensor]]] = {}  # with their weights on the host
@@ -55,6 +56,7 @@ class Residence:
         self.forget()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # another stream may still read them
+        if self.parks:
             with torch.inference_mode(False):
                 for name, module in self.here.items():
                     self._send(name, module)
