@@ -42,7 +42,7 @@ from acefast.sizes import text_encoder_tensors
 from acefast.weights import CheckpointError
 
 MB, GB = 10**6, 10**9
-LIBRARY = 64 << 20  # scratch of cuBLAS on two streams, of which the second captures graphs: 32 MiB each on sm_90
+LIBRARY = 32 << 20  # scratch of cuBLAS on sm_90, for each stream: there is one more that captures graphs
 SMALL = 16 << 20  # of a GPU's many small tensors: tables, clocks, positions, what allocations are rounded up by
 LONGEST_SONG = 600.0  # seconds: what "auto" makes room for
 ROOM = 1.03, 400 * MB  # times a GPU's plan and beyond it: the driver, code, memory that is in too small pieces
@@ -178,8 +178,8 @@ def plan(
         total = torch.cuda.get_device_properties(device).total_memory
     unused = () if job.source else STAGES["source"][0]
     weights = {name: size for name, size in networks.weights(dtype, device).items() if name not in unused}
-    work, tile_frames = work_of(networks, job, dtype, device, kernels, total)
     low, stages = memory == "low", {}
+    work, tile_frames = work_of(networks, job, dtype, device, kernels, total, captures=kernels and not low)
     stays = set() if low or not kernels else {"steps", "tile"}  # from song to song
     for stage, (parts, kinds) in STAGES.items():
         if parts[0] in weights:
@@ -256,7 +256,13 @@ def held(size: int) -> int:
 
 
 def work_of(
-    networks: Networks, job: Job, dtype: torch.dtype, device: torch.device, kernels: bool, total: int | None
+    networks: Networks,
+    job: Job,
+    dtype: torch.dtype,
+    device: torch.device,
+    kernels: bool,
+    total: int | None,
+    captures: bool,
 ) -> tuple[dict[str, int], int]:
     """Working memory by kind, and the frames of a tile.
 
@@ -291,7 +297,7 @@ def work_of(
         "sampling": 6 * latents + schedule + 4 * 6 * c.hidden_size**2,
         "tile": tile,
         "song": 2 * latents + audio,
-        "libraries": LIBRARY + SMALL if gpu else 0,
+        "libraries": LIBRARY * (1 + captures) + SMALL if gpu else 0,
     }, tile_frames
 
 

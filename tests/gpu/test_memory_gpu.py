@@ -1,4 +1,4 @@
-"""The plan of a song's memory on a GPU against what was allocated, both policies, and what is said where it runs out."""
+"""The plan of a song's memory on a GPU against what was allocated; both policies; what is said where it runs out."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CONFIG = Config(
     model_version="base",
 )
 VAE = VAEConfig(encoder_hidden_size=64, decoder_channels=64)
-SONG = dict(seed=3, duration=60.0, steps=4, normalize=None)
+SONG = dict(seed=3, duration=60.0, steps=4)
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU"),
@@ -53,16 +53,11 @@ def folder(tmp_path_factory):
 @contextlib.contextmanager
 def loaded(folder, memory):
     """A pipeline, and the bytes that torch had allocated before it was loaded."""
-    collected()
-    before = torch.cuda.memory_allocated()
-    yield acefast.load(folder, device=DEVICE, memory=memory), before
-    collected()
-
-
-def collected():
     gc.collect()
     torch._C._cuda_clearCublasWorkspaces()  # which otherwise stay for the life of the process
     torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    yield acefast.load(folder, device=DEVICE, memory=memory), before
 
 
 def planned(pipe, songs=1):
@@ -91,7 +86,10 @@ def test_songs_take_what_is_planned_and_low_makes_the_same_ones_with_less(folder
             told = planned(pipe)
             if memory == "low":
                 assert set(pipe.model.residence.here) == {"decoder"}
-                assert all(t.device.type == "cpu" for t in pipe.model.residence.away["transformer"][0].parameters())
+                transformer, weights = pipe.model.residence.away["transformer"]
+                assert all(t.device.type == "cpu" for t in transformer.parameters())
+                assert all(t.is_pinned() for t in weights)
+                del transformer, weights
             del pipe
         assert peaks[memory] <= told.peak <= 1.1 * peaks[memory], f"{peaks[memory]} bytes; {told}"
     assert peaks["low"] < 0.75 * peaks["fast"]
@@ -100,18 +98,24 @@ def test_songs_take_what_is_planned_and_low_makes_the_same_ones_with_less(folder
 
 
 def test_what_does_not_fit_is_refused_with_the_plan_and_leaves_the_rest_working(folder):
-    with loaded(folder, "fast") as (pipe, before):
+    with loaded(folder, "fast") as (pipe, _):
         song = pipe.generate("drill", **SONG).audio
-        collected()
+        torch.cuda.empty_cache()
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (256 << 20)) / total)
         try:
-            with pytest.raises(
-                OutOfMemory, match="ran out of memory .*lower duration or .*memory='low'.*the plan of 8 "
-            ):
+            with pytest.raises(OutOfMemory) as caught:
                 pipe.generate("drill", **{**SONG, "seed": list(range(8))})
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0)
+        for words in (
+            "ran out of memory when",
+            "lower duration or the number of songs",
+            "memory='low'",
+            "plan of 8 songs",
+        ):
+            assert words in str(caught.value)
+        del caught  # and the frames that it holds
         assert np.array_equal(pipe.generate("drill", **SONG).audio, song)
         del pipe
 
@@ -119,5 +123,6 @@ def test_what_does_not_fit_is_refused_with_the_plan_and_leaves_the_rest_working(
 def test_auto_takes_fast_where_everything_fits(folder):
     with loaded(folder, "auto") as (pipe, before):
         assert pipe.model.memory == "fast"
-        assert 0 <= sum(planned(pipe).weights.values()) - (torch.cuda.memory_allocated() - before) < 64 << 20
+        beside = torch.cuda.memory_allocated() - before - sum(planned(pipe).weights.values())
+        assert -(2 << 20) < beside < 72 << 20  # tables; scratch of cuBLAS
         del pipe
