@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import acefast
-from acefast import memory, stages
+from acefast import memory, sampling, stages
 from acefast.backends import use_backend
 from acefast.cli import main
 from acefast.graphs import Graphs
@@ -267,26 +267,57 @@ def test_networks_that_come_back_from_the_host_are_the_same_ones(short):
     assert pipe.model.transformer is first and all(map(torch.equal, tensors(first), weights))
 
 
-def test_a_song_made_from_a_hook_leaves_the_outer_ones_networks_in_place(low, fast):
+def begin_another(pipe):
+    """A song that is given up after its first step: the transformer is what is on the device then."""
+    with pytest.raises(sampling.Cancelled):
+        pipe.generate("trap", seed=2, duration=5.2, steps=1, on_step=lambda _: False)
+
+
+def test_songs_begun_while_tiles_are_told_leave_the_outer_ones_networks_in_place(low, fast):
+    told = []
+
+    def progress(stage, done, total):
+        if stage == "decode" and not told:
+            begin_another(low)
+            told.append(done)
+
+    assert np.array_equal(low.generate(**SONG, progress=progress).audio, fast.generate(**SONG).audio)
+    told.clear()
+    assert np.array_equal(
+        low.generate(**SONG, progress=lambda *now: now[1] and progress(*now)).audio, fast.generate(**SONG).audio
+    )
+    assert told[0] > 0
+
+
+def test_songs_made_between_steps_leave_the_outer_ones_networks_in_place(low, fast, monkeypatch):
+    """Also for whole steps on static memory, which hold the transformer and do not ask for it."""
     inner = []
 
-    def within(*_):
-        if len(inner) < 2:
-            inner.append(None)
-            low.generate("trap", seed=2, duration=5.2, steps=1)
+    def on_step(_):
+        if not inner:
+            inner.append(low.generate("trap", seed=2, duration=5.2, steps=1))
 
     want = fast.generate(**SONG).audio
-    assert np.array_equal(low.generate(**SONG, on_step=within).audio, want)
-    inner.clear()
-    assert np.array_equal(low.generate(**SONG, progress=lambda name, *_: name == "decode" and within()).audio, want)
+    assert np.array_equal(low.generate(**SONG, on_step=on_step).audio, want)
+    here, steps = low.model.residence.here, []
+
+    def step(latents, index):
+        steps.append("transformer" in here)
+        return latents
+
+    step.velocity = lambda index: None
+    inner.append(None)
+    monkeypatch.setattr(low.model, "advance", lambda *_, **__: step)
+    low.generate(**SONG, on_step=lambda _: low.model.decoder and None)
+    assert steps == [True, True]
 
 
-def test_songs_made_between_two_chunks_of_a_stream_do_not_change_it(tiny, tiny_pipe):
+def test_songs_begun_between_two_chunks_of_a_stream_do_not_change_it(tiny, tiny_pipe):
     pipe, pieces = parted(tiny, "parked"), []
     for chunk in pipe.stream(**SONG, normalize=None, ahead=0):
         pieces.append(chunk.samples)
         if len(pieces) == 1:
-            pipe.generate("trap", seed=2, duration=5.2, steps=1)
+            begin_another(pipe)
     assert len(pieces) > 1
     assert np.array_equal(np.concatenate(pieces, 1), tiny_pipe.generate(**SONG, normalize=None).audio)
 
