@@ -198,7 +198,10 @@ REFUSED = {
     "predicted": (["--predicted", "no.json"], "predicted: 'no.json' cannot be read: No such file"),
     "device": (["--device", "tpu"], "device"),
     "option": (["--sekonds", "3"], "unknown option --sekonds; the nearest known one is --seconds"),
-    "graph alone": (["--mode", "graph"], "nothing could be measured; graph: CUDA graphs need a GPU and torch sees none"),
+    "graph alone": (
+        ["--mode", "graph"],
+        "nothing could be measured; graph: CUDA graphs need a GPU and torch sees none",
+    ),
     "compile alone": (["--mode", "compile"], "nothing could be measured; compile: there is no compiler"),
     "calibrate": (["--calibrate", "j.json"], "kernels are measured on a GPU and the device is 'cpu'; give"),
     "calibrate over itself": (
