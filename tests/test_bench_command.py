@@ -200,7 +200,7 @@ REFUSED = {
     "option": (["--sekonds", "3"], "unknown option --sekonds; the nearest known one is --seconds"),
     "graph alone": (
         ["--mode", "graph"],
-        "nothing could be measured; graph: CUDA graphs need a GPU and torch sees none",
+        "nothing could be measured; graph: CUDA graphs need a GPU",
     ),
     "compile alone": (["--mode", "compile"], "nothing could be measured; compile: there is no compiler"),
     "calibrate": (["--calibrate", "j.json"], "kernels are measured on a GPU and the device is 'cpu'; give"),

@@ -135,5 +135,5 @@ def test_graph_needs_a_gpu_and_graphs_that_were_captured(tiny, monkeypatch):
     engine = opened(Graph, tiny)
     stages(engine, Job(5.0, 1, 1))
     engine.pipe.model.graphs.failed += ["step", "prep", "step"]
-    with pytest.raises(ModeUnavailable, match="^prep, step could not be captured$"):
+    with pytest.raises(ModeUnavailable, match=r"^prep, step could not be captured$"):
         stages(engine, Job(5.0, 1, 1))

@@ -152,5 +152,5 @@ def test_warmup_makes_what_later_songs_take(tiny_pipe, with_graphs, monkeypatch)
     tiny_pipe.warmup(durations=(5.0, 12.0), batches=(1, 2), prompt="boom bap", steps=1)
     sizes = [step.shape[:2] for step, *_ in made]
     assert len(made) == 4 and len(set(sizes)) == 2
-    song(tiny_pipe, duration=7.0), song(tiny_pipe, ["trap", "drill"], seed=[1, 2], duration=12.5)
+    song(tiny_pipe, duration=7.0), song(tiny_pipe, ["boom bap, a", "boom bap, b"], seed=[1, 2], duration=12.5)
     assert len(made) == 4 and len(graphs._kept["step"]) == 4

@@ -10,14 +10,11 @@ import pytest
 import torch
 
 from acefast import graphs as graphs_module
-from acefast.backends import use_backend
-from acefast.guidance import Guidance
-from acefast.graphs import Graphs
 from acefast import sampling
-from acefast.models.v15 import step as step_module
+from acefast.graphs import Graphs
+from acefast.guidance import Guidance
 from acefast.models.v15.dit import DiT
 from acefast.models.v15.step import Step
-from acefast.sim.interpreter import interpreted
 from acefast.sim.replay import Recording
 from acefast.testing import TINY_BASE
 from tests.models.fill import official_tensors, ours
@@ -51,12 +48,8 @@ def made(model, graphs, songs, guidance, *, held=False, later=False, **options):
             given = model.prepare(song.states, song.lengths, song.context, null_condition=song.null, frames=song.frames)
             rest = dict(options)
             if held:
-                rest["held"] = (
-                    torch.arange(max(frames)) % 7 > 2,
-                    song.context[..., : song.noise.shape[2]],
-                    song.noise,
-                    1,
-                )
+                source = song.context[..., : song.noise.shape[2]]
+                rest["held"] = torch.arange(max(frames)) % 7 > 2, source, song.noise, 1
             if later:
                 other = torch.randn(1, 9, TINY_BASE.encoder_hidden_size, generator=torch.Generator().manual_seed(seed))
                 rest |= {"later": model.prepare(other, None, song.context[:1], null_condition=song.null), "switch": 1}
