@@ -20,6 +20,7 @@ import contextlib
 import gc
 import logging
 import os
+import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
@@ -30,6 +31,7 @@ from torch import Tensor
 
 LIMIT = 8  # entries of one name that are kept
 log = logging.getLogger("acefast")
+_capturing = threading.Lock()  # a capture begins with a wait for the whole device, which ends one of another thread
 
 T = TypeVar("T")
 
@@ -65,7 +67,8 @@ class Replayed:
 def captured(launch: Callable[[], None], graphs: Graphs) -> torch.cuda.CUDAGraph:
     """The launches of ``launch`` as a graph; nothing runs."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.stream(torch.cuda.current_stream()):  # a capture that fails leaves its own stream the current one
+    # a capture that fails leaves its own stream the current one
+    with _capturing, torch.cuda.stream(torch.cuda.current_stream()):
         try:
             with torch.cuda.graph(graph, pool=graphs.pool, capture_error_mode="thread_local"):
                 launch()

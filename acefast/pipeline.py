@@ -173,8 +173,8 @@ class Pipeline:
     def stream(self, prompt: str, lyrics: str = "", **options: Any) -> Stream:
         """Audio as it is made, in chunks: ``for chunk in pipe.stream("boom bap", duration=60): play(chunk.samples)``.
 
-        One song is composed whole and then decoded window after window, its first second first (on a GPU's kernels tile
-        after tile, see ``acefast.models.v15.vae_tiling``). A longer one, or one without an end (``duration=math.inf``),
+        One song is composed whole and then decoded window after window, its first second first (on a GPU's kernels its
+        first 4.8, see ``acefast.models.v15.vae_tiling``). A longer one, or one without an end (``duration=math.inf``),
         is made of segments that go on from one another. See ``acefast.stream.Stream``, which this returns, for chunks,
         level, options of its own, ``update`` and ``close``.
 
@@ -207,7 +207,10 @@ class Pipeline:
         with self.model.graphs.pinning(), self.model.tile_graphs.pinning():
             for duration, songs in sizes:
                 prompts = [f"{prompt}, {i}" for i in range(songs)] if songs > 1 else prompt
-                self.generate(prompts, lyrics, **{"seed": 0, **options}, duration=duration)
+                made = self.generate(prompts, lyrics, **{"seed": 0, **options}, duration=duration)
+                if songs == 1:  # a stream's tiles are other ones
+                    with self.at_work():
+                        list(self.model.decode_tiles(made.latents[None].to(self.model.device)))
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:

@@ -162,9 +162,9 @@ class Encoder(Tiled):
         self.outer_reach = _encoder_reach(0, strides[:SPAN_BLOCKS])
         self.halo = -(-_encoder_reach(1, strides) // self.hop)
 
-    def levels(self, frames: int, extra: int = 0) -> list[tuple[int, int]]:
-        """Rows and width of the activations of so many frames and samples, before and after each block."""
-        levels = [(frames * self.hop + extra, len(self.conv1.weight))]
+    def levels(self, frames: int) -> list[tuple[int, int]]:
+        """Rows and width of the activations of so many frames, before and after each block."""
+        levels = [(frames * self.hop, len(self.conv1.weight))]
         for block in self.block:
             levels.append((levels[-1][0] // block.conv1.stride, len(block.conv1.weight)))
         return levels

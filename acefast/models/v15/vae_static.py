@@ -83,12 +83,14 @@ def encoded(encoder: Encoder, audio: Tensor, windows: list[Window]) -> Iterator[
 
     ``audio``: [B, 2, N], of which the last window has all samples, those beyond its last frame too.
     """
-    hop, frames = encoder.hop, audio.shape[2] // encoder.hop
+    (B, _, N), hop = audio.shape, encoder.hop
+    with encoder.graphs.turn():
+        encoder.tile(B, windows[-1].size, N % hop)
     for window in windows:
         start, size, _, _ = window
-        extra = audio.shape[2] - frames * hop if start + size == frames else 0
+        extra = N % hop if start + size == N // hop else 0
         with encoder.graphs.turn():
-            tile = encoder.tile(len(audio), size, extra)
+            tile = encoder.tile(B, size, extra)
             tile.load(audio[:, :, start * hop : (start + size) * hop + extra])
             if extra:
                 tile.launch()  # not worth a graph: hardly another recording ends within a frame as this one

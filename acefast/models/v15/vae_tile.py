@@ -184,7 +184,8 @@ class EncoderTile(Tile):
     def __init__(self, encoder: Encoder, graphs: Graphs, batch: int, frames: int, extra: int = 0) -> None:
         like, rows = encoder.conv1.weight, frames * encoder.hop + extra
         moments, moments_bias = conv_of(encoder.conv2)
-        super().__init__([*encoder.levels(frames, extra), (frames, len(moments))], batch, like, graphs)
+        most = encoder.levels(frames + (extra > 0))  # whatever is extra, so that the arena grows once at most
+        super().__init__([*most, (frames, len(moments))], batch, like, graphs)
         self.rows = rows
         weight, bias = conv_of(encoder.conv1, inputs=False)
         taps = -(-weight.shape[1] * weight.shape[2] // WIDTH) * WIDTH // weight.shape[2]  # 8, the last one zero
