@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from acefast.bench import engines
-from acefast.bench.engines import Compiled, Eager, Fused, Job, ModeUnavailable
+from acefast.bench.engines import Compiled, Eager, Fused, Graph, Job, ModeUnavailable
 from acefast.testing import write_checkpoint
 
 
@@ -127,5 +127,13 @@ def test_eager_needs_diffusers_and_its_layout(tiny, monkeypatch):
     assert engines.why_unavailable("fused") == ""
 
 
-def test_graph_is_not_there_yet():
-    assert engines.why_unavailable("graph") == "this version of acefast captures no CUDA graphs yet"
+def test_graph_needs_a_gpu_and_graphs_that_were_captured(tiny, monkeypatch):
+    assert torch.cuda.is_available() or engines.why_unavailable("graph").startswith("CUDA graphs need a GPU")
+    with pytest.raises(ModeUnavailable, match="need a GPU and the device is 'cpu'"):
+        opened(Graph, tiny)
+    monkeypatch.setattr(Graph, "__init__", Fused.__init__)
+    engine = opened(Graph, tiny)
+    stages(engine, Job(5.0, 1, 1))
+    engine.pipe.model.graphs.failed += ["step", "prep", "step"]
+    with pytest.raises(ModeUnavailable, match=r"^prep, step could not be captured$"):
+        stages(engine, Job(5.0, 1, 1))
