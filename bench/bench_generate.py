@@ -46,7 +46,7 @@ def acefast_stages(folder: Path, seconds: float, dtype: torch.dtype, out: Path) 
     request = Request(PROMPT, LYRICS, duration=seconds, bpm=90, seed=0, semantics="diffusers")
     request = request.for_checkpoint(model.traits)
     task = model.task([request], None)
-    (timbre,) = model._timbres([request], None)  # of silence: a constant of the checkpoint
+    timbre = model._timbres([request], None)[0].states  # of silence: a constant of the checkpoint
 
     def text():
         ids = [tokenize(model.tokenizer, text_prompt(request, seconds), TEXT_TOKENS).ids]
@@ -56,9 +56,7 @@ def acefast_stages(folder: Path, seconds: float, dtype: torch.dtype, out: Path) 
 
     def conditions():
         lengths = [torch.tensor([states.shape[1]]) for states in encoded]
-        states, valid = model.condition_encoder(
-            encoded[0], lengths[0], encoded[1], lengths[1], timbre_vector=timbre.states
-        )
+        states, valid = model.condition_encoder(encoded[0], lengths[0], encoded[1], lengths[1], timbre_vector=timbre)
         context = model.context(task.source, task.mask)
         return model.transformer.prepare(states, valid, context, [1 - i / STEPS for i in range(STEPS)])
 

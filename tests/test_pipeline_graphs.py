@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from acefast import graphs as graphs_module
+from acefast.conditions import ConditionCache
 from acefast.graphs import Graphs
 from acefast.models.v15.dit import DiT
 from acefast.models.v15.dit_layer import CrossAttention
 from acefast.models.v15.step import Step
+from acefast.models.v15.text import Conditioning
 from acefast.sim.replay import Recording
 from tests.songs import counted, distance, song
 
@@ -26,11 +28,13 @@ def with_graphs(monkeypatch, tiny_pipe, tiny_base_pipe):
     """``with_graphs(pipe, enabled)``: its songs take static memory of their own, as on a GPU; the ``Graphs``."""
     monkeypatch.setattr(graphs_module, "captured", lambda launch, graphs: Recording(launch))
     monkeypatch.setattr(DiT, "static", True)
+    monkeypatch.setattr(Conditioning, "_static", True)
 
     def begin(pipe, enabled, **options):
         graphs = Graphs(torch.device("cpu"), **options)
         graphs.enabled = enabled
         monkeypatch.setattr(pipe.model, "graphs", graphs)
+        monkeypatch.setattr(pipe.model, "encodings", ConditionCache())
         return graphs
 
     return begin
@@ -109,14 +113,8 @@ def test_nothing_in_the_arena_is_read_before_it_is_written(tiny_base_pipe, with_
 
 def test_conditions_and_schedules_that_lie_there_are_not_computed_again(tiny_base_pipe, with_graphs, monkeypatch):
     graphs, layers = with_graphs(tiny_base_pipe, False), tiny_base_pipe.model.config.num_hidden_layers
-    prepare, keys = DiT.prepare, iter(["a", "a", "b", None, None, "a", "a"])
-
-    def keyed(self, *args, **options):
-        conditions = prepare(self, *args, **options)
-        conditions.key = next(keys)
-        return conditions
-
-    monkeypatch.setattr(DiT, "prepare", keyed)
+    encoded, keys = Conditioning._encoded, iter(["a", "a", "b", None, None, "a", "a"])
+    monkeypatch.setattr(Conditioning, "_encoded", lambda *args: (*encoded(*args)[:2], next(keys)))
     projected, scheduled = counted(monkeypatch, CrossAttention, "keys_values"), counted(monkeypatch, DiT, "modulations")
     made, computed = [], []
     for taken in (False, False, False, False, False, False, True):
