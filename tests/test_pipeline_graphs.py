@@ -146,9 +146,13 @@ def test_a_hook_and_a_progress_may_make_a_song_in_between(tiny_base_pipe, with_g
 
 def test_warmup_makes_what_later_songs_take(tiny_pipe, with_graphs, monkeypatch):
     graphs = with_graphs(tiny_pipe, True, limit=1)
+    song(tiny_pipe, "boom bap, 0", steps=1)  # so that its words are known
+    graphs.clear()
     made = counted(monkeypatch, Step, "__init__")
     tiny_pipe.warmup(durations=(5.0, 12.0), batches=(1, 2), prompt="boom bap", steps=1)
     sizes = [step.shape[:2] for step, *_ in made]
     assert len(made) == 4 and len(set(sizes)) == 2
     song(tiny_pipe, duration=7.0), song(tiny_pipe, ["boom bap, a", "boom bap, b"], seed=[1, 2], duration=12.5)
     assert len(made) == 4 and len(graphs._kept["step"]) == 4
+    assert {name for name, _ in graphs._pinned} == {"step", "prompt", "lyrics"}
+    assert graphs._kept["prompt"] and graphs._kept["lyrics"]

@@ -7,6 +7,7 @@ GPU's kernels a text is padded to a few lengths and encoded on static memory, wh
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -244,7 +245,8 @@ class Conditioning:
 
         def make() -> Encoding:
             made = Encoding(encode, rows, self.config, self.condition_encoder.null_condition_emb)
-            made.replay = self.graphs.replayed(name, made.launch)
+            own = weakref.proxy(made)  # so that what is forgotten is gone at once, its graph too
+            made.replay = self.graphs.replayed(name, lambda: own.launch())
             return made
 
         return self.graphs.kept(name, (rows, named_backend()), make)(ids, self.tokenizer.pad_token_id)
