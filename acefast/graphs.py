@@ -109,13 +109,17 @@ class Graphs:
             self._pool = torch.cuda.graph_pool_handle()
         return self._pool
 
-    def arena(self, size: int) -> Tensor:
-        """The first ``size`` bytes of what all entries share, for floats; as it grows all that is kept is forgotten.
+    def arena(self, size: int, name: str | None = None) -> Tensor:
+        """The first ``size`` bytes of what entries share, for floats.
+
+        As it grows, what is kept under ``name`` is forgotten; without one all is.
 
         A caller that has written there asks ``take`` whether it still is as it was.
         """
         if self._arena is None or len(self._arena) < size:
-            self.clear()  # before the new one takes memory
+            self.clear(name)
+            self._arena = None  # before the new one takes memory
+            gc.collect()  # an entry and its graphs refer to each other
             with torch.inference_mode(False):  # memory that may be written within it and outside
                 self._arena = torch.empty(size, dtype=torch.uint8, device=self.device)
         return self._arena[:size]

@@ -204,6 +204,7 @@ class Pipeline:
             options: of ``acefast.Request``, as later songs will have them.
         """
         sizes = sorted(itertools.product(durations, batches), key=lambda size: -size[0] * size[1])  # arenas grow once
+        self.model.encodings.clear()  # so that texts are encoded, whose graphs these are
         with self.model.graphs.pinning(), self.model.tile_graphs.pinning():
             for duration, songs in sizes:
                 prompts = [f"{prompt}, {i}" for i in range(songs)] if songs > 1 else prompt

@@ -7,7 +7,9 @@ import torch
 
 from acefast.bench import engines
 from acefast.bench.engines import Compiled, Eager, Fused, Graph, Job, ModeUnavailable
+from acefast.models.v15.conditions import ConditionEncoder
 from acefast.testing import write_checkpoint
+from tests.songs import counted
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,14 @@ def test_fused_marks_every_stage(tiny):
     marks, songs = stages(opened(Fused, tiny), Job(5.2, 1, 3))
     assert marks == ["prep", *["step"] * 3, *["decode"] * 3, "copy", "finish"]  # tiles of 25, 50 and 55 frames
     assert [song.audio.shape for song in songs] == [(2, 249_600)]
-    assert len(set(Job(5.0, 3, 1).prompts)) == 3
+
+
+def test_every_run_encodes_every_songs_words(tiny, monkeypatch):
+    engine, job = opened(Fused, tiny), Job(5.0, 2, 1)
+    encoded = [counted(monkeypatch, ConditionEncoder, f"{kind}_encode") for kind in ("text", "lyric")]
+    for runs in (1, 2):
+        stages(engine, job)
+        assert [len(calls) for calls in encoded] == [2 * runs, 2 * runs]
 
 
 def test_eager_is_diffusers_pipeline_and_marks_every_stage(theirs, capfd):

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from acefast import graphs as graphs_module
+from acefast.conditions import ConditionCache
 from acefast.graphs import Graphs
 from acefast.models.v15.dit import DiT
 from acefast.models.v15.dit_layer import CrossAttention
 from acefast.models.v15.step import Step
+from acefast.models.v15.text import Conditioning
 from acefast.sim.replay import Recording
 from tests.songs import counted, distance, song
 
@@ -26,11 +28,13 @@ def with_graphs(monkeypatch, tiny_pipe, tiny_base_pipe):
     """``with_graphs(pipe, enabled)``: its songs take static memory of their own, as on a GPU; the ``Graphs``."""
     monkeypatch.setattr(graphs_module, "captured", lambda launch, graphs: Recording(launch))
     monkeypatch.setattr(DiT, "static", True)
+    monkeypatch.setattr(Conditioning, "_static", True)
 
     def begin(pipe, enabled, **options):
         graphs = Graphs(torch.device("cpu"), **options)
         graphs.enabled = enabled
         monkeypatch.setattr(pipe.model, "graphs", graphs)
+        monkeypatch.setattr(pipe.model, "encodings", ConditionCache())
         return graphs
 
     return begin
@@ -109,14 +113,8 @@ def test_nothing_in_the_arena_is_read_before_it_is_written(tiny_base_pipe, with_
 
 def test_conditions_and_schedules_that_lie_there_are_not_computed_again(tiny_base_pipe, with_graphs, monkeypatch):
     graphs, layers = with_graphs(tiny_base_pipe, False), tiny_base_pipe.model.config.num_hidden_layers
-    prepare, keys = DiT.prepare, iter(["a", "a", "b", None, None, "a", "a"])
-
-    def keyed(self, *args, **options):
-        conditions = prepare(self, *args, **options)
-        conditions.key = next(keys)
-        return conditions
-
-    monkeypatch.setattr(DiT, "prepare", keyed)
+    encoded, keys = Conditioning._encoded, iter(["a", "a", "b", None, None, "a", "a"])
+    monkeypatch.setattr(Conditioning, "_encoded", lambda *args: (*encoded(*args)[:2], next(keys)))
     projected, scheduled = counted(monkeypatch, CrossAttention, "keys_values"), counted(monkeypatch, DiT, "modulations")
     made, computed = [], []
     for taken in (False, False, False, False, False, False, True):
@@ -148,9 +146,13 @@ def test_a_hook_and_a_progress_may_make_a_song_in_between(tiny_base_pipe, with_g
 
 def test_warmup_makes_what_later_songs_take(tiny_pipe, with_graphs, monkeypatch):
     graphs = with_graphs(tiny_pipe, True, limit=1)
+    song(tiny_pipe, "boom bap, 0", steps=1)  # so that its words are known
+    graphs.clear()
     made = counted(monkeypatch, Step, "__init__")
     tiny_pipe.warmup(durations=(5.0, 12.0), batches=(1, 2), prompt="boom bap", steps=1)
     sizes = [step.shape[:2] for step, *_ in made]
     assert len(made) == 4 and len(set(sizes)) == 2
     song(tiny_pipe, duration=7.0), song(tiny_pipe, ["boom bap, a", "boom bap, b"], seed=[1, 2], duration=12.5)
     assert len(made) == 4 and len(graphs._kept["step"]) == 4
+    assert {name for name, _ in graphs._pinned} == {"step", "prompt", "lyrics"}
+    assert graphs._kept["prompt"] and graphs._kept["lyrics"]

@@ -51,6 +51,11 @@ class Job:
         """Different songs of one length in tokens: no work is shared within the batch."""
         return [f"{PROMPT}, take {i % 10}" for i in range(self.batch)]
 
+    @property
+    def lyrics(self) -> list[str]:
+        """Likewise."""
+        return [f"{LYRICS}take {i % 10}" for i in range(self.batch)]
+
 
 class Fused:
     """acefast's own pipeline; its progress marks the stages."""
@@ -76,7 +81,8 @@ class Fused:
 
             options = dict(duration=job.seconds, steps=job.steps, bpm=90, semantics="diffusers")
             seeds = list(range(job.batch))
-            return self.pipe.generate(job.prompts, [LYRICS] * job.batch, seed=seeds, progress=progress, **options)
+            self.pipe.model.encodings.clear()  # every run encodes its words, as diffusers does
+            return self.pipe.generate(job.prompts, job.lyrics, seed=seeds, progress=progress, **options)
 
         return once
 
@@ -145,7 +151,7 @@ class Eager:
             with torch.inference_mode(), current(self.device):
                 audio = self.pipe(
                     prompt=job.prompts,
-                    lyrics=[LYRICS] * job.batch,
+                    lyrics=job.lyrics,
                     audio_duration=job.seconds,
                     bpm=90,
                     num_inference_steps=job.steps,

@@ -43,6 +43,16 @@ def encoding(name, networks, rows, config=None):
     return Encoding(partial(ENCODERS[name], networks), rows, config or networks[1].config, networks[1].timbre_token)
 
 
+def conditioning(networks, config, graphs=None):
+    """The half of a model that makes conditions, on these networks."""
+    made, weight = Conditioning(), networks[1].null_condition_emb
+    made.config, made.device, made.dtype = config, weight.device, weight.dtype
+    made.text_encoder, made.condition_encoder = networks
+    made.graphs, made.encodings = Graphs(made.device, enabled=graphs), ConditionCache()
+    made.tokenizer = SimpleNamespace(pad_token_id=PADDING)
+    return made
+
+
 def texts(*lengths):
     g = torch.Generator().manual_seed(0)
     return [tuple(torch.randint(100, (n,), generator=g).tolist()) for n in lengths]
@@ -64,15 +74,12 @@ def test_a_text_at_full_size_can_be_captured(full_size, name, rows):
 
 def test_nothing_is_read_back_for_a_batch(full_size):
     """On "meta" there is nothing to read."""
-    model = Conditioning()
-    model.config, model.device, model.tokenizer = Config(), torch.device("meta"), SimpleNamespace(pad_token_id=PADDING)
-    model.text_encoder, model.condition_encoder = full_size
-    model.graphs, model.encodings = Graphs(model.device), ConditionCache()
+    model = conditioning(full_size, Config())
     timbre = Encoded.of(torch.empty(1, Config().encoder_hidden_size, dtype=torch.bfloat16, device="meta"))
     with torch.inference_mode(), dry_run(80), use_backend("triton"):
         states, lengths, key = model._encoded([*zip(texts(70, 20), texts(300, 90))], [timbre])
-    assert states.shape == (2, 384, 2048) and states.device.type == "meta"
-    assert lengths.tolist() == [371, 111] and len({*key[0], *key[1]}) == 5  # the timbre is shared
+    assert states.shape == (2, 384, 2048) and states.device.type == lengths.device.type == "meta"
+    assert len({*key[0], *key[1]}) == 5  # the timbre is shared
 
 
 @pytest.mark.parametrize("name", ENCODERS)

@@ -46,7 +46,7 @@ class Step:
         self.model, self.shape, self.graphs = model, shape, graphs
         songs, S, rows = shape.songs, shape.tokens, shape.songs << shape.guided
         plan = step_plan(c, shape, model.norm.dtype, model.residual)
-        memory = carve(graphs.arena(plan_bytes(plan)), plan)
+        memory = carve(graphs.arena(plan_bytes(plan), "step"), plan)
         self.buffers = carve_buffers(c, memory)
         self.latents = memory["latents"]
         self.model_latents = self.buffers.patches.view(self.latents.shape)

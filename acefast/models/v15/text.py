@@ -7,6 +7,7 @@ GPU's kernels a text is padded to a few lengths and encoded on static memory, wh
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -80,7 +81,7 @@ class Encoding:
 
     def load(self, ids: tuple[int, ...], padding: int) -> None:
         """Put a text where the next launch reads it."""
-        self.ids.copy_(torch.tensor([[*ids, *[padding] * (self.ids.shape[1] - len(ids))]]))
+        self.ids.copy_(torch.tensor([[*ids, *[padding] * (self.ids.shape[1] - len(ids))]]), non_blocking=True)
         self.length.fill_(len(ids))
 
     def launch(self) -> None:
@@ -191,9 +192,10 @@ class Conditioning:
         return told
 
     def _encoded(self, ids: list, timbres: list[Encoded]) -> tuple[Tensor, Tensor, tuple]:
-        """Of each song's (prompt, lyrics): states [B, E, W], how many count [B] on the CPU, and a key of all of it.
+        """Of each song's (prompt, lyrics): states [B, E, W], how many of them count [B], and a key of all of it.
 
-        Each text is encoded on its own, so that no song depends on the padding of another.
+        Each text is encoded on its own, so that no song depends on the padding of another. On static memory nothing
+        waits for the GPU.
         """
         songs = [
             (self._text("lyrics", lyrics), timbres[i % len(timbres)], self._text("prompt", prompt))
@@ -206,7 +208,8 @@ class Conditioning:
         )
         for row, song, length in zip(states, songs, lengths):
             torch.cat([part.states for part in song], out=row[:length])
-        return states, torch.tensor(lengths), tuple(tuple(part.serial for part in song) for song in songs)
+        counts = torch.tensor(lengths).to(self.device, non_blocking=True)
+        return states, counts, tuple(tuple(part.serial for part in song) for song in songs)
 
     def _encoded_as_upstream(self, ids: list, timbres: list[Encoded]) -> tuple[Tensor, None, int]:
         """The same as one padded batch, all of which counts: upstream attends to the padding as well."""
@@ -244,7 +247,8 @@ class Conditioning:
 
         def make() -> Encoding:
             made = Encoding(encode, rows, self.config, self.condition_encoder.null_condition_emb)
-            made.replay = self.graphs.replayed(name, made.launch)
+            own = weakref.proxy(made)  # so that what is forgotten is gone at once, its graph too
+            made.replay = self.graphs.replayed(name, lambda: own.launch())
             return made
 
         return self.graphs.kept(name, (rows, named_backend()), make)(ids, self.tokenizer.pad_token_id)
