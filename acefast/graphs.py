@@ -173,14 +173,13 @@ class Graphs:
 
     def clear(self, name: str | None = None) -> None:
         """Forget what is kept under ``name``; without one everything, and give the arena back."""
-        if name is None:
-            kept = self._arena is not None or any(self._kept.values())
-            self._begin()
-            if kept:
-                gc.collect()  # an entry and its graphs refer to each other
-            return
-        self._kept.get(name, OrderedDict()).clear()
-        self._pinned = {pin for pin in self._pinned if pin[0] != name}
+        held = self._arena is not None or any(self._kept.values())
+        for known in list(self._kept) if name is None else [name]:
+            self._kept.get(known, OrderedDict()).clear()
+            self._pinned = {pin for pin in self._pinned if pin[0] != known}
+        if name is None and held:
+            self._arena, self._holder = None, lambda: None
+            gc.collect()  # an entry and its graphs refer to each other
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
