@@ -43,17 +43,15 @@ def pipes(tmp_path_factory):
     for kind in ("turbo", "base"):
         folder = write_checkpoint(tmp_path_factory.mktemp(kind), variant=kind)
         pipe = made[kind] = acefast.load(folder, device=DEVICE, dtype="bfloat16", backend="triton")
-        channels = pipe.model.config.audio_acoustic_hidden_dim
         pipe.model.decode = lambda z, *_: torch.zeros(len(z), 2, z.shape[1] * 1920)
-        pipe.model.encode = lambda audio, C=channels: (
-            noise(audio.shape[1] // 1920, C),
-            noise(audio.shape[1] // 1920, C),
-        )
+        pipe.model.encode = lambda audio, config=pipe.model.config: noise(audio.shape[1] // 1920, config)
     return made
 
 
-def noise(frames, channels):
-    return torch.randn(1, frames, channels, generator=torch.Generator().manual_seed(frames)).abs().to(DEVICE)
+def noise(frames, config):
+    """A mean and a standard deviation."""
+    shape, g = (1, frames, config.audio_acoustic_hidden_dim), torch.Generator().manual_seed(frames)
+    return [torch.rand(shape, generator=g).to(DEVICE) for _ in range(2)]
 
 
 @pytest.fixture
