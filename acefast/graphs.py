@@ -131,6 +131,7 @@ class Graphs:
         if key not in entries:
             loose = [other for other in entries if (name, other) not in self._pinned]
             for other in loose[: max(len(loose) - self.limit + 1, 0)]:
+                self._settle()
                 del entries[other]  # before the next one takes memory
             with torch.inference_mode(False):
                 entries[key] = make()
@@ -164,6 +165,7 @@ class Graphs:
 
     def clear(self, name: str | None = None) -> None:
         """Forget what is kept under ``name``; without one everything."""
+        self._settle()
         for known in list(self._kept) if name is None else [name]:
             self._kept.get(known, OrderedDict()).clear()
             self._pinned = {pin for pin in self._pinned if pin[0] != known}
@@ -181,6 +183,11 @@ class Graphs:
             yield
         finally:
             self._turn = stream, stream.record_event()
+
+    def _settle(self) -> None:
+        """Wait for what was launched in turns: memory that is about to be forgotten may be another stream's."""
+        if self._turn is not None:
+            self._turn[1].synchronize()
 
     def __deepcopy__(self, memo: dict) -> Graphs:
         """A copy of a module that has these gets some of its own."""
