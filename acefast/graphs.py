@@ -140,6 +140,7 @@ class Graphs:
         if key not in entries:
             loose = [other for other in entries if (name, other) not in self._pinned]
             for other in loose[: max(len(loose) - self.limit + 1, 0)]:
+                self._settle()
                 del entries[other]  # before the next one takes memory
             with torch.inference_mode(False):
                 entries[key] = make()
@@ -173,6 +174,7 @@ class Graphs:
 
     def clear(self, name: str | None = None) -> None:
         """Forget what is kept under ``name``; without one everything, and give the arena back."""
+        self._settle()
         held = self._arena is not None or any(self._kept.values())
         for known in list(self._kept) if name is None else [name]:
             self._kept.get(known, OrderedDict()).clear()
@@ -194,6 +196,11 @@ class Graphs:
             yield
         finally:
             self._turn = stream, stream.record_event()
+
+    def _settle(self) -> None:
+        """Wait for what was launched in turns: memory that is about to be forgotten may be another stream's."""
+        if self._turn is not None:
+            self._turn[1].synchronize()
 
     def __deepcopy__(self, memo: dict) -> Graphs:
         """A copy of a module that has these gets some of its own."""

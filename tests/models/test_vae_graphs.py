@@ -135,6 +135,16 @@ def test_a_model_decodes_and_streams_the_same_bytes_and_hands_out_no_static_memo
     assert sum(graph.replays for graph in recorded) > 5
 
 
+def test_a_stream_captures_each_of_its_lengths_once(models, recorded, monkeypatch):
+    monkeypatch.setitem(vae_tiling.TILE_FRAMES, "decode", 512)  # as if a GPU had the memory
+    models[1].tile_graphs._begin()
+    for _ in range(2):
+        want, got = ([piece for _, piece in model.decode_tiles(latents(1, 1500, 8))] for model in models)
+        assert all(map(torch.equal, want, got))
+        assert [piece.shape[2] // 4 for piece in got] == [94, 188, 444, 444, 330]
+    assert [graph.replays for graph in recorded] == [1, 1, 5]
+
+
 def test_progress_tells_of_every_tile_with_and_without_a_level(models, recorded):
     for level in (None, -1.0):
         told = []
