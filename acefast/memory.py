@@ -309,7 +309,8 @@ def _tile(
         decoder = vae.Decoder(v)
     if kernels:
         decoder.conv1.weight.data = decoder.conv1.weight.data.half()
-        size = even_size(frames, frames_that_fit(decoder, songs, total), decoder.halo)
+        most = frames_that_fit(decoder, songs, total) if total else TILE_FRAMES["decode"]  # the latter in an emulation
+        size = even_size(frames, most, decoder.halo)
         return arena_bytes(decoder.levels(size), songs, torch.float16), size
     size = min(frames, TILE_FRAMES["decode"])
     levels = decoder.levels(size)
