@@ -65,8 +65,14 @@ class Replayed:
 def captured(launch: Callable[[], None], graphs: Graphs) -> torch.cuda.CUDAGraph:
     """The launches of ``launch`` as a graph; nothing runs."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=graphs.pool, capture_error_mode="thread_local"):
-        launch()
+    with torch.cuda.stream(torch.cuda.current_stream()):  # a capture that fails leaves its own stream the current one
+        try:
+            with torch.cuda.graph(graph, pool=graphs.pool, capture_error_mode="thread_local"):
+                launch()
+        except Exception:
+            with contextlib.suppress(RuntimeError):  # and, before torch 2.12, the allocator as if it went on
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), graphs.pool)
+            raise
     return graph
 
 

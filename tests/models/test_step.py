@@ -141,6 +141,21 @@ def test_a_larger_bucket_changes_no_bit(models, monkeypatch):
     assert torch.equal(run(model, song, Guidance(5.0), static=True), own)
 
 
+@pytest.mark.slow
+def test_a_song_of_1500_tokens_is_the_same_bits_in_1536_rows_and_in_2048(monkeypatch):
+    config = dataclasses.replace(TINY_BASE, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
+    model = ours(DiT, config, official_tensors(config), torch.bfloat16)
+    song, found = batch(config, [3000], [20]), []
+    with torch.inference_mode(), interpreted(checks=False), use_backend("triton"):
+        conditions = model.prepare(song.states, None, song.context, null_condition=song.null)
+        for rows in (1536, 2048):
+            monkeypatch.setattr(step, "padded_tokens", lambda _, rows=rows: rows)
+            advance = stepping(model, conditions, [0.5], 1, Guidance(5.0))
+            found.append(sampling.sample(None, song.noise, [0.5], advance=advance))
+            assert advance.shape.tokens == rows
+    assert torch.equal(*found)
+
+
 def test_a_song_of_a_batch_is_the_song_alone(models):
     model, song = models["base", torch.float32], batch(TINY_BASE, [61, 39], [20, 13])
     together = run(model, song, Guidance(5.0), static=True)

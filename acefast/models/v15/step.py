@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from functools import partial
 
@@ -75,9 +76,12 @@ class Step:
         ]
         # a graph reads it, and the cache it comes from may forget it
         self.starts = [row_starts(count, S, device) for count in (songs, rows)]
-        names = {False: "step", True: "step_cfg"}
-        self.replay = {both: graphs.replayed(name, partial(self.launch, both)) for both, name in names.items()}
-        self.prepare = graphs.replayed("prep", self.derive)
+        own = weakref.proxy(self)  # so that what is forgotten is gone at once, its graphs too
+        self.replay = {
+            False: graphs.replayed("step", lambda: own.launch(False)),
+            True: graphs.replayed("step_cfg", lambda: own.launch(True)),
+        }
+        self.prepare = graphs.replayed("prep", lambda: own.derive())
         self._loaded = self._scheduled = None  # keys of the conditions and the schedule that lie in memory
 
     @staticmethod
@@ -147,11 +151,11 @@ class Step:
         self.frames.fill_(T) if self.valid is None else self.frames.copy_(self.valid)
         tokens = (self.frames + self.model.config.patch_size - 1) // self.model.config.patch_size
         self.tokens.copy_(tokens.repeat(len(self.tokens) // len(tokens)))
-        self.times[: len(timesteps)].copy_(step_table(timesteps))
+        self.times[: len(timesteps)].copy_(step_table(timesteps), non_blocking=True)
         self._schedule(conditions.prepared["upstream_time"])
         self._put(conditions)
         if seeds is not None:
-            self.seeds.copy_(torch.tensor([int64_of(s) for s in seeds]))
+            self.seeds.copy_(torch.tensor([int64_of(s) for s in seeds]), non_blocking=True)
         if held is not None:
             mask, source, noise, steps = held
             self.repaint.mask[:, :T].copy_(mask != 0)
@@ -160,7 +164,7 @@ class Step:
             self.repaint.steps.fill_(steps)
         if self.shape.guided:
             self.running.zero_()
-            self.numbers.copy_(apg_numbers(guidance.scale, **self._apg))
+            self.numbers.copy_(apg_numbers(guidance.scale, **self._apg), non_blocking=True)
         return self
 
     def _schedule(self, upstream_time: bool) -> None:
@@ -229,12 +233,12 @@ class Step:
             self._put(self.later)
             self.later = None
         if latents is not self._given or step != self._next:
-            self._begin(latents, step)
+            self.begin(latents, step)
         self.replay[self.guidance.active(self.timesteps[step])]()
         self._next = step + 1
         return self._given
 
-    def _begin(self, latents: Tensor, step: int) -> None:
+    def begin(self, latents: Tensor, step: int) -> None:
         """Put latents [B, T, C] where the next launch, step ``step``, reads them."""
         T = latents.shape[1]
         self._given = self.latents[:, :T]
