@@ -1,7 +1,8 @@
 """Every stage stays on the device of its inputs and reads nothing back: shown on meta tensors, which hold no values.
 
 A value asked for on the host raises there, and so does arithmetic with a tensor made on another device. The two places
-that may read lengths back, once per song, are ``DiT.prepare`` and ``ConditionEncoder.forward``; they are left out.
+that read lengths back, once per song, are ``DiT.derive`` on the references and ``ConditionEncoder.forward``, of a batch
+whose padding counts; they are left out.
 """
 
 from __future__ import annotations
