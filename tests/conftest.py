@@ -12,6 +12,7 @@ import torch
 
 import acefast
 from acefast import cli, pipeline
+from acefast.conditions import ConditionCache
 from acefast.kernel_config import Config
 from acefast.models.v15 import step, text
 from acefast.models.v15.config import VAEConfig
@@ -88,8 +89,9 @@ def offline(monkeypatch, tmp_path_factory):
 
 @pytest.fixture
 def undecoded(monkeypatch, tiny_pipe, tiny_base_pipe):
-    """Songs of silence, for tests that do not listen: decoding is most of a tiny song's time."""
+    """Songs of silence, for tests that do not listen: decoding is most of a tiny song's time. No words are known."""
     for pipe in (tiny_pipe, tiny_base_pipe):
+        monkeypatch.setattr(pipe.model, "encodings", ConditionCache())
         monkeypatch.setattr(
             pipe.model, "decode", lambda latents, *_: torch.zeros(len(latents), 2, latents.shape[1] * 1920)
         )

@@ -7,7 +7,6 @@ import torch
 
 import acefast
 from acefast import pipeline
-from acefast.conditions import ConditionCache
 from acefast.models.v15.conditions import ConditionEncoder
 from acefast.models.v15.dit_layer import CrossAttention, Layer
 from acefast.models.v15.layers import TimeEmbedding
@@ -58,7 +57,6 @@ def test_parts_that_a_task_does_not_need_are_not_loaded(tiny):
 
 @pytest.mark.usefixtures("undecoded")
 def test_a_prompt_shared_by_seeds_is_read_once(tiny_pipe, monkeypatch):
-    monkeypatch.setattr(tiny_pipe.model, "encodings", ConditionCache())
     prompts, lyrics = (counted(monkeypatch, ConditionEncoder, f"{kind}_encode") for kind in ("text", "lyric"))
     song(tiny_pipe, ["drill", "trap", "drill"], seed=[1, 2, 3], steps=1)
     assert len(prompts) == 2 and len(lyrics) == 1
@@ -67,7 +65,6 @@ def test_a_prompt_shared_by_seeds_is_read_once(tiny_pipe, monkeypatch):
 @pytest.mark.usefixtures("undecoded")
 @pytest.mark.parametrize("pad_mode", ["exact", "upstream"])
 def test_what_was_read_before_gives_the_same_bytes_as_what_is_read_anew(tiny_pipe, monkeypatch, pad_mode):
-    monkeypatch.setattr(tiny_pipe.model, "encodings", ConditionCache())
     embedded = counted(monkeypatch, tiny_pipe.model.text_encoder, "forward")
     options = dict(lyrics=["[verse]\nla", "lo"], seed=[1, 2], steps=1, pad_mode=pad_mode)
     first = song(tiny_pipe, ["drill", "trap"], **options)
@@ -82,7 +79,6 @@ def test_what_was_read_before_gives_the_same_bytes_as_what_is_read_anew(tiny_pip
 
 @pytest.mark.usefixtures("undecoded")
 def test_a_reference_is_encoded_once_whatever_the_seed_and_a_sampled_one_once_a_seed(tiny_pipe, tune, monkeypatch):
-    monkeypatch.setattr(tiny_pipe.model, "encodings", ConditionCache())
     latents = torch.ones(1, 750, tiny_pipe.model.config.audio_acoustic_hidden_dim)
     monkeypatch.setattr(tiny_pipe.model, "encode", lambda audio: (latents * float(audio[0, 100]), latents))
     encoded = counted(monkeypatch, tiny_pipe.model, "encode")

@@ -39,9 +39,8 @@ OP = "text"
 def encode_prompt(networks: Networks, ids: Tensor, lengths: Tensor | None = None) -> Tensor:
     """Prompt ids [B, L] to [B, L, W]; the text encoder is causal, so what is behind a prompt changes none of it."""
     text_encoder, condition_encoder = networks
-    no_mask = dict.fromkeys(
-        text_encoder.config.layer_types
-    )  # else transformers looks at the positions for several texts
+    # Causal as it is; where transformers makes a mask it reads the positions back.
+    no_mask = dict.fromkeys(text_encoder.config.layer_types)
     hidden = text_encoder(input_ids=ids, attention_mask=no_mask, use_cache=False).last_hidden_state
     return condition_encoder.text_encode(hidden)
 
