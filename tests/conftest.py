@@ -12,8 +12,9 @@ import torch
 
 import acefast
 from acefast import cli, pipeline
+from acefast.conditions import ConditionCache
 from acefast.kernel_config import Config
-from acefast.models.v15 import dit
+from acefast.models.v15 import step, text
 from acefast.models.v15.config import VAEConfig
 from acefast.testing import write_checkpoint
 
@@ -88,8 +89,9 @@ def offline(monkeypatch, tmp_path_factory):
 
 @pytest.fixture
 def undecoded(monkeypatch, tiny_pipe, tiny_base_pipe):
-    """Songs of silence, for tests that do not listen: decoding is most of a tiny song's time."""
+    """Songs of silence, for tests that do not listen: decoding is most of a tiny song's time. No words are known."""
     for pipe in (tiny_pipe, tiny_base_pipe):
+        monkeypatch.setattr(pipe.model, "encodings", ConditionCache())
         monkeypatch.setattr(
             pipe.model, "decode", lambda latents, *_: torch.zeros(len(latents), 2, latents.shape[1] * 1920)
         )
@@ -117,6 +119,7 @@ def few_programs(monkeypatch):
     """For whole models in Triton's interpreter, whose time goes by the number of programs: songs padded to 32 rows."""
     from acefast.kernels import qk_norm_rope, residual_norm
 
-    monkeypatch.setattr(dit, "padded_tokens", lambda tokens: -(-tokens // 32) * 32)
+    monkeypatch.setattr(step, "padded_tokens", lambda tokens: -(-tokens // 32) * 32)
+    monkeypatch.setitem(text.STEPS, "lyrics", 32)
     for kernel in (residual_norm, qk_norm_rope):
         monkeypatch.setitem(kernel.CONFIGS, ("narrow", 80), Config({"ROWS": 64}, num_warps=1))

@@ -86,7 +86,7 @@ def test_a_song_is_decoded_by_the_kernels_too(tmp_path, monkeypatch):
         pipe = acefast.load(
             write_checkpoint(tmp_path, vae_config=config), device="cpu", dtype="bfloat16", backend="triton"
         )
-    launched = counted(monkeypatch, DecoderTile, "launch")
+    launched = counted(monkeypatch, DecoderTile, "load")
     made = on_triton(pipe, normalize=None)
     assert len(launched) == 1 and pipe.model.decoder.conv1.weight.dtype == torch.bfloat16
     z, decoder = made.latents[None], pipe.model.decoder

@@ -70,7 +70,7 @@ def test_so_they_are_on_the_static_memory_of_a_gpus_kernels(tiny_pipe, monkeypat
     want = joined(tiny_pipe.stream("boom bap", **options))
     for module in (vae, vae_tiling):
         monkeypatch.setattr(module, "on_kernels", lambda coder: True)  # the references compute its tiles here
-    launched = counted(monkeypatch, DecoderTile, "launch")
+    launched = counted(monkeypatch, DecoderTile, "load")
     got = joined(tiny_pipe.stream("boom bap", **options))
     assert len(launched) >= 6 and np.linalg.norm(got - want) <= 3e-6 * np.linalg.norm(want)
 
