@@ -33,6 +33,26 @@ def test_time_is_embedded_once_a_song_and_the_constant_half_once_a_checkpoint(ti
     assert len(embedded) == 2 + 1
 
 
+def test_time_is_embedded_once_a_schedule_whatever_is_made_with_it(tiny, monkeypatch):
+    pipe = acefast.load(tiny, dtype="float32")
+    monkeypatch.setattr(pipe.model, "decode", lambda z, *_: torch.zeros(len(z), 2, z.shape[1] * 1920))
+    embedded = counted(monkeypatch, TimeEmbedding, "forward")
+    first, _, again = (song(pipe, prompt) for prompt in ("boom bap", "drill", "boom bap"))
+    assert len(embedded) == 1 + 1 and torch.equal(first.latents, again.latents)
+    schedules = [(1.0, 0.7), (1.0, 0.6), (1.0, 0.5), (1.0, 0.7)]  # two are kept
+    made = [song(pipe, timesteps=times, steps=None).latents for times in schedules]
+    assert len(embedded) == 1 + 1 + 4
+    assert torch.equal(made[3], made[0]) and not torch.equal(made[1], made[0])
+
+
+def test_what_unconditional_rows_get_is_computed_once_a_checkpoint(tiny_base, monkeypatch):
+    pipe = acefast.load(tiny_base, dtype="float32")
+    monkeypatch.setattr(pipe.model, "decode", lambda z, *_: torch.zeros(len(z), 2, z.shape[1] * 1920))
+    computed = counted(monkeypatch, CrossAttention, "constant")
+    song(pipe, steps=1), song(pipe, "drill", steps=1)
+    assert len(computed) == pipe.model.config.num_hidden_layers
+
+
 def test_the_timbre_of_silence_is_encoded_once_a_checkpoint(tiny, monkeypatch):
     pipe = acefast.load(tiny, dtype="float32")
     encoded = counted(monkeypatch, ConditionEncoder, "timbre_encode")

@@ -39,7 +39,7 @@ def recording(monkeypatch):
     return graphs
 
 
-def made(model, graphs, songs, guidance, *, held=False, later=False, **options):
+def made(model, graphs, songs, guidance, times=TIMES, *, held=False, later=False, **options):
     """The latents of one batch after another."""
     found = []
     with torch.inference_mode():
@@ -53,8 +53,8 @@ def made(model, graphs, songs, guidance, *, held=False, later=False, **options):
             if later:
                 other = torch.randn(1, 9, TINY_BASE.encoder_hidden_size, generator=torch.Generator().manual_seed(seed))
                 rest |= {"later": model.prepare(other, None, song.context[:1], null_condition=song.null), "switch": 1}
-            step = stepping(model, given, TIMES, len(frames), guidance, graphs, **rest)
-            found.append(sampling.sample(None, song.noise, TIMES, advance=step))
+            step = stepping(model, given, times, len(frames), guidance, graphs, **rest)
+            found.append(sampling.sample(None, song.noise, times, advance=step))
     return found
 
 
@@ -81,8 +81,14 @@ def test_replayed_steps_are_the_launched_ones(model, recording, monkeypatch, son
 
 def test_numbers_of_a_song_are_not_captured(model, recording):
     """Scale, momentum, bound and parallel share, and the times of a schedule."""
-    songs, fresh = SONGS[:1], Graphs(torch.device("cpu"))
-    for guidance in (Guidance(5.0), Guidance(2.0, momentum=0.5, norm_threshold=0.1, eta=0.7), Guidance(5.0, "cfg")):
-        got, want = (made(model, graphs, songs, guidance)[0] for graphs in (recording, fresh))
+    numbers = [
+        (Guidance(5.0), [1.0, 0.6]),
+        (Guidance(2.0, momentum=0.5, norm_threshold=0.1, eta=0.7), [1.0, 0.6]),
+        (Guidance(5.0, "cfg"), [0.9, 0.3]),
+        (Guidance(5.0), [1.0, 0.7, 0.4]),
+    ]
+    for guidance, times in numbers:
+        fresh = Graphs(torch.device("cpu"))
+        got, want = (made(model, graphs, SONGS[:1], guidance, times)[0] for graphs in (recording, fresh))
         assert torch.equal(got, want)
-    assert len(recording._kept["step"]) == 1
+    assert len(recording._kept["step"]) == 1 and recording.failed == []
