@@ -152,6 +152,7 @@ def test_songs_of_all_sizes_share_their_memory(decoder, encoder, tiled):
     vae.encode(encoder, sound(1, 4 * HOP + 7))
     assert decoder.tile(1, 5) is tile and decoder.tile(1, 3) is small
     assert len({t.memory.data_ptr() for t in (tile, small, encoder.tile(1, 4, 7))}) == 1
+    assert encoder.tile(1, 3).moments.shape == (1, 3, 16) and decoder.tile(1, 3) is small
     vae.decode(decoder, latents(1, 6))
     assert decoder.tile(1, 5) is not tile and graphs.arena_bytes > tile.memory.nbytes
     assert decoder.tile(1, 5).memory.data_ptr() == decoder.tile(1, 6).memory.data_ptr()
@@ -328,6 +329,8 @@ def check_growing(length, first, stop, halo=9):
         at = end
     assert at == stop
     sizes = [window.size for window in found]
+    left = min(stop + halo, length) - max(found[-1].first - halo, 0)
+    assert not [n for n in (128, 256, 512, 1024) if left <= n < sizes[-1]]  # no shorter one would do
     assert sizes[:-1] == [128, 256, 512, *[1024] * 99][: len(sizes) - 1] and sizes[0] == min(128, length)
 
 
