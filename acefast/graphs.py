@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import TypeVar
@@ -22,6 +23,8 @@ import torch
 
 LIMIT = 8  # entries of one name that are kept
 log = logging.getLogger("acefast")
+
+_capturing = threading.Lock()  # a capture begins by waiting for the device, which no other capture may meet
 
 T = TypeVar("T")
 
@@ -49,7 +52,7 @@ class Replayed:
     def _capture(self) -> None:
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self.graphs.pool, capture_error_mode="thread_local"):
+            with _capturing, torch.cuda.graph(graph, pool=self.graphs.pool, capture_error_mode="thread_local"):
                 self.launch()
         except RuntimeError as error:
             self.launched = True

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from acefast.checkpoint import Checkpoint, load, load_text_encoder
 from acefast.conditions import Conditions
 from acefast.guidance import Guidance
+from acefast.lanes import Lane
 from acefast.models.v15 import vae
+from acefast.models.v15.buffers import padded_tokens
 from acefast.models.v15.codes import AudioDetokenizer, AudioTokenizer
 from acefast.models.v15.conditions import ConditionEncoder
 from acefast.models.v15.dit import DiT
 from acefast.models.v15.step import Step
-from acefast.models.v15.tasks import REFERENCE_STREAM, build_task, continuation, posterior
+from acefast.models.v15.tasks import REFERENCE_STREAM, build_task, continuation, frames_of, posterior
 from acefast.models.v15.vae_range import load_coder
 from acefast.ops.pcm import pcm
 from acefast.ops.sampler_step import Repaint
@@ -39,6 +41,7 @@ class Model:
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         self.checkpoint, self.device, self.dtype = checkpoint, device, dtype
         self.config, self.traits = checkpoint.config, checkpoint.traits
+        self.coding = Lane(device, beside=True)  # work of the audio autoencoder, whose memory is its own
         self.tokenizer = checkpoint.tokenizer()
         self.decoder = self._coder(vae.Decoder)
         self.text_encoder = load_text_encoder(checkpoint, device, dtype)
@@ -121,8 +124,9 @@ class Model:
         self, requests: list[Request], task: Task, timbre: Tensor, timesteps: list[float], *, as_text2music: bool
     ) -> Conditions:
         request = requests[0]
-        ids = [tuple(tuple(t.ids) for t in self._tokens(r, task.seconds, as_text2music)) for r in requests]
-        shared = len(set(ids)) == len(timbre) == len(task.source) == 1  # variations of one song: one row serves all
+        ids = [tuple(tuple(t.ids) for t in self._tokens(r, task.told(r), as_text2music)) for r in requests]
+        alike = len(set(ids)) == len(timbre) == len(task.source) == 1  # variations of one song: one row serves all
+        shared = alike and task.lengths is None
         rows = ids[:1] if shared else ids
         source = task.source
         if as_text2music and request.semantics == "official":
@@ -139,8 +143,14 @@ class Model:
             context,
             [*timesteps, 0.0] if request.solver == "heun" else timesteps,
             null_condition=None if self.traits.is_turbo else self.condition_encoder.null_condition_emb,
+            frames=None if task.lengths is None else torch.tensor(task.lengths),
             upstream_time=request.precision == "upstream",
         )
+
+    def bucket(self, request: Request) -> int:
+        """Of text2music: the number of tokens that the song's length is rounded up to on a GPU."""
+        frames = frames_of(request.duration, request.semantics)
+        return padded_tokens(-(-frames // self.config.patch_size))
 
     def context(self, source: Tensor, mask: Tensor) -> Tensor:
         """Source latents [B, T, D] and the mask [T] of every one of their channels, side by side: [B, T, 2 * D]."""
@@ -269,7 +279,8 @@ class Model:
 
     def encode(self, audio: np.ndarray) -> tuple[Tensor, Tensor]:
         """[2, N] audio at 48 kHz to the posterior's mean and standard deviation, each [1, N // 1920, D] float32."""
-        return vae.encode(self.encoder, torch.from_numpy(audio)[None].to(self.device))
+        with self.coding.held():
+            return vae.encode(self.encoder, torch.from_numpy(audio)[None].to(self.device))
 
     def codes(self, latents: Tensor) -> list[int]:
         """5 Hz codes of latents [1, T, D]; the last code is filled up with silence."""
