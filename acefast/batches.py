@@ -27,8 +27,7 @@ def likeness(request: Request, model: Any) -> Hashable:
     """What songs that are made together have in common: requests of equal likeness may be.
 
     Lengths may differ within the bucket that a GPU rounds them up to, where neither a source, given noise or a hook has
-    a length nor anything in the sampler reads beyond a song's end. Their audio has to be the same too; the caller sees to
-    that.
+    a length nor anything in the sampler reads beyond a song's end. That they share their audio is the caller's to see.
     """
     length = model.bucket(request) if _any_length(request) else request.duration
     common = [getattr(request, name) for name in options() if name not in OWN]

@@ -81,7 +81,7 @@ class Scheduler:
         _open.add(self)
 
     def submit(
-        self, pipe: Any, prompt: Any, lyrics: str = "", *, wait: bool = True, progress: Progress | None = None, **options
+        self, pipe: Any, prompt: Any, lyrics: str = "", *, wait: bool = True, progress: Progress | None, **options: Any
     ) -> Future[Song]:
         """See ``Pipeline.submit``."""
         requests, many = pipe.requests(prompt, lyrics, **options)
@@ -95,7 +95,7 @@ class Scheduler:
         with self._changed:
             while len(self._queue) >= self.waiting and not self._closed:
                 if not wait or threading.current_thread() in self._threads.values():
-                    raise RequestError(f"the queue is full: {self.waiting} songs wait; submit again later, or wait=True")
+                    raise RequestError(f"the queue is full, {self.waiting} songs wait; submit later or with wait=True")
                 self._changed.wait(1.0)  # not for ever: on some systems Ctrl-C is heard between two waits only
             if self._closed:
                 raise RequestError("the scheduler is closed and takes no more songs; make another one")
@@ -288,14 +288,11 @@ def _attempt(work: Callable[..., Any], *args: Any) -> tuple[Any, BaseException |
         return None, error
 
 
-def _digest(audio: tuple) -> bytes | None:
-    """Of source and reference: the same for the same samples; None for neither."""
+def _digest(audio: tuple) -> bytes:
+    """Of source and reference: the same for the same samples."""
     recording, reference = audio
-    arrays = [None if recording is None else recording.waveform, reference]
-    if arrays == [None, None]:
-        return None
     digest = hashlib.blake2b()
-    for array in arrays:
+    for array in (None if recording is None else recording.waveform, reference):
         digest.update(repr(None if array is None else array.shape).encode())
         if array is not None:
             digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
