@@ -113,7 +113,7 @@ def decode(
         with torch.inference_mode(False):  # a song's tensor is an ordinary one, and its own
             kept = [row[:n].detach().float().cpu().clone() for row, n in zip(made.latents, lengths)]
     songs = []
-    with stage("finish", timings, progress):
+    with stage("finish", timings, progress, launches=False):  # the current stream is another thread's by now
         for i, request in enumerate(requests):
             own = task.only(i)
             audio, codes = finish(waves[i], request, own), own.codes[0] if own.codes else None

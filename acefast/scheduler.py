@@ -116,7 +116,7 @@ class Scheduler:
             unfinished = list(self._jobs) if cancel else []
         for future in unfinished:
             future.cancel()
-        while threads := list(self._threads.values()):
+        while threads := list(self._threads.values()):  # one that composes may start one that decodes
             if threading.current_thread() in threads:
                 return
             for thread in threads:

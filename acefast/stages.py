@@ -23,11 +23,14 @@ _SIGNS = (  # of plain RuntimeErrors
 
 
 @contextlib.contextmanager
-def stage(name: str, timings: dict[str, float], progress: Progress, total: int = 1) -> Iterator[Progress]:
+def stage(
+    name: str, timings: dict[str, float], progress: Progress, total: int = 1, *, launches: bool = True
+) -> Iterator[Progress]:
     """Run the block as stage ``name`` and put its seconds into ``timings``.
 
     ``progress`` is told 0 of ``total`` before and all of the total after it. In between the block may tell more
     through the function that it is given, ``report(done, total)``; the last total told is the one that counts.
+    ``launches``: work for a GPU, on the current stream, which is waited for at the end.
     """
     last = (0, total)
 
@@ -40,8 +43,8 @@ def stage(name: str, timings: dict[str, float], progress: Progress, total: int =
     begun = time.perf_counter()
     with memory_told(name):
         yield report
-        if torch.cuda.is_available():
-            torch.cuda.current_stream().synchronize()  # what other threads launch goes on
+        if launches and torch.cuda.is_available():
+            torch.cuda.current_stream().synchronize()
     timings[name] = time.perf_counter() - begun
     if last[0] < last[1]:
         report(last[1], last[1])

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from acefast.lanes import Lane
+from tests.songs import song
 
 CPU = torch.device("cpu")
 
@@ -161,3 +162,13 @@ def test_on_a_gpu_who_leaves_has_waited_for_its_own_stream_and_no_other(monkeypa
     with Lane(gpu).work():
         pass
     assert done == ["outer", "outer"]
+
+
+def test_a_songs_stages_wait_for_what_they_launched_and_the_last_one_for_nothing(tiny_pipe, offline, monkeypatch):
+    """By then the lane is left, and whatever is on the stream is another thread's."""
+    now, waited = [], []
+    stream = SimpleNamespace(synchronize=lambda: waited.append(now[-1]))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: stream)
+    song(tiny_pipe, steps=1, progress=lambda name, *_: now.append(name))
+    assert waited == ["text", "diffusion", "decode"] and now[-1] == "finish"
