@@ -102,7 +102,7 @@ class Scheduler:
             job = self._jobs[future] = Job(pipe, request, audio, key, progress, future, context, threads)
             self._queue.append(job)
             self._start("compose")
-        future.add_done_callback(functools.partial(_over, weakref.ref(self)))
+        future.add_done_callback(self._over)
         return future
 
     def close(self, *, cancel: bool = True) -> None:
@@ -127,6 +127,16 @@ class Scheduler:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(cancel=kind is not None)
+
+    def _over(self, future: Future) -> None:
+        """Called once when a song is there, has failed or is cancelled."""
+        if future.cancelled():
+            future.set_running_or_notify_cancel()  # for concurrent.futures.wait and the like
+        with self._changed:
+            job = self._jobs.pop(future)
+            if job in self._queue:
+                self._queue.remove(job)
+            self._changed.notify_all()
 
     # -- the threads -------------------------------------------------------------------------------------------------
 
@@ -250,19 +260,6 @@ _open: weakref.WeakSet[Scheduler] = weakref.WeakSet()
 def _close_all() -> None:
     for scheduler in list(_open):
         scheduler.close()
-
-
-def _over(scheduler: weakref.ref[Scheduler], future: Future) -> None:
-    """Called once a song is there, has failed or is cancelled; holds on to neither scheduler nor model."""
-    if future.cancelled():
-        future.set_running_or_notify_cancel()  # for concurrent.futures.wait and the like
-    found = scheduler()
-    if found is not None:
-        with found._changed:
-            job = found._jobs.pop(future, None)
-            if job in found._queue:
-                found._queue.remove(job)
-            found._changed.notify_all()
 
 
 def _end(job: Job, song: Song | None = None, error: BaseException | None = None) -> None:

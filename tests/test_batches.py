@@ -10,7 +10,7 @@ import acefast
 from acefast import Request
 from acefast.batches import OWN, grouped, likeness
 from acefast.request import options
-from tests.songs import counted, distance, same, sentence
+from tests.songs import counted, distance, same, sentence, velocities
 
 pytestmark = pytest.mark.usefixtures("offline")
 SHORT = {"steps": 2, "duration": 5.0}
@@ -126,10 +126,14 @@ def test_songs_of_several_lengths_are_those_made_alone(request, monkeypatch, kin
 
 
 @pytest.mark.usefixtures("undecoded")
-def test_one_prompt_in_two_lengths_does_not_share_its_conditions(tiny_pipe):
+def test_one_prompt_in_two_lengths_does_not_share_its_conditions(tiny_pipe, monkeypatch):
     """Words and seconds as the prompt says them are the same; only the frames differ."""
     asked = [Request("boom bap", seed=i, steps=2, duration=seconds) for i, seconds in enumerate((7.0, 7.9))]
-    for got, want in zip(tiny_pipe.generate(asked), [tiny_pipe.generate(r) for r in asked]):
+    alone = [tiny_pipe.generate(r) for r in asked]
+    calls = velocities(tiny_pipe, monkeypatch)
+    together = tiny_pipe.generate(asked)
+    assert calls[0]["conditions"].batch == 2
+    for got, want in zip(together, alone):
         torch.testing.assert_close(got.latents, want.latents, rtol=0, atol=1e-5)
 
 
