@@ -5,25 +5,26 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from acefast.backends import use_backend
+from acefast.batches import Composed, make
 from acefast.checkpoint import open_checkpoint
 from acefast.devices import as_device, as_dtype, current
 from acefast.diffusion import diffusion
-from acefast.finish import finish, level_of
+from acefast.lanes import Lane
 from acefast.memory import Job, Networks, plan, policy
 from acefast.noise import start_noise, start_times
 from acefast.options import COVER
 from acefast.request import Request, expand
+from acefast.scheduler import Scheduler
 from acefast.song import Song
 from acefast.stages import Progress, memory_told, stage
 from acefast.tasks import Recording, Task, read_audio
@@ -129,20 +130,18 @@ def load(
             return Pipeline(Model(checkpoint, device, dtype, graphs, memory), backend)
 
 
-class Composed(NamedTuple):
-    """A batch before it is decoded."""
-
-    task: Task
-    latents: Tensor  # [B, T, D] float32
-    cuts: list[list[str]]  # what of each song's prompt and lyrics was cut, a sentence each
-
-
 class Pipeline:
-    """A loaded model that makes songs, for one thread at a time: the others wait."""
+    """A loaded model that makes songs: one thread at a time composes, one decodes; the others wait.
+
+    Attributes:
+        scheduler: what ``submit`` puts songs into; another ``acefast.scheduler.Scheduler`` may take its place.
+    """
 
     def __init__(self, model: Any, backend: str | None = None) -> None:
         self.model, self.backend = model, backend
-        self.lock = threading.RLock()
+        # where networks take turns on the device, nobody decodes beside
+        self.composing = model.coding if model.memory == "low" else Lane(model.device)
+        self.scheduler = Scheduler()
 
     @property
     def name(self) -> str:
@@ -150,11 +149,18 @@ class Pipeline:
         return self.model.traits.name
 
     def generate(
-        self, prompt: str | list[str], lyrics: str | list[str] = "", *, progress: Progress | None = None, **request: Any
+        self,
+        prompt: str | Request | list[str] | list[Request],
+        lyrics: str | list[str] = "",
+        *,
+        progress: Progress | None = None,
+        **request: Any,
     ) -> Song | list[Song]:
         """Make a song, or a list of them where ``prompt``, ``lyrics`` or ``seed`` is a list.
 
-        Lists must have one length; what is not a list serves every song. All other options are shared by the batch.
+        Lists must have one length; what is not a list serves every song, as do all other options. ``acefast.Request``
+        objects may stand for prompts and all the rest. What can be made together is, up to eight songs
+        (``acefast.batches``), one such batch after the other.
 
         Args:
             progress: called as ``progress(stage, done, total)``; stages are "text", "diffusion", "decode" and "finish".
@@ -163,12 +169,25 @@ class Pipeline:
             RequestError: one sentence, before work starts where the reason can be known then.
             acefast.sampling.Cancelled: ``on_step`` stopped the song.
         """
-        requests, many = expand(prompt, lyrics, **request)
-        requests = [r.for_checkpoint(self.model.traits) for r in requests]
-        batches = [[r] for r in requests] if requests[0].deterministic else [requests]
-        with self.at_work():
-            songs = [song for batch in batches for song in self._batch(batch, progress or (lambda *_: None))]
+        requests, many = self.requests(prompt, lyrics, **request)
+        songs = make(self, requests, progress or (lambda *_: None))
         return songs if many else songs[0]
+
+    def submit(
+        self, prompt: str | Request, lyrics: str = "", *, wait: bool = True, progress: Progress | None = None, **options
+    ) -> Future[Song]:
+        """Have a song made by ``scheduler``'s threads, with whatever else is asked for meanwhile.
+
+        ``acefast.scheduler.Scheduler`` tells which are made together, and how errors and ``cancel`` end one song alone.
+
+        Args:
+            wait: for room where the queue is full; False refuses.
+            progress: as of ``generate``, of the batch that the song is in; called from the scheduler's threads.
+            options: of ``acefast.Request``, where ``prompt`` is none.
+        Raises:
+            RequestError: the request cannot work, or there is no room for it.
+        """
+        return self.scheduler.submit(self, prompt, lyrics, wait=wait, progress=progress, **options)
 
     def stream(self, prompt: str, lyrics: str = "", **options: Any) -> Stream:
         """Audio as it is made, in chunks: ``for chunk in pipe.stream("boom bap", duration=60): play(chunk.samples)``.
@@ -210,14 +229,25 @@ class Pipeline:
                 prompts = [f"{prompt}, {i}" for i in range(songs)] if songs > 1 else prompt
                 made = self.generate(prompts, lyrics, **{"seed": 0, **options}, duration=duration)
                 if songs == 1:  # a stream's tiles are other ones
-                    with self.at_work():
+                    with self.at_work(self.model.coding):
                         list(self.model.decode_tiles(made.latents[None].to(self.model.device)))
 
+    def requests(self, prompt: Any, lyrics: Any = "", **options: Any) -> tuple[list[Request], bool]:
+        """The requests of a call, with the checkpoint's defaults, and whether several were asked for."""
+        requests, many = expand(prompt, lyrics, **options)
+        return [r.for_checkpoint(self.model.traits) for r in requests], many
+
     @contextlib.contextmanager
-    def at_work(self) -> Iterator[None]:
-        """What work on the model happens in: no gradients, its device and backend, and no other thread's work."""
+    def at_work(self, lane: Lane | None = None, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+        """What work on the model happens in: no gradients, its device and backend, and no other thread's work there.
+
+        Args:
+            lane: ``composing`` if not given, or ``model.coding``: one thread may decode while another composes.
+            waiting: see ``acefast.lanes.Lane.work``.
+        """
         backend = use_backend(self.backend) if self.backend else contextlib.nullcontext()
-        with self.lock, torch.inference_mode(), current(self.model.device), backend:
+        lane = self.composing if lane is None else lane
+        with current(self.model.device), lane.work(waiting), torch.inference_mode(), backend:
             yield
 
     def lower(self, songs: int, seconds: float | None, source: bool = False) -> str:
@@ -225,25 +255,6 @@ class Pipeline:
         model = self.model
         job = Job(seconds or 60.0, songs, source=source)
         return plan(Networks.of(model.checkpoint), job, model.dtype, model.device, model.memory).way_out
-
-    def _batch(self, requests: list[Request], progress: Progress) -> list[Song]:
-        """Songs that differ only in prompt, lyrics, seed and noise, made together."""
-        model, timings = self.model, {}
-        made = self.compose(requests, model.check(requests), progress, timings, stacklevel=5)
-        lower = partial(self.lower, len(requests), made.task.seconds)
-        with stage("decode", timings, progress, way_out=lower) as report:
-            waves = model.decode(made.latents, report, level_of(requests[0], made.task)).numpy()
-        with stage("finish", timings, progress, way_out=lower):
-            with torch.inference_mode(False):  # a song's tensor is an ordinary one, and its own
-                kept = [row.detach().float().cpu().clone() for row in made.latents]
-            songs, codes = [], made.task.codes
-            for i, (r, wave) in enumerate(zip(requests, waves)):
-                audio, own = finish(wave, r, made.task), None if codes is None else codes[min(i, len(codes) - 1)]
-                told = dict(request=r, model=self.name, warnings=made.cuts[i])
-                songs.append(Song(audio, kept[i], model.sample_rate, r.seed, own, **told))
-        for song in songs:
-            song.timings = dict(timings)
-        return songs
 
     def compose(
         self,
@@ -275,7 +286,7 @@ class Pipeline:
         with stage("text", timings, told, way_out=lower):
             task = task or model.task(requests, recording)
             noise = start_noise(requests, task, model)
-            cuts = [model.cuts(r, task.seconds) for r in requests]
+            cuts = [model.cuts(r, task.told(r)) for r in requests]
             for sentence in dict.fromkeys(itertools.chain(*cuts)) if stacklevel else ():
                 warnings.warn(sentence, stacklevel=stacklevel)
             fading = request.strength is not None and request.strength < 1 and request.acts_as in COVER

@@ -29,12 +29,19 @@ class OutOfMemory(RequestError):
 
 @contextlib.contextmanager
 def stage(
-    name: str, timings: dict[str, float], progress: Progress, total: int = 1, way_out: WayOut = LOWER
+    name: str,
+    timings: dict[str, float],
+    progress: Progress,
+    total: int = 1,
+    way_out: WayOut = LOWER,
+    *,
+    launches: bool = True,
 ) -> Iterator[Progress]:
     """Run the block as stage ``name`` and put its seconds into ``timings``. ``way_out``: of ``memory_told``.
 
     ``progress`` is told 0 of ``total`` before and all of the total after it. In between the block may tell more
     through the function that it is given, ``report(done, total)``; the last total told is the one that counts.
+    ``launches``: work for a GPU, on the current stream, which is waited for at the end.
     """
     last = (0, total)
 
@@ -47,8 +54,8 @@ def stage(
     begun = time.perf_counter()
     with memory_told(name, way_out):
         yield report
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if launches and torch.cuda.is_available():
+            torch.cuda.current_stream().synchronize()
     timings[name] = time.perf_counter() - begun
     if last[0] < last[1]:
         report(last[1], last[1])

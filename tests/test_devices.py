@@ -145,5 +145,8 @@ def test_work_on_a_gpu_makes_it_the_current_one(monkeypatch):
     with current(torch.device("cpu")), current(META):
         assert not entered
     pipe = Pipeline(SimpleNamespace(device=GPU, traits=CheckpointTraits("ace-step-1.5-turbo", True, "turbo")))
-    monkeypatch.setattr(pipe, "_batch", lambda requests, progress: [entered[-1]])
-    assert pipe.generate("drill") == GPU and entered == [GPU, "left"]
+    stream = SimpleNamespace(synchronize=lambda: entered.append("at rest"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    with pipe.at_work():
+        assert entered == [GPU]
+    assert entered == [GPU, "at rest", "left"]

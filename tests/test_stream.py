@@ -286,7 +286,7 @@ def test_other_songs_can_be_made_meanwhile(tiny_pipe):
 
 
 def test_a_song_made_by_another_thread_does_not_keep_a_stream_from_closing(tiny_pipe):
-    with tiny_pipe.lock:
+    with tiny_pipe.at_work():
         stream = tiny_pipe.stream("boom bap", **SHORT)
         taker = threading.Thread(target=lambda: next(stream, None))
         taker.start()

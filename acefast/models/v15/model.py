@@ -15,12 +15,14 @@ from acefast.conditions import ConditionCache, Conditions
 from acefast.graphs import Graphs
 from acefast.guidance import Guidance
 from acefast.host import host_memory, on_host
+from acefast.lanes import Lane
 from acefast.models.v15 import vae, vae_static
+from acefast.models.v15.buffers import padded_tokens
 from acefast.models.v15.codes import AudioDetokenizer, AudioTokenizer
 from acefast.models.v15.conditions import ConditionEncoder
 from acefast.models.v15.dit import DiT
 from acefast.models.v15.step import Step
-from acefast.models.v15.tasks import build_task, continuation
+from acefast.models.v15.tasks import build_task, continuation, frames_of
 from acefast.models.v15.text import Conditioning
 from acefast.models.v15.vae_range import load_coder
 from acefast.ops.pcm import pcm
@@ -68,6 +70,8 @@ class Model(Conditioning):
         self.tile_graphs = Graphs(device, enabled=graphs, limit=TILE_SIZES)
         self.residence = Residence(device, memory, self._forget)
         self.encodings, self.silences = ConditionCache(), {}
+        # work of the audio autoencoder, whose memory is its own; where networks take turns, so do all threads
+        self.coding = Lane(device, beside=memory != "low")
         self.tokenizer = checkpoint.tokenizer()
         if memory != "low":
             _ = self.decoder, self.text_encoder, self.condition_encoder, self.transformer
@@ -114,6 +118,11 @@ class Model(Conditioning):
     def continuation(self, frames: int, kept: Tensor | None = None) -> Task:
         """A song of ``frames`` frames that goes on from its first latents, ``kept`` [1, n, D]; None: all is made."""
         return continuation(frames, kept, self.silence(frames))
+
+    def bucket(self, request: Request) -> int:
+        """Of text2music: the number of tokens that the song's length is rounded up to on a GPU."""
+        frames = frames_of(request.duration, request.semantics)
+        return padded_tokens(-(-frames // self.config.patch_size))
 
     @cached_property
     def null_condition(self) -> Tensor | None:
@@ -173,7 +182,8 @@ class Model(Conditioning):
 
     def encode(self, audio: np.ndarray) -> tuple[Tensor, Tensor]:
         """[2, N] audio at 48 kHz to the posterior's mean and standard deviation, each [1, N // 1920, D] float32."""
-        return vae.encode(self.encoder, torch.from_numpy(audio)[None].to(self.device))
+        with self.coding.held():
+            return vae.encode(self.encoder, torch.from_numpy(audio)[None].to(self.device))
 
     def codes(self, latents: Tensor) -> list[int]:
         """5 Hz codes of latents [1, T, D]; the last code is filled up with silence."""

@@ -140,8 +140,9 @@ class Conditioning:
         as_text2music: bool,
     ) -> Conditions:
         request = requests[0]
-        ids = [tuple(tuple(t.ids) for t in self.tokens(r, task.seconds, as_text2music)) for r in requests]
-        shared = len(set(ids)) == len(timbres) == len(task.source) == 1  # variations of one song: one row serves all
+        ids = [tuple(tuple(t.ids) for t in self.tokens(r, task.told(r), as_text2music)) for r in requests]
+        alike = len(set(ids)) == len(timbres) == len(task.source) == 1  # variations of one song: one row serves all
+        shared = alike and task.lengths is None
         rows = ids[:1] if shared else ids
         source = task.source
         if as_text2music and request.semantics == "official":
@@ -155,6 +156,7 @@ class Conditioning:
             self.context(source.expand(len(rows), -1, -1), task.mask),
             [*timesteps, 0.0] if request.solver == "heun" else timesteps,
             null_condition=null,
+            frames=None if task.lengths is None else torch.tensor(task.lengths),
             upstream_time=request.precision == "upstream",
         )
         made.key = key
