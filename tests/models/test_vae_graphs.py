@@ -145,11 +145,13 @@ def test_a_stream_captures_each_of_its_lengths_once(models, recorded, monkeypatc
     assert [graph.replays for graph in recorded] == [1, 1, 5]
 
 
-def test_progress_tells_of_every_tile_with_and_without_a_level(models, recorded):
+def test_progress_tells_of_every_tile_with_and_without_a_level(models, recorded, monkeypatch):
+    """A song's tiles, which are of one length and not a stream's."""
+    monkeypatch.setitem(vae_tiling.TILE_FRAMES, "decode", 512)
     for level in (None, -1.0):
         told = []
-        models[0].decode(latents(1, 150, 8), lambda *done, told=told: told.append(done), level)
-        assert told == [(94, 150), (150, 150)]
+        models[0].decode(latents(1, 800, 8), lambda *done, told=told: told.append(done), level)
+        assert told == [(414, 800), (800, 800)]
 
 
 def test_two_streams_and_a_song_take_turns(models, recorded):
