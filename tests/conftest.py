@@ -16,6 +16,7 @@ from acefast.conditions import ConditionCache
 from acefast.kernel_config import Config
 from acefast.models.v15 import step, text
 from acefast.models.v15.config import VAEConfig
+from acefast.pipeline import Pipeline
 from acefast.testing import write_checkpoint
 
 # Half as wide as acefast.testing's own: most of a tiny song's time is its audio, at 48 kHz whatever the width.
@@ -65,6 +66,14 @@ def tiny_pipe(tiny):
 @pytest.fixture(scope="session")
 def tiny_base_pipe(tiny_base):
     return acefast.load(tiny_base, device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def own_pipe(tiny_pipe):
+    """The tiny turbo model with lanes and a scheduler that no other test uses."""
+    pipe = Pipeline(tiny_pipe.model)
+    yield pipe
+    pipe.scheduler.close()
 
 
 @pytest.fixture(scope="session")
