@@ -144,7 +144,9 @@ def test_work_on_a_gpu_makes_it_the_current_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", device)
     with current(torch.device("cpu")), current(META):
         assert not entered
-    pipe = Pipeline(SimpleNamespace(device=GPU, traits=CheckpointTraits("ace-step-1.5-turbo", True, "turbo")))
+    pipe = Pipeline(
+        SimpleNamespace(device=GPU, memory="fast", traits=CheckpointTraits("ace-step-1.5-turbo", True, "turbo"))
+    )
     stream = SimpleNamespace(synchronize=lambda: entered.append("at rest"))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
     with pipe.at_work():

@@ -182,8 +182,8 @@ def test_a_reference_is_read_once_and_may_change(tiny_pipe, tune, silent, monkey
     reads = counted(monkeypatch, tiny_pipe.model, "check")
     stream.update(at=20, reference=tune[:, ::-1].copy())
     joined(stream)
-    assert len(made) == len(heard) == 3 and len(reads) == 1
-    assert np.array_equal(heard[0], heard[1]) and not np.array_equal(heard[1], heard[2])
+    assert len(made) == 3 and len(reads) == 1
+    assert len(heard) == 2 and not np.array_equal(*heard)  # segments of one reference have its timbre encoded once
 
 
 def test_memory_does_not_grow_over_segments(tiny_pipe, silent):
