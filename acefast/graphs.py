@@ -21,6 +21,7 @@ import gc
 import logging
 import os
 import threading
+import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
@@ -66,15 +67,15 @@ class Replayed:
 
 def captured(launch: Callable[[], None], graphs: Graphs) -> torch.cuda.CUDAGraph:
     """The launches of ``launch`` as a graph; nothing runs."""
-    graph = torch.cuda.CUDAGraph()
+    graph, pool = torch.cuda.CUDAGraph(), graphs.pool
     # a capture that fails leaves its own stream the current one
     with _capturing, torch.cuda.stream(torch.cuda.current_stream()):
         try:
-            with torch.cuda.graph(graph, pool=graphs.pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 launch()
         except Exception:
             with contextlib.suppress(RuntimeError):  # and, before torch 2.12, the allocator as if it went on
-                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), graphs.pool)
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
             raise
     return graph
 
@@ -91,7 +92,7 @@ class Graphs:
         wanted = os.environ.get("ACEFAST_GRAPHS", "1") != "0" if enabled is None else enabled
         self.device, self.enabled, self.limit = device, wanted and device.type == "cuda", limit
         self.failed: list[str] = []  # names of what could not be captured
-        self._pool = None
+        self._holds_pool: torch.cuda.CUDAGraph | None = None
         self._turn: tuple[torch.cuda.Stream, torch.cuda.Event] | None = None  # the last one's stream and end
         self._pinning = False
         self._begin()
@@ -104,10 +105,18 @@ class Graphs:
 
     @property
     def pool(self) -> tuple[int, int]:
-        """Of memory that graphs of this object allocate from."""
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        return self._pool
+        """Of memory that graphs of this object allocate from.
+
+        An empty graph holds it: torch allows no capture into a pool whose last graph is gone.
+        """
+        if self._holds_pool is None:
+            graph = torch.cuda.CUDAGraph()
+            with _capturing, warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that it is empty
+                with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                    pass
+            self._holds_pool = graph
+        return self._holds_pool.pool()
 
     def arena(self, size: int, name: str | None = None) -> Tensor:
         """The first ``size`` bytes of what entries share, for floats.

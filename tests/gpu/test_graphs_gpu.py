@@ -140,3 +140,12 @@ def test_a_hook_may_make_a_song_in_between(begin):
     want, inner = song(pipe, steps=3), []
     got = song(pipe, steps=3, on_step=lambda info: inner.append(song(pipe, "drill", seed=5).latents))
     assert same([got.latents], [want.latents]) and same(inner, inner[:1] * 3)
+
+
+def test_a_pool_whose_graphs_are_all_gone_is_captured_into_again(begin):
+    pipe, graphs = begin("turbo", True)
+    want = latents(pipe, BUCKET[:1])
+    for _ in range(2):
+        graphs.clear()
+        torch.cuda.empty_cache()
+        assert same(latents(pipe, BUCKET[:1]), want) and graphs.failed == []
