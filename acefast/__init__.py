@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from acefast.pipeline import Pipeline, generate, load
     from acefast.request import Request, RequestError
     from acefast.sampling import Cancelled, StepInfo
+    from acefast.scheduler import Scheduler
     from acefast.song import Song
     from acefast.stream import AudioChunk
 
@@ -20,6 +21,7 @@ __all__ = [
     "Pipeline",
     "Request",
     "RequestError",
+    "Scheduler",
     "Song",
     "StepInfo",
     "generate",
@@ -36,6 +38,7 @@ _MODULES = {
     "Pipeline": "acefast.pipeline",
     "Request": "acefast.request",
     "RequestError": "acefast.request",
+    "Scheduler": "acefast.scheduler",
     "Song": "acefast.song",
     "StepInfo": "acefast.sampling",
     "generate": "acefast.pipeline",

@@ -30,6 +30,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "Part",
+    "empty_text_encoder",
     "find",
     "load",
     "load_text_encoder",
@@ -293,6 +294,21 @@ def _part_files(part: str, folders: list[Path], offline: bool | None) -> tuple[l
     return layouts.weight_files(root / subs[0]), root / subs[0]
 
 
+def empty_text_encoder(text_config: dict[str, Any]) -> nn.Module:
+    """The text encoder, a ``transformers.Qwen3Model``, on "meta"; ``text_config``: arguments of its Qwen3Config."""
+    from transformers import Qwen3Config, Qwen3Model
+
+    from acefast.models.v15.layers import Linear
+
+    with torch.device("meta"):
+        model = Qwen3Model(Qwen3Config(**text_config, attn_implementation="sdpa"))
+        for module in [*model.modules()]:  # ours are faster on a CPU that is slow at 16 bits
+            for name, layer in [*module.named_children()]:
+                if type(layer) is nn.Linear:
+                    setattr(module, name, Linear(layer.in_features, layer.out_features, layer.bias is not None))
+    return model.eval()
+
+
 def load_text_encoder(
     checkpoint: Checkpoint, device: torch.device | str = "cpu", dtype: torch.dtype = torch.bfloat16
 ) -> nn.Module:
@@ -301,17 +317,7 @@ def load_text_encoder(
     Raises:
         CheckpointError: tensors are missing or of a wrong shape.
     """
-    from transformers import Qwen3Config, Qwen3Model
-
-    from acefast.models.v15.layers import Linear
-
-    config = Qwen3Config(**checkpoint.text_config, attn_implementation="sdpa")
-    with torch.device("meta"):
-        model = Qwen3Model(config)
-        for module in [*model.modules()]:  # ours are faster on a CPU that is slow at 16 bits
-            for name, layer in [*module.named_children()]:
-                if type(layer) is nn.Linear:
-                    setattr(module, name, Linear(layer.in_features, layer.out_features, layer.bias is not None))
-    model.rotary_emb = type(model.rotary_emb)(config).to(device)  # its tables are computed, not stored
+    model = empty_text_encoder(checkpoint.text_config)
+    model.rotary_emb = type(model.rotary_emb)(model.config).to(device)  # its tables are computed, not stored
     load(model, {name: Source((name,)) for name in model.state_dict()}, checkpoint, device, dtype)
-    return model.eval()
+    return model

@@ -21,9 +21,10 @@ from acefast.console import out, tell
 from acefast.files import check_writable
 from acefast.options import OTHER_NAMES, Option
 from acefast.request import RequestError, options
+from acefast.residence import POLICIES
 from acefast.song import check_picture
 from acefast.stages import memory_told
-from acefast.values import nearest, number
+from acefast.values import nearest, number, real
 from acefast.weights import CheckpointError
 
 OK, BAD_REQUEST, NO_CHECKPOINT = 0, 2, 3
@@ -33,6 +34,7 @@ STREAMED = (  # options of a stream beside those of a song: name, unit, meaning
     ("ahead", "seconds", "audio to keep ready, 0 to 600 (default: 15)"),
     ("gain", "dB", "before the limiter, whose ceiling is --normalize; -60 to 60 (default: 0)"),
 )
+SECONDS, WHOLE = "5 to 600 seconds", "a whole number above 0"
 STAGES = {"text": "reading", "diffusion": "composing", "decode": "rendering", "finish": "finishing"}
 
 
@@ -86,6 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     info.set_defaults(run=_info)
     info.add_argument("model", nargs="?", help="one model in detail")
     info.add_argument("--json", action="store_true", help="as JSON")
+    info.add_argument("--plan", metavar="MODEL", help="the memory that a song of this model takes, here or not")
+    info.add_argument("--duration", metavar="V", help="of --plan (default: 240) [seconds, 5 to 600]")
+    info.add_argument("--batch", metavar="N", help="songs of --plan that are made together (default: 1)")
+    info.add_argument("--dtype", help="of --plan: bfloat16, float16 or float32 (default: bfloat16)")
     study = commands.add_parser("kernels", help="GPU kernels, compiled and simulated without a GPU", allow_abbrev=False)
     study.set_defaults(run=_kernels)
     kernels_command.add_arguments(study)
@@ -104,6 +110,7 @@ def _add_song(parser: argparse.ArgumentParser, **more: str) -> None:
     parser.add_argument("--device", help="cuda, cuda:1, cpu, mps (default: cuda where there is one)")
     parser.add_argument("--dtype", help="bfloat16, float16 or float32 (default: bfloat16; float32 on mps)")
     parser.add_argument("--backend", help="auto, reference, triton, cuda or cpu")
+    parser.add_argument("--memory", choices=POLICIES, default="auto", help="fast keeps all networks on the device")
     parser.add_argument("--subtype", choices=("int16", "int24", "float32"), help="sample format (default: int16)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no closing line")
     more = {"lyrics": "; a text file, or - for standard input", **more}
@@ -181,7 +188,7 @@ def _stream(args: argparse.Namespace) -> int:
 
 
 def _place(args: argparse.Namespace) -> dict[str, Any]:
-    return {"device": args.device, "dtype": args.dtype, "backend": args.backend}
+    return {"device": args.device, "dtype": args.dtype, "backend": args.backend, "memory": args.memory}
 
 
 def _request(args: argparse.Namespace) -> dict[str, Any]:
@@ -275,9 +282,29 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 def _info(args: argparse.Namespace) -> int:
     from acefast import report
 
-    facts = report.model(args.model) if args.model else report.machine()
+    if args.plan:
+        facts = _plan(args)
+    elif given := [word for word in ("duration", "batch", "dtype") if getattr(args, word)]:
+        raise RequestError(f"--{given[0]} has no use without --plan MODEL; give that too or leave it out")
+    else:
+        facts = report.model(args.model) if args.model else report.machine()
     out(json.dumps(facts, indent=1) if args.json else report.as_text(facts))
     return OK
+
+
+def _plan(args: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from acefast import report
+    from acefast.devices import as_dtype
+
+    if args.model:
+        raise RequestError(f"info takes a model or --plan MODEL, got both {args.model!r} and {args.plan!r}")
+    seconds = real("duration", number("duration", args.duration or "240", SECONDS), 5, 600, SECONDS)
+    songs = number("batch", args.batch or "1", WHOLE)
+    if not isinstance(songs, int) or songs < 1:
+        raise RequestError(f"batch must be {WHOLE}, got {args.batch}")
+    return report.plans(args.plan, seconds, songs, as_dtype(args.dtype or "bfloat16", torch.device("cpu")))
 
 
 def _kernels(args: argparse.Namespace) -> int:

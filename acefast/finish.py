@@ -18,7 +18,8 @@ def level_of(request: Request, task: Task) -> float | None:
 
 
 def finish(wave: np.ndarray, request: Request, task: Task) -> np.ndarray:
-    """The waveform [2, N] as it leaves, of one decoded to ``level_of``: kept parts put back, ends faded.
+    """The waveform [2, N] as it leaves, of one decoded to ``level_of``, whose memory it takes: kept parts put back,
+    ends faded.
 
     Where the source's own samples are put back the level stays theirs, unless ``normalize`` asks for another than the
     default; a peak above full scale is divided out of what was made before, as upstream divides it out of any song,
@@ -33,7 +34,7 @@ def finish(wave: np.ndarray, request: Request, task: Task) -> np.ndarray:
         wave = wave[:, : made.shape[1]]
         level = None if level == options()["normalize"].default else level
         wave = normalise(wave, level)
-    return fade(wave, request.fade_in, request.fade_out)
+    return fade(wave, request.fade_in, request.fade_out, in_place=True)
 
 
 class Finish:

@@ -13,7 +13,9 @@ import torch
 from acefast.backends import BACKENDS, why_unavailable
 from acefast.checkpoint import Checkpoint, open_checkpoint
 from acefast.inventory import list_models
+from acefast.memory import GB, Job, Networks, fits, free_memory, plan
 
+GPU_SIZES = (8, 12, 16, 24, 48, 80)  # GB, of which plans are told
 PACKAGES = ("acefast", "torch", "transformers", "triton", "safetensors", "soundfile")
 
 
@@ -79,8 +81,61 @@ def devices() -> list[dict[str, Any]]:
     return [cpu, *gpus]
 
 
+def plans(model: str, seconds: float, songs: int, dtype: torch.dtype) -> dict[str, Any]:
+    """The memory of a job on a GPU's kernels and on this machine, see ``acefast.memory``; in bytes.
+
+    ``gpus``: for those of several sizes and those that are here, what "auto" takes there. Raises CheckpointError for a
+    model that is neither here nor published.
+    """
+    networks, job = Networks.named(model), Job(seconds, songs)
+    found, cuda = [], torch.device("cuda")
+    here = [(d["device"], d["memory"], free_memory(torch.device(d["device"]))) for d in devices()]
+    sizes = [(f"a GPU of {gb} GB", gb * GB, gb * GB) for gb in GPU_SIZES]
+    for name, total, free in [*sizes, *here]:
+        gpu = name != "cpu"
+        given = (networks, job, dtype, cuda if gpu else torch.device("cpu"))
+        fast, low = (plan(*given, memory, total=total, kernels=gpu) for memory in ("fast", "low"))
+        room = free is None or fits(fast, free), free is None or fits(low, free)
+        found.append(
+            {
+                **{"device": name, "memory": total, "free": free, "tile_frames": fast.tile_frames},
+                **{"fast": fast.peak, "low": low.peak, "takes": "fast" if room[0] else "low" if room[1] else None},
+            }
+        )
+    shown = plan(networks, job, dtype, cuda, total=GPU_SIZES[-1] * GB, kernels=True)
+    low = plan(networks, job, dtype, cuda, "low", total=GPU_SIZES[-1] * GB, kernels=True)
+    return {
+        "plan": {
+            **{"model": networks.name, "seconds": seconds, "songs": songs, "dtype": str(dtype).removeprefix("torch.")},
+            **{"weights": shown.weights, "work": shown.work, "stages": {"fast": shown.stages, "low": low.stages}},
+            **{"peak": {"fast": shown.peak, "low": low.peak}},
+        },
+        "devices": found,
+    }
+
+
+def _plan_text(facts: dict[str, Any]) -> str:
+    p = facts["plan"]
+    songs = f"{p['songs']} song{'s' * (p['songs'] != 1)} of {p['seconds']:g} s"
+    lines = [f"plan     {p['model']}, {songs}, {p['dtype']}, longest prompt and lyrics, on a GPU's kernels"]
+    for title in ("weights", "work"):
+        lines += [f"  {title}", *(f"  {'':8} {name:18} {_bytes(size):>9}" for name, size in p[title].items())]
+    lines.append(f"  {'held while in':27} {'fast':>9} {'low':>9}")
+    rows = [(stage, size, p["stages"]["low"][stage]) for stage, size in p["stages"]["fast"].items()]
+    for name, fast, low in [*rows, ("peak", p["peak"]["fast"], p["peak"]["low"])]:
+        lines.append(f"  {'':8} {name:18} {_bytes(fast):>9} {_bytes(low):>9}")
+    for d in facts["devices"]:
+        free = "" if d["free"] is None else f", {_bytes(d['free'])} free" * (d["free"] != d["memory"])
+        verdict = {None: "too small; lower duration or batch", "fast": "fast fits", "low": "low fits"}[d["takes"]]
+        tile = f", tiles of {d['tile_frames']} frames"
+        lines.append(f"device   {d['device']}{free}: fast {_bytes(d['fast'])}, low {_bytes(d['low'])}{tile}: {verdict}")
+    return "\n".join(lines)
+
+
 def as_text(facts: dict[str, Any]) -> str:
     """The same for people."""
+    if "plan" in facts:
+        return _plan_text(facts)
     lines: list[str] = []
     if "versions" in facts:
         lines.append("  ".join(f"{n} {v or '(absent)'}" for n, v in facts["versions"].items()))

@@ -275,11 +275,17 @@ def expand(prompt: Any, lyrics: Any = "", seed: Any = None, **others: Any) -> tu
     """The requests of a batch, and whether the caller asked for several.
 
     ``prompt``, ``lyrics`` and ``seed`` may each be one value or a list, ``noise`` one [T, 64] or a batch [B, T, 64];
-    single values serve all songs, other options always do. Seeds not given are drawn, 32 bits each.
+    single values serve all songs, other options always do. ``prompt`` may also be a Request or a list of them, alone.
+    Seeds not given are drawn, 32 bits each.
 
     Raises:
         RequestError: a list is empty, lists differ in length, or one of the requests cannot work.
     """
+    given = list(prompt) if _is_list(prompt) else [prompt]
+    if any(isinstance(one, Request) for one in given):
+        if not all(isinstance(one, Request) for one in given) or others or lyrics != "" or seed is not None:
+            raise RequestError("a Request holds its prompt and all options; give requests alone, one or a list of them")
+        return [_drawn(one) for one in given], _is_list(prompt)
     check_names(others, options())
     shared: dict[str, Any] = {"prompt": prompt, "lyrics": lyrics, "seed": seed, **others}
     lists = {name: list(v) for name in ("prompt", "lyrics", "seed") if _is_list(v := shared[name])}
@@ -297,14 +303,15 @@ def expand(prompt: Any, lyrics: Any = "", seed: Any = None, **others: Any) -> tu
             )
     songs = []
     for i in range(max(sizes.values(), default=1)):
-        own = shared | {name: values[i] for name, values in lists.items()}
-        if own["seed"] is None:
-            own["seed"] = secrets.randbits(32)
-        song = Request(**own)
-        if song.variation and song.variation_seed is None:
-            song = dataclasses.replace(song, variation_seed=secrets.randbits(32))
-        songs.append(song)
+        songs.append(_drawn(Request(**shared | {name: values[i] for name, values in lists.items()})))
     return songs, bool(lists)
+
+
+def _drawn(request: Request) -> Request:
+    """The request with the seeds that it leaves open."""
+    names = ["seed"] if request.seed is None else []
+    names += ["variation_seed"] if request.variation and request.variation_seed is None else []
+    return dataclasses.replace(request, **{name: secrets.randbits(32) for name in names}) if names else request
 
 
 def _is_list(value: Any) -> bool:

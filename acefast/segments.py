@@ -12,7 +12,6 @@ depends on no longer change, so that to the decoder all segments are one song.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import threading
@@ -142,7 +141,7 @@ class Script:
 
 def song_of(pipe: Any, request: Request, audio: Any, gain: float, told: Progress, lead: Lead) -> Iterator[Piece]:
     """The pieces of one song. ``audio`` is its source and reference; ``told`` may raise to stop the work."""
-    with _at_work(pipe, lead):
+    with pipe.at_work(waiting=lead.check):
         made = pipe.compose([request], audio, told, {})
     frames = made.task.frames
     finish = Finish(request, frames * SAMPLES_PER_FRAME, made.task, gain)
@@ -167,7 +166,7 @@ def segments_of(
         hear = min(plan.context, end)
         frames = hear + new + (0 if last else TAIL)
         own, audio = script.segment(k, end / RATE, frames / RATE)
-        with _at_work(pipe, lead):
+        with pipe.at_work(waiting=lead.check):
             task = model.continuation(frames, kept[:, -hear:] if hear else None)
             made = pipe.compose([own], audio, told, {}, task=task)
             if kept is None:
@@ -181,7 +180,7 @@ def segments_of(
         if last:
             return
         done = until
-        with _at_work(pipe, lead):
+        with pipe.at_work(waiting=lead.check):
             kept = kept[:, min(done - halo, end - plan.context) - base :].clone()  # its memory is all that stays
 
 
@@ -194,7 +193,7 @@ def _decoded(
     told("decode", 0, until - begin)
     frame = begin
     while frame < until:
-        with _at_work(pipe, lead), memory_told("decode", "let other programs go first"):
+        with pipe.at_work(pipe.model.coding, lead.check), memory_told("decode", "let other programs go first"):
             wave = next(tiles)[1][0].numpy()
         frame += wave.shape[1] // SAMPLES_PER_FRAME
         told("decode", frame - begin, until - begin)
@@ -202,18 +201,6 @@ def _decoded(
         samples = finish(wave, final)
         if final or samples.size:
             yield samples, final
-
-
-@contextlib.contextmanager
-def _at_work(pipe: Any, lead: Lead) -> Iterator[None]:
-    """``pipe.at_work``, given up when the stream is stopped while another thread is at work."""
-    while not pipe.lock.acquire(timeout=0.1):
-        lead.check()
-    try:
-        with pipe.at_work():
-            yield
-    finally:
-        pipe.lock.release()
 
 
 def _stepped(seed: int, k: int) -> int:

@@ -12,8 +12,9 @@ import torch
 from acefast.request import RequestError
 
 Progress = Callable[[str, int, int], None]  # stage, done, of how many
+WayOut = str | Callable[[], str]
 
-LOWER = "lower duration or the number of songs in the batch, or take dtype='bfloat16'"
+LOWER = "lower duration or the number of songs in the batch, or take memory='low' or dtype='bfloat16'"
 _WANTED = re.compile(r"(?:tried|unable) to allocate ([\d.]+) ?(\w+)", re.IGNORECASE)
 _FREE = re.compile(r"total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free")
 _SIGNS = (  # of plain RuntimeErrors
@@ -22,12 +23,25 @@ _SIGNS = (  # of plain RuntimeErrors
 )
 
 
+class OutOfMemory(RequestError):
+    """The device's memory, or the host's, was not enough."""
+
+
 @contextlib.contextmanager
-def stage(name: str, timings: dict[str, float], progress: Progress, total: int = 1) -> Iterator[Progress]:
-    """Run the block as stage ``name`` and put its seconds into ``timings``.
+def stage(
+    name: str,
+    timings: dict[str, float],
+    progress: Progress,
+    total: int = 1,
+    way_out: WayOut = LOWER,
+    *,
+    launches: bool = True,
+) -> Iterator[Progress]:
+    """Run the block as stage ``name`` and put its seconds into ``timings``. ``way_out``: of ``memory_told``.
 
     ``progress`` is told 0 of ``total`` before and all of the total after it. In between the block may tell more
     through the function that it is given, ``report(done, total)``; the last total told is the one that counts.
+    ``launches``: work for a GPU, on the current stream, which is waited for at the end.
     """
     last = (0, total)
 
@@ -38,18 +52,21 @@ def stage(name: str, timings: dict[str, float], progress: Progress, total: int =
 
     report(0, total)
     begun = time.perf_counter()
-    with memory_told(name):
+    with memory_told(name, way_out):
         yield report
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if launches and torch.cuda.is_available():
+            torch.cuda.current_stream().synchronize()
     timings[name] = time.perf_counter() - begun
     if last[0] < last[1]:
         report(last[1], last[1])
 
 
 @contextlib.contextmanager
-def memory_told(name: str, way_out: str = LOWER) -> Iterator[None]:
-    """Turn running out of memory into one RequestError: in which stage, how much was asked for, what to lower."""
+def memory_told(name: str, way_out: WayOut = LOWER) -> Iterator[None]:
+    """Turn running out of memory into one OutOfMemory: in which stage, how much was asked for, what to lower.
+
+    ``way_out``: its last clause, or a function that is asked for it.
+    """
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -57,7 +74,8 @@ def memory_told(name: str, way_out: str = LOWER) -> Iterator[None]:
         plain = not isinstance(error, (torch.OutOfMemoryError, MemoryError))
         if plain and not any(sign in text for sign in _SIGNS):
             raise
-        raise RequestError(f"{name} ran out of memory{_amount(text)}; {way_out}") from error
+        way_out = way_out if isinstance(way_out, str) else way_out()
+        raise OutOfMemory(f"{name} ran out of memory{_amount(text)}; {way_out}") from error
 
 
 def _amount(text: str) -> str:

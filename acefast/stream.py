@@ -54,7 +54,8 @@ class Stream:
     next segment is made while the last one plays. It ends with the stream: after the last chunk, on ``close()``, at the
     end of a ``with`` block, when a loop is left and the stream dropped, on Ctrl-C; at most one step of the sampler or
     one window later. What goes wrong in it is raised from the loop. ``on_step`` and ``progress`` are called in it. The
-    pipeline can make other songs meanwhile: each waits until the other's segment or window is done.
+    pipeline can make other songs meanwhile: segments are composed in turn with them, windows are decoded beside their
+    steps and between their tiles.
 
     **Level.** A peak that is not known yet cannot be normalised. ``normalize``, -1 dBFS if not given, is instead the
     ceiling of a running limiter (``acefast.limiter.Limiter``: down over 5 ms before a peak, up by 20 dB a second after

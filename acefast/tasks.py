@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -59,13 +59,24 @@ class Task:
     """A batch of songs in latent frames. B is the number of songs, or 1 where all of them share it."""
 
     frames: int
-    seconds: float  # what the prompt says the duration is
+    seconds: float  # what the prompt says the duration is, see ``told``
     source: Tensor  # [B, T, D] float32: what the model is shown of the song
     mask: Tensor  # [T] float32: what it is told of each frame beside that
     clean: Tensor | None = None  # [B, T, D]: the encoded source, for tasks with one
     recording: Recording | None = None  # the source itself, where a part of its waveform is kept
     made: Tensor | None = None  # [T]: where a part is kept, 1 at the frames that are made anew
     codes: list[list[int]] | None = None  # audio codes of each row of ``source``, given or taken from the source
+    lengths: list[int] | None = None  # frames of each song, where their durations differ; ``frames`` is the most
+
+    def told(self, request: Request) -> float:
+        """What the prompt of one of the songs says its duration is, in seconds."""
+        return self.seconds if self.lengths is None else request.duration
+
+    def only(self, i: int) -> Task:
+        """The task of song ``i`` as if it had been made alone, for what happens after sampling."""
+        codes = self.codes and [self.codes[min(i, len(self.codes) - 1)]]
+        lengths = self.lengths and [self.lengths[i]]
+        return replace(self, frames=lengths[0] if lengths else self.frames, codes=codes, lengths=lengths)
 
 
 @memory_told("reading audio", "give a shorter recording")

@@ -46,7 +46,7 @@ def acefast_stages(folder: Path, seconds: float, dtype: torch.dtype, out: Path) 
     request = Request(PROMPT, LYRICS, duration=seconds, bpm=90, seed=0, semantics="diffusers")
     request = request.for_checkpoint(model.traits)
     task = model.task([request], None)
-    timbre = model._timbre([request], None)  # of silence: a constant of the checkpoint
+    timbre = model._timbres([request], None)[0].states  # of silence: a constant of the checkpoint
 
     def text():
         ids = [tokenize(model.tokenizer, text_prompt(request, seconds), TEXT_TOKENS).ids]

@@ -33,7 +33,7 @@ from acefast.kernels.sampler_step import (
     store_latents,
     strided,
 )
-from acefast.ops.apg import TINY, apg_reference, apg_step_reference, scratch_shape
+from acefast.ops.apg import TINY, apg_numbers, apg_reference, apg_step_reference, scratch_shape
 from acefast.ops.sampler_step import TILE, Repaint
 
 _EXACT = {"enable_fp_fusion": False}  # for the step's sake, see kernels/sampler_step.py
@@ -48,8 +48,8 @@ _LEAST = tl.constexpr(TINY * TINY)
 
 @triton.jit
 def _partials_kernel(
-    c_ptr, c_song, c_frame, u_ptr, u_song, u_frame, before_ptr, after_ptr, partials_ptr, lengths_ptr, T,
-    MOMENTUM: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    c_ptr, c_song, c_frame, u_ptr, u_song, u_frame, before_ptr, after_ptr, partials_ptr, numbers_ptr, lengths_ptr,
+    T, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     frames, _, valid = frames_of(lengths_ptr, T, ROWS)
     columns = columns_of(COLUMNS)
@@ -57,7 +57,7 @@ def _partials_kernel(
     c = tl.load(at(c_ptr, c_song, c_frame, frames, columns), mask=live, other=0.0).to(tl.float32)
     m = c - tl.load(at(u_ptr, u_song, u_frame, frames, columns), mask=live, other=0.0).to(tl.float32)
     if before_ptr is not None:
-        m += MOMENTUM * tl.load(at(before_ptr, T * D, D, frames, columns), mask=live, other=0.0)
+        m += tl.load(numbers_ptr + 1) * tl.load(at(before_ptr, T * D, D, frames, columns), mask=live, other=0.0)
     tl.store(at(after_ptr, T * D, D, frames, columns), m, mask=live)
     tile = tl.program_id(2).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
     sums = partials_ptr + tile * (3 * D) + columns  # [B, tiles, 3, D]
@@ -68,8 +68,7 @@ def _partials_kernel(
 
 @triton.jit
 def _guide(
-    c, m, partials_ptr, scale_ptr, columns, THRESHOLD: tl.constexpr, ETA: tl.constexpr, D: tl.constexpr,
-    COLUMNS: tl.constexpr, PARTIALS: tl.constexpr,
+    c, m, partials_ptr, numbers_ptr, columns, D: tl.constexpr, COLUMNS: tl.constexpr, PARTIALS: tl.constexpr
 ):  # fmt: skip
     """The guided velocity of a tile, fp32."""
     tiles = tl.num_programs(0)
@@ -85,40 +84,36 @@ def _guide(
         C += tl.load(sums + D, mask=there, other=0.0).to(tl.float64)
         P += tl.load(sums + 2 * D, mask=there, other=0.0).to(tl.float64)
     share = tl.sum(P, axis=0) / tl.maximum(tl.sum(C, axis=0), _LEAST)
-    if THRESHOLD > 0:
-        norm = tl.sqrt(tl.sum(A, axis=0)).to(tl.float32)
-        q = tl.div_rn(tl.full([COLUMNS], THRESHOLD, tl.float32), tl.maximum(norm, THRESHOLD))
-        m = m * q[None, :]
-        share = share * q
-    parallel = c * share.to(tl.float32)[None, :]
-    update = m - parallel
-    if ETA != 0:
-        update += ETA * parallel
-    return c + (tl.load(scale_ptr) - 1.0) * update
+    threshold = tl.load(numbers_ptr + 2)
+    norm = tl.sqrt(tl.sum(A, axis=0)).to(tl.float32)
+    bound = tl.maximum(norm, tl.where(threshold > 0, threshold, 1.0))
+    q = tl.div_rn(tl.zeros([COLUMNS], tl.float32) + threshold, bound)
+    q = tl.where(threshold > 0, q, 1.0)
+    parallel = c * (share * q).to(tl.float32)[None, :]
+    update = m * q[None, :] - parallel + tl.load(numbers_ptr + 3) * parallel
+    return c + (tl.load(numbers_ptr) - 1.0) * update
 
 
 @triton.jit
 def _velocity_kernel(
-    c_ptr, c_song, c_frame, m_ptr, partials_ptr, scale_ptr, out_ptr, out_song, out_frame, lengths_ptr, T,
-    THRESHOLD: tl.constexpr, ETA: tl.constexpr, D: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, PARTIALS: tl.constexpr,
+    c_ptr, c_song, c_frame, m_ptr, partials_ptr, numbers_ptr, out_ptr, out_song, out_frame, lengths_ptr, T,
+    D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PARTIALS: tl.constexpr,
 ):  # fmt: skip
     frames, _, valid = frames_of(lengths_ptr, T, ROWS)
     columns = columns_of(COLUMNS)
     live = valid[:, None] & (columns < D)[None, :]
     c = tl.load(at(c_ptr, c_song, c_frame, frames, columns), mask=live, other=0.0).to(tl.float32)
     m = tl.load(at(m_ptr, T * D, D, frames, columns), mask=live, other=0.0)
-    v = _guide(c, m, partials_ptr, scale_ptr, columns, THRESHOLD, ETA, D, COLUMNS, PARTIALS)
+    v = _guide(c, m, partials_ptr, numbers_ptr, columns, D, COLUMNS, PARTIALS)
     tl.store(at(out_ptr, out_song, out_frame, frames, columns), v.to(out_ptr.dtype.element_ty), mask=live)
 
 
 @triton.jit(do_not_specialize=["step"])
 def _guided_step_kernel(
-    c_ptr, c_song, c_frame, m_ptr, partials_ptr, scale_ptr, x_ptr, x_song, x_frame,
+    c_ptr, c_song, c_frame, m_ptr, partials_ptr, numbers_ptr, x_ptr, x_song, x_frame,
     out_ptr, out_song, out_frame, copy_ptr, copy_song, copy_frame,
     times_ptr, step, clock_ptr, noise_ptr, seeds_ptr, mask_ptr, source_ptr, initial_ptr, held_ptr, lengths_ptr, T,
-    THRESHOLD: tl.constexpr, ETA: tl.constexpr, D: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, PARTIALS: tl.constexpr,
+    D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PARTIALS: tl.constexpr,
 ):  # fmt: skip
     frames, there, valid = frames_of(lengths_ptr, T, ROWS)
     columns = columns_of(COLUMNS)
@@ -127,7 +122,7 @@ def _guided_step_kernel(
     c = tl.load(at(c_ptr, c_song, c_frame, frames, columns), mask=live, other=0.0).to(tl.float32)
     m = tl.load(at(m_ptr, T * D, D, frames, columns), mask=live, other=0.0)
     before = tl.load(at(x_ptr, x_song, x_frame, frames, columns), mask=within, other=0.0)
-    v = _guide(c, m, partials_ptr, scale_ptr, columns, THRESHOLD, ETA, D, COLUMNS, PARTIALS)
+    v = _guide(c, m, partials_ptr, numbers_ptr, columns, D, COLUMNS, PARTIALS)
     x = advance(
         before, v, step, times_ptr, noise_ptr, seeds_ptr, mask_ptr, source_ptr, initial_ptr, held_ptr,
         frames, columns, there, live, T, D,
@@ -142,21 +137,18 @@ def apg(
     cond: Tensor,
     uncond: Tensor,
     running: Tensor | None,
-    scale: Tensor,
+    numbers: Tensor,
     *,
-    momentum: float,
-    norm_threshold: float,
-    eta: float,
     lengths: Tensor | None = None,
     scratch: Tensor,
     out: tuple[Tensor, Tensor],
 ) -> None:
-    """Two launches. ``out`` are the velocity and the momentum, which may be ``running``; ``scale`` is fp32 [1]."""
+    """Two launches. ``out`` are the velocity and the momentum, which may be ``running``."""
     velocity, after = out
-    _launch_partials(cond, uncond, running, after, scratch, lengths, momentum)
+    _launch_partials(cond, uncond, running, after, scratch, numbers, lengths)
     _velocity_kernel[_grid(cond)](
-        *strided(cond), after, scratch, scale, *strided(velocity), lengths, cond.shape[1],
-        norm_threshold, eta, cond.shape[2], **pick(CONFIGS, "guide").options,
+        *strided(cond), after, scratch, numbers, *strided(velocity), lengths, cond.shape[1], cond.shape[2],
+        **pick(CONFIGS, "guide").options,
     )  # fmt: skip
 
 
@@ -165,13 +157,10 @@ def apg_step(
     cond: Tensor,
     uncond: Tensor,
     running: Tensor,
-    scale: Tensor,
+    numbers: Tensor,
     times: Tensor,
     step: Tensor | int,
     *,
-    momentum: float,
-    norm_threshold: float,
-    eta: float,
     model_latents: Tensor | None = None,
     noise: Tensor | None = None,
     seeds: Tensor | None = None,
@@ -181,18 +170,18 @@ def apg_step(
     out: Tensor,
 ) -> None:
     """Two launches; arguments as in the op. ``running`` is updated in place."""
-    _launch_partials(cond, uncond, running, running, scratch, lengths, momentum)
+    _launch_partials(cond, uncond, running, running, scratch, numbers, lengths)
     _guided_step_kernel[_grid(cond)](
-        *strided(cond), running, scratch, scale, *strided(latents),
+        *strided(cond), running, scratch, numbers, *strided(latents),
         *step_arguments(times, step, model_latents, noise, seeds, repaint, lengths, out), cond.shape[1],
-        norm_threshold, eta, cond.shape[2], **pick(CONFIGS, "guide" if seeds is None else "guide-drawn").options,
+        cond.shape[2], **pick(CONFIGS, "guide" if seeds is None else "guide-drawn").options,
     )  # fmt: skip
 
 
-def _launch_partials(cond, uncond, before, after, scratch, lengths, momentum) -> None:
+def _launch_partials(cond, uncond, before, after, scratch, numbers, lengths) -> None:
     _partials_kernel[_grid(cond)](
-        *strided(cond), *strided(uncond), before, after, scratch, lengths, cond.shape[1],
-        momentum, cond.shape[2], **pick(CONFIGS, "partials").options,
+        *strided(cond), *strided(uncond), before, after, scratch, numbers, lengths, cond.shape[1],
+        cond.shape[2], **pick(CONFIGS, "partials").options,
     )  # fmt: skip
 
 
@@ -201,8 +190,13 @@ def _grid(tensor: Tensor) -> tuple[int, int, int]:
     return triton.cdiv(T, TILE[0]), triton.cdiv(D, TILE[1]), B
 
 
-def _velocity_reference(cond: Tensor, *, scratch: Tensor, out: tuple[Tensor, Tensor], **arguments):
-    return apg_reference(cond, **arguments, state_dtype=torch.promote_types(cond.dtype, torch.float32))
+def _velocity_reference(
+    cond: Tensor, uncond: Tensor, running: Tensor, numbers: Tensor, *, scratch: Tensor, out: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    scale, *rest = numbers.unbind()
+    options = dict(zip(("momentum", "norm_threshold", "eta"), rest))
+    dtype = torch.promote_types(cond.dtype, torch.float32)
+    return apg_reference(cond, uncond, running, scale, **options, state_dtype=dtype)
 
 
 def _step_reference(*, scratch: Tensor, **arguments) -> tuple[Tensor, ...]:
@@ -217,15 +211,15 @@ def _arguments(B: int, T: int, *, eta: float = 0.0, **options) -> Arguments:
     make = torch.randn if "generator" in where else torch.empty
     shape = arguments.pop("velocity").shape
     cond, uncond = make(2, *shape, **where).bfloat16()
-    scale = torch.full((1,), 7.0, device=where.get("device"))
+    numbers = apg_numbers(7.0, eta=eta).to(where.get("device"))
     scratch = torch.empty(scratch_shape(shape), device=where.get("device"))
-    arguments |= {"cond": cond, "uncond": uncond, "running": make(shape, **where), "scale": scale, "scratch": scratch}
-    return arguments | {"momentum": -0.75, "norm_threshold": 2.5, "eta": eta}
+    arguments |= {"cond": cond, "uncond": uncond, "running": make(shape, **where), "numbers": numbers}
+    return arguments | {"scratch": scratch}
 
 
 def _velocity_arguments(B: int, T: int, **where) -> Arguments:
     arguments = _arguments(B, T, **where)
-    names = ("cond", "uncond", "running", "scale", "scratch", "momentum", "norm_threshold", "eta")
+    names = ("cond", "uncond", "running", "numbers", "scratch")
     out = torch.empty_like(arguments["cond"]), torch.empty_like(arguments["running"])
     return {**{name: arguments[name] for name in names}, "out": out}
 

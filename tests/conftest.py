@@ -12,9 +12,11 @@ import torch
 
 import acefast
 from acefast import cli, pipeline
+from acefast.conditions import ConditionCache
 from acefast.kernel_config import Config
-from acefast.models.v15 import dit
+from acefast.models.v15 import step, text
 from acefast.models.v15.config import VAEConfig
+from acefast.pipeline import Pipeline
 from acefast.testing import write_checkpoint
 
 # Half as wide as acefast.testing's own: most of a tiny song's time is its audio, at 48 kHz whatever the width.
@@ -66,6 +68,14 @@ def tiny_base_pipe(tiny_base):
     return acefast.load(tiny_base, device="cpu", dtype="float32")
 
 
+@pytest.fixture
+def own_pipe(tiny_pipe):
+    """The tiny turbo model with lanes and a scheduler that no other test uses."""
+    pipe = Pipeline(tiny_pipe.model)
+    yield pipe
+    pipe.scheduler.close()
+
+
 @pytest.fixture(scope="session")
 def tune() -> np.ndarray:
     """5.2 s of a pulsing chord with some noise: float32 [2, 249600] at 48 kHz, 130 latent frames."""
@@ -88,8 +98,9 @@ def offline(monkeypatch, tmp_path_factory):
 
 @pytest.fixture
 def undecoded(monkeypatch, tiny_pipe, tiny_base_pipe):
-    """Songs of silence, for tests that do not listen: decoding is most of a tiny song's time."""
+    """Songs of silence, for tests that do not listen: decoding is most of a tiny song's time. No words are known."""
     for pipe in (tiny_pipe, tiny_base_pipe):
+        monkeypatch.setattr(pipe.model, "encodings", ConditionCache())
         monkeypatch.setattr(
             pipe.model, "decode", lambda latents, *_: torch.zeros(len(latents), 2, latents.shape[1] * 1920)
         )
@@ -117,6 +128,7 @@ def few_programs(monkeypatch):
     """For whole models in Triton's interpreter, whose time goes by the number of programs: songs padded to 32 rows."""
     from acefast.kernels import qk_norm_rope, residual_norm
 
-    monkeypatch.setattr(dit, "padded_tokens", lambda tokens: -(-tokens // 32) * 32)
+    monkeypatch.setattr(step, "padded_tokens", lambda tokens: -(-tokens // 32) * 32)
+    monkeypatch.setitem(text.STEPS, "lyrics", 32)
     for kernel in (residual_norm, qk_norm_rope):
         monkeypatch.setitem(kernel.CONFIGS, ("narrow", 80), Config({"ROWS": 64}, num_warps=1))

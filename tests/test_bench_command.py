@@ -112,13 +112,11 @@ def test_every_mode_length_and_batch_is_a_case_and_what_cannot_run_says_why(benc
     assert [(r["mode"], r["seconds"], r["batch"]) for r in rows[4:6]] == [("fused", 30, 1), ("fused", 30, 2)]
     assert {r["mode"]: r["unavailable"] for r in rows} == {
         "compile": "there is no compiler",
-        "graph": "this version of acefast captures no CUDA graphs yet",
+        "graph": "CUDA graphs need a GPU and torch sees none",
         "fused": None,
         "eager": None,
     }
-    assert (
-        "30 s x 2, graph: not measured, this version of acefast captures no CUDA graphs yet" in capsys.readouterr().out
-    )
+    assert "30 s x 2, graph: not measured, CUDA graphs need a GPU and torch sees none" in capsys.readouterr().out
 
 
 def test_predictions_stand_beside(bench, songs, capsys):
@@ -200,7 +198,10 @@ REFUSED = {
     "predicted": (["--predicted", "no.json"], "predicted: 'no.json' cannot be read: No such file"),
     "device": (["--device", "tpu"], "device"),
     "option": (["--sekonds", "3"], "unknown option --sekonds; the nearest known one is --seconds"),
-    "graph alone": (["--mode", "graph"], "nothing could be measured; graph: this version of acefast captures no"),
+    "graph alone": (
+        ["--mode", "graph"],
+        "nothing could be measured; graph: CUDA graphs need a GPU",
+    ),
     "compile alone": (["--mode", "compile"], "nothing could be measured; compile: there is no compiler"),
     "calibrate": (["--calibrate", "j.json"], "kernels are measured on a GPU and the device is 'cpu'; give"),
     "calibrate over itself": (

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from acefast.bench import engines
-from acefast.bench.engines import Compiled, Eager, Fused, Job, ModeUnavailable
+from acefast.bench.engines import Compiled, Eager, Fused, Graph, Job, ModeUnavailable
+from acefast.models.v15.conditions import ConditionEncoder
 from acefast.testing import write_checkpoint
+from tests.songs import counted
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,14 @@ def test_fused_marks_every_stage(tiny):
     marks, songs = stages(opened(Fused, tiny), Job(5.2, 1, 3))
     assert marks == ["prep", *["step"] * 3, *["decode"] * 3, "copy", "finish"]  # tiles of 25, 50 and 55 frames
     assert [song.audio.shape for song in songs] == [(2, 249_600)]
-    assert len(set(Job(5.0, 3, 1).prompts)) == 3
+
+
+def test_every_run_encodes_every_songs_words(tiny, monkeypatch):
+    engine, job = opened(Fused, tiny), Job(5.0, 2, 1)
+    encoded = [counted(monkeypatch, ConditionEncoder, f"{kind}_encode") for kind in ("text", "lyric")]
+    for runs in (1, 2):
+        stages(engine, job)
+        assert [len(calls) for calls in encoded] == [2 * runs, 2 * runs]
 
 
 def test_eager_is_diffusers_pipeline_and_marks_every_stage(theirs, capfd):
@@ -127,5 +136,13 @@ def test_eager_needs_diffusers_and_its_layout(tiny, monkeypatch):
     assert engines.why_unavailable("fused") == ""
 
 
-def test_graph_is_not_there_yet():
-    assert engines.why_unavailable("graph") == "this version of acefast captures no CUDA graphs yet"
+def test_graph_needs_a_gpu_and_graphs_that_were_captured(tiny, monkeypatch):
+    assert torch.cuda.is_available() or engines.why_unavailable("graph").startswith("CUDA graphs need a GPU")
+    with pytest.raises(ModeUnavailable, match="need a GPU and the device is 'cpu'"):
+        opened(Graph, tiny)
+    monkeypatch.setattr(Graph, "__init__", Fused.__init__)
+    engine = opened(Graph, tiny)
+    stages(engine, Job(5.0, 1, 1))
+    engine.pipe.model.graphs.failed += ["step", "prep", "step"]
+    with pytest.raises(ModeUnavailable, match=r"^prep, step could not be captured$"):
+        stages(engine, Job(5.0, 1, 1))

@@ -1,7 +1,8 @@
 """Every stage stays on the device of its inputs and reads nothing back: shown on meta tensors, which hold no values.
 
 A value asked for on the host raises there, and so does arithmetic with a tensor made on another device. The two places
-that may read lengths back, once per song, are ``DiT.prepare`` and ``ConditionEncoder.forward``; they are left out.
+that read lengths back, once per song, are ``DiT.derive`` on the references and ``ConditionEncoder.forward``, of a batch
+whose padding counts; they are left out.
 """
 
 from __future__ import annotations
@@ -52,14 +53,17 @@ def prepared(model: DiT, batch: int, frames: int) -> Conditions:
     """What ``DiT.prepare`` makes, without its look at the lengths."""
     states, null = (randn(*s, dtype=torch.bfloat16) for s in ((batch, 20, TINY.encoder_hidden_size), (1, 64)))
     context, latent_inputs = randn(batch, frames, 2 * D), 2 * D
-    states, null = model.condition(states), model.condition(null)
+    nulls, states = model.constants(null), model.condition(states)
     return Conditions(
         states,
         torch.empty(batch, device=META, dtype=torch.int64),
         context,
         {
             "context": linear(model._patches(context), model.patch.weight[:, :-latent_inputs], model.patch.bias),
-            "layers": [LayerCondition.of(layer.cross_attention, states, null) for layer in model.layers],
+            "layers": [
+                LayerCondition(*layer.cross_attention.keys_values(states), null)
+                for layer, null in zip(model.layers, nulls)
+            ],
             "lengths": torch.empty(batch, device=META, dtype=torch.int64),
             "frames": None,
             "tokens": None,
@@ -140,6 +144,11 @@ def test_work_on_a_gpu_makes_it_the_current_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", device)
     with current(torch.device("cpu")), current(META):
         assert not entered
-    pipe = Pipeline(SimpleNamespace(device=GPU, traits=CheckpointTraits("ace-step-1.5-turbo", True, "turbo")))
-    monkeypatch.setattr(pipe, "_batch", lambda requests, progress: [entered[-1]])
-    assert pipe.generate("drill") == GPU and entered == [GPU, "left"]
+    pipe = Pipeline(
+        SimpleNamespace(device=GPU, memory="fast", traits=CheckpointTraits("ace-step-1.5-turbo", True, "turbo"))
+    )
+    stream = SimpleNamespace(synchronize=lambda: entered.append("at rest"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    with pipe.at_work():
+        assert entered == [GPU]
+    assert entered == [GPU, "at rest", "left"]

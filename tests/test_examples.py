@@ -30,6 +30,11 @@ RUNS = {  # arguments, files made, what is printed
         ["out.wav"],
         r"^   0\.00 s  0\.99 s  segment 0  boom bap.*\n(.*\n)*.*segment 1 ",
     ),
+    "submit.py": (
+        ["boom bap", "drill", "lo-fi", "--durations", "5", "2", "5.5"],
+        ["out-1.wav", "out-3.wav"],
+        r"^drill: duration must be .*\n(.*\n)*out-3\.wav: 5\.48 s, lo-fi$",
+    ),
     "backend.py": (["--duration", "5"], ["out.wav"], r"^reference  [\d.]+ s of diffusion.*\n(cpu|triton|cuda) "),
 }
 

@@ -157,7 +157,7 @@ def test_a_main_loop_is_bound_by_what_it_issues_only_where_products_are_fast():
 
 
 def test_committed_counts_are_those_of_a_fresh_study(counts):
-    for name in ("sampler_step/euler", "linear_swiglu/2b-few"):
+    for name in ("sampler_step/euler-batch", "linear_swiglu/2b-few"):
         case = next(case for case in all_cases() if case.name == name)
         assert count(case, 80) == counts[name]["80"]
 

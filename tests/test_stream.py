@@ -72,10 +72,10 @@ def test_a_streamed_song_is_the_song_bit_for_bit(tiny_pipe, tune, options):
 
 @pytest.mark.parametrize("song_of", ["song", "repaint"])
 def test_so_it_is_on_the_static_memory_of_a_gpus_kernels(tiny_pipe, tune, monkeypatch, song_of):
-    """In tiles of one length, which the references compute here; while one stream waits others use the same memory."""
+    """In tiles that the references compute here; while one stream waits others use the same memory."""
     for module in (vae, vae_tiling):
         monkeypatch.setattr(module, "on_kernels", lambda coder: True)
-    launched = counted(monkeypatch, DecoderTile, "launch")
+    launched = counted(monkeypatch, DecoderTile, "load")
     options = {**SHORT, "normalize": None}
     if song_of == "repaint":
         del options["duration"]
@@ -286,7 +286,7 @@ def test_other_songs_can_be_made_meanwhile(tiny_pipe):
 
 
 def test_a_song_made_by_another_thread_does_not_keep_a_stream_from_closing(tiny_pipe):
-    with tiny_pipe.lock:
+    with tiny_pipe.at_work():
         stream = tiny_pipe.stream("boom bap", **SHORT)
         taker = threading.Thread(target=lambda: next(stream, None))
         taker.start()

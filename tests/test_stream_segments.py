@@ -70,7 +70,7 @@ def test_so_they_are_on_the_static_memory_of_a_gpus_kernels(tiny_pipe, monkeypat
     want = joined(tiny_pipe.stream("boom bap", **options))
     for module in (vae, vae_tiling):
         monkeypatch.setattr(module, "on_kernels", lambda coder: True)  # the references compute its tiles here
-    launched = counted(monkeypatch, DecoderTile, "launch")
+    launched = counted(monkeypatch, DecoderTile, "load")
     got = joined(tiny_pipe.stream("boom bap", **options))
     assert len(launched) >= 6 and np.linalg.norm(got - want) <= 3e-6 * np.linalg.norm(want)
 
@@ -182,8 +182,8 @@ def test_a_reference_is_read_once_and_may_change(tiny_pipe, tune, silent, monkey
     reads = counted(monkeypatch, tiny_pipe.model, "check")
     stream.update(at=20, reference=tune[:, ::-1].copy())
     joined(stream)
-    assert len(made) == len(heard) == 3 and len(reads) == 1
-    assert np.array_equal(heard[0], heard[1]) and not np.array_equal(heard[1], heard[2])
+    assert len(made) == 3 and len(reads) == 1
+    assert len(heard) == 2 and not np.array_equal(*heard)  # segments of one reference have its timbre encoded once
 
 
 def test_memory_does_not_grow_over_segments(tiny_pipe, silent):

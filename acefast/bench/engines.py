@@ -2,8 +2,8 @@
 
     eager    diffusers' pipeline as it is
     compile  the same with torch.compile over its transformer and its decoder
-    fused    acefast as it is: Triton kernels on a GPU, the references on a CPU
-    graph    acefast's captured CUDA graphs
+    fused    acefast's kernels, launched one by one: Triton on a GPU, the references on a CPU
+    graph    the same launches as captured CUDA graphs, which is how acefast runs on a GPU
 
 Every mode makes the same song from the same weights: diffusers' semantics, so that frames and conditions agree. Stages:
 ``prep`` (text and conditions), ``step`` each, ``decode``, ``copy`` to the host, ``finish`` (fades, Song objects). The
@@ -31,6 +31,7 @@ from acefast.devices import current
 PROMPT = "boom bap, 90 bpm, dusty drums, warm bass, vinyl crackle, a low and steady voice"
 LYRICS = "[verse]\n" + "concrete and rain, the night is a metronome\n" * 24
 COMPILER = "inductor"
+NO_GPU = "CUDA graphs need a GPU and torch sees none"
 
 
 class ModeUnavailable(RuntimeError):
@@ -50,14 +51,21 @@ class Job:
         """Different songs of one length in tokens: no work is shared within the batch."""
         return [f"{PROMPT}, take {i % 10}" for i in range(self.batch)]
 
+    @property
+    def lyrics(self) -> list[str]:
+        """Likewise."""
+        return [f"{LYRICS}take {i % 10}" for i in range(self.batch)]
+
 
 class Fused:
     """acefast's own pipeline; its progress marks the stages."""
 
+    graphs = False
+
     def __init__(self, path: Path, device: torch.device, dtype: torch.dtype, backend: str | None) -> None:
         from acefast.pipeline import load
 
-        self.pipe = load(path, device=device, dtype=dtype, backend=backend)
+        self.pipe = load(path, device=device, dtype=dtype, backend=backend, graphs=self.graphs)
 
     def song(self, job: Job) -> Once:
         """A function that makes the songs of ``job`` and marks their stages."""
@@ -73,9 +81,32 @@ class Fused:
 
             options = dict(duration=job.seconds, steps=job.steps, bpm=90, semantics="diffusers")
             seeds = list(range(job.batch))
-            return self.pipe.generate(job.prompts, [LYRICS] * job.batch, seed=seeds, progress=progress, **options)
+            self.pipe.model.encodings.clear()  # every run encodes its words, as diffusers does
+            return self.pipe.generate(job.prompts, job.lyrics, seed=seeds, progress=progress, **options)
 
         return once
+
+
+class Graph(Fused):
+    """The same with CUDA graphs; a capture that failed is no measurement of them."""
+
+    graphs = True
+
+    def __init__(self, path: Path, device: torch.device, dtype: torch.dtype, backend: str | None) -> None:
+        if device.type != "cuda":
+            raise ModeUnavailable(f"CUDA graphs need a GPU and the device is {device.type!r}")
+        super().__init__(path, device, dtype, backend)
+
+    def song(self, job: Job) -> Once:
+        once = super().song(job)
+
+        def told(mark: Mark) -> Any:
+            made = once(mark)
+            if failed := {*self.pipe.model.graphs.failed, *self.pipe.model.tile_graphs.failed}:
+                raise ModeUnavailable(f"{', '.join(sorted(failed))} could not be captured")
+            return made
+
+        return told
 
 
 class Eager:
@@ -120,7 +151,7 @@ class Eager:
             with torch.inference_mode(), current(self.device):
                 audio = self.pipe(
                     prompt=job.prompts,
-                    lyrics=[LYRICS] * job.batch,
+                    lyrics=job.lyrics,
                     audio_duration=job.seconds,
                     bpm=90,
                     num_inference_steps=job.steps,
@@ -159,13 +190,13 @@ class Compiled(Eager):
         return told
 
 
-MODES: dict[str, Callable[..., Any]] = {"eager": Eager, "compile": Compiled, "fused": Fused}
+MODES: dict[str, Callable[..., Any]] = {"eager": Eager, "compile": Compiled, "fused": Fused, "graph": Graph}
 
 
 def why_unavailable(mode: str) -> str:
     """Why ``mode`` cannot run here whatever the model, in a few words; empty when it can."""
-    if mode == "graph":  # becomes an engine in MODES, a Fused that replays, when there is something to replay
-        return "this version of acefast captures no CUDA graphs yet"
+    if mode == "graph" and not torch.cuda.is_available():
+        return NO_GPU
     if mode in ("eager", "compile") and importlib.util.find_spec("diffusers") is None:
         return "diffusers is not installed; pip install diffusers==0.42.1"
     return ""

@@ -34,14 +34,14 @@ def apg_reference(
     running: Tensor | None,
     scale: float | Tensor,
     *,
-    momentum: float = -0.75,
-    norm_threshold: float = 2.5,
-    eta: float = 0.0,
+    momentum: float | Tensor = -0.75,
+    norm_threshold: float | Tensor = 2.5,
+    eta: float | Tensor = 0.0,
     time_dim: int | Sequence[int] = 1,
     state_dtype: torch.dtype = torch.float32,
     lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What the op means: sums over time in fp64, the rest in ``state_dtype``; see ``apg``."""
+    """What the op means: sums over time in fp64, the rest in ``state_dtype``; see ``apg``. Numbers may be fp32 []."""
     if lengths is not None:
         live = (torch.arange(cond.shape[1], device=cond.device) < lengths[:, None])[..., None]
         still = torch.zeros_like(cond, dtype=state_dtype) if running is None else running
@@ -49,17 +49,13 @@ def apg_reference(
     wide = widest_dtype(cond.device)
     c = cond.to(state_dtype)
     running = c - uncond.to(state_dtype) if running is None else c - uncond.to(state_dtype) + momentum * running
-    d = running
-    if norm_threshold > 0:
-        norm = torch.linalg.vector_norm(d, dim=time_dim, keepdim=True, dtype=wide).to(state_dtype)
-        d = d * (norm_threshold / norm).clamp_(max=1.0)  # a norm of zero gives inf, and 0 * 1 stays 0
+    norm = torch.linalg.vector_norm(running, dim=time_dim, keepdim=True, dtype=wide).to(state_dtype)
+    bound = (norm.reciprocal() * norm_threshold).clamp_(max=1.0)  # a norm of zero gives inf, and 0 * 1 stays 0
+    d = running * torch.where(_above_zero(norm_threshold, norm), bound, 1.0)
     d_wide, c_wide = d.to(wide), c.to(wide)
     length = torch.linalg.vector_norm(c_wide, dim=time_dim, keepdim=True).clamp_(min=TINY)
     parallel = c_wide * ((d_wide * c_wide).sum(time_dim, keepdim=True) / length / length)
-    update = (d_wide - parallel).to(state_dtype)
-    if eta:
-        update = update + eta * parallel.to(state_dtype)
-    scale = scale.reshape(()) if isinstance(scale, Tensor) else scale
+    update = (d_wide - parallel).to(state_dtype) + eta * parallel.to(state_dtype)
     velocity = (c + (scale - 1.0) * update).to(cond.dtype)
     return velocity, running if lengths is None else torch.where(live, running, still)
 
@@ -69,17 +65,15 @@ def apg_step_reference(
     cond: Tensor,
     uncond: Tensor,
     running: Tensor,
-    scale: float | Tensor,
+    numbers: Tensor,
     times: Tensor,
     step: Tensor | int,
     *,
-    momentum: float = -0.75,
-    norm_threshold: float = 2.5,
-    eta: float = 0.0,
     lengths: Tensor | None = None,
     **step_options: Tensor | Repaint | None,
 ) -> Tensor:
     """What ``apg_step`` means."""
+    scale, momentum, norm_threshold, eta = numbers.unbind()
     options = dict(momentum=momentum, norm_threshold=norm_threshold, eta=eta, state_dtype=running.dtype)
     velocity, after = apg_reference(cond.to(running.dtype), uncond, running, scale, lengths=lengths, **options)
     running.copy_(after)
@@ -90,7 +84,7 @@ def apg(
     cond: Tensor,
     uncond: Tensor,
     running: Tensor | None,
-    scale: float | Tensor,
+    scale: float,
     *,
     momentum: float = -0.75,
     norm_threshold: float = 2.5,
@@ -105,7 +99,7 @@ def apg(
     Args:
         cond, uncond: the two velocities, one shape, such as [B, T, C].
         running: what the previous guided step returned as its second result; None before the first.
-        scale: guidance scale, a number or fp32 [1]; 1 returns ``cond``.
+        scale: guidance scale; 1 returns ``cond``.
         momentum: share of ``running`` kept; negative values damp.
         norm_threshold: the largest norm of the difference, absolute; 0 or less bounds nothing.
         eta: share kept of the difference's part parallel to ``cond``.
@@ -137,8 +131,8 @@ def apg(
         if lengths is not None:
             after = after.zero_() if running is None else after.copy_(running)
         scratch = torch.empty(scratch_shape(cond.shape), device=cond.device)
-        scale = scale if isinstance(scale, Tensor) else torch.full((1,), scale, device=cond.device)
-        kernel(cond, uncond, running, scale, **options, scratch=scratch, out=(velocity, after))
+        numbers = apg_numbers(scale, momentum=momentum, norm_threshold=norm_threshold, eta=eta).to(cond.device)
+        kernel(cond, uncond, running, numbers, lengths=lengths, scratch=scratch, out=(velocity, after))
         return velocity, after
     return apg_reference(cond, uncond, running, scale, **options, time_dim=time_dim, state_dtype=state_dtype)
 
@@ -148,13 +142,10 @@ def apg_step(
     cond: Tensor,
     uncond: Tensor,
     running: Tensor,
-    scale: float | Tensor,
+    numbers: Tensor,
     times: Tensor,
     step: Tensor | int,
     *,
-    momentum: float = -0.75,
-    norm_threshold: float = 2.5,
-    eta: float = 0.0,
     scratch: Tensor | None = None,
     model_latents: Tensor | None = None,
     noise: Tensor | None = None,
@@ -168,8 +159,8 @@ def apg_step(
 
     Args:
         latents, times, step, model_latents, noise, seeds, repaint, lengths, out: as in ``sampler_step``.
-        cond, uncond, scale, momentum, norm_threshold, eta: as in ``apg``; [B, T, D]. A captured graph bakes the last
-            three in, and needs ``scale`` on the device.
+        cond, uncond: as in ``apg``; [B, T, D].
+        numbers: fp32 [4] of ``apg_numbers``, on the device, so that one captured graph serves every guidance.
         running: fp32 [B, T, D], contiguous, updated in place; zeros before the first guided step.
         scratch: fp32 of ``scratch_shape(latents.shape)``, overwritten; None allocates.
         backend: "triton" or "reference"; None leaves the choice to acefast.backends.
@@ -179,18 +170,22 @@ def apg_step(
     check_step(OP, latents, times, step, **steps)
     for name, tensor in (("cond", cond), ("uncond", uncond), ("running", running)):
         check_shape(OP, name, tensor, latents.shape, "latents' shape")
-    options = dict(momentum=momentum, norm_threshold=norm_threshold, eta=eta)
+    check_shape(OP, "numbers", numbers, (4,), "[4]")
     fits = _fits(cond, uncond, running, lengths) and step_fits(latents, times, **steps)
     if choose_backend(OP, backend, latents.device, ORDER if fits else ()) == "triton":
         from acefast.kernels.apg import apg_step as kernel
 
         scratch = torch.empty(scratch_shape(latents.shape), device=latents.device) if scratch is None else scratch
         check_shape(OP, "scratch", scratch, scratch_shape(latents.shape), "[B, tiles, 3, D]")
-        scale = scale if isinstance(scale, Tensor) else torch.full((1,), scale, device=latents.device)
         steps["out"] = out = torch.empty_like(latents) if out is None else out
-        kernel(latents, cond, uncond, running, scale, times, step, **options, **steps, scratch=scratch)
+        kernel(latents, cond, uncond, running, numbers, times, step, **steps, scratch=scratch)
         return out
-    return apg_step_reference(latents, cond, uncond, running, scale, times, step, **options, **steps)
+    return apg_step_reference(latents, cond, uncond, running, numbers, times, step, **steps)
+
+
+def apg_numbers(scale: float, *, momentum: float = -0.75, norm_threshold: float = 2.5, eta: float = 0.0) -> Tensor:
+    """What ``apg_step`` takes as ``numbers``: fp32 [4], in this order, on the CPU."""
+    return torch.tensor([scale, momentum, norm_threshold, eta], dtype=torch.float32)
 
 
 def scratch_shape(shape: Sequence[int]) -> tuple[int, int, int, int]:
@@ -204,6 +199,10 @@ def _fits(cond: Tensor, uncond: Tensor, running: Tensor | None, lengths: Tensor 
     state_fits = state_fits and (lengths is None or lengths.is_contiguous())
     channels_last = cond.ndim == 3 and cond.stride(-1) == uncond.stride(-1) == 1
     return state_fits and channels_last and all(x.dtype.itemsize <= 4 for x in (cond, uncond))
+
+
+def _above_zero(number: float | Tensor, like: Tensor) -> Tensor:
+    return number > 0 if isinstance(number, Tensor) else torch.full((), number > 0, device=like.device)
 
 
 def widest_dtype(device: torch.device) -> torch.dtype:

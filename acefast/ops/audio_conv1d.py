@@ -9,6 +9,7 @@ of rows is noted on the way, so that nobody reads the audio again to find its pe
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from acefast.backends import choose_backend
@@ -36,20 +37,24 @@ def audio_conv1d_reference(
     peaks: Tensor | None = None,
     guarded: bool = False,
 ) -> Tensor:
-    """What the op means, in fp32 PyTorch; every kernel is held to it. It reads ``place`` back to the host."""
+    """What the op means, in fp32 PyTorch; every kernel is held to it. Nothing is read back to the host."""
     L = x.shape[1]
     y = conv1d_reference(x.float().contiguous(), weight.float(), None, padding=TAPS // 2).transpose(1, 2)
-    first, end, sample = (0, L, 0) if place is None else place.tolist()
+    if place is None:
+        place = torch.tensor([0, L, 0], dtype=torch.int32, device=x.device)
     out = torch.empty_like(y, memory_format=torch.contiguous_format) if out is None else out
-    shift = sample - first  # row t becomes this sample more
-    first, end = max(first, 0, -shift), min(end, L, out.shape[2] - shift)
-    if first < end:
-        out[:, :, first + shift : end + shift] = y[:, :, first:end]
+    if not L:
+        return out
+    N, (first, end, sample) = out.shape[2], place
+    rows, shift = torch.arange(L, device=x.device), sample - first  # row t becomes this sample more
+    stored = (rows >= first) & (rows < end) & (rows + shift >= 0) & (rows + shift < N)
+    source = torch.arange(N, device=x.device) - shift  # the row of each sample
+    there, source = (source >= 0) & (source < L), source.clamp(0, L - 1)
+    out.copy_(torch.where(there & stored[source], y[:, :, source], out))
     if peaks is not None:
-        for slot in range(peak_slots(L)):
-            stored = y[:, :, max(slot * SLOT_ROWS, first) : min((slot + 1) * SLOT_ROWS, end)]
-            if stored.shape[2]:
-                peaks[:, slot] = torch.maximum(peaks[:, slot], stored.abs().amax((1, 2)))  # NaN is the largest
+        largest = torch.where(stored, y.abs().amax(1), 0.0)
+        largest = F.pad(largest, (0, peak_slots(L) * SLOT_ROWS - L)).unflatten(1, (-1, SLOT_ROWS))
+        torch.maximum(peaks, largest.amax(2), out=peaks)  # NaN is the largest
     return out
 
 

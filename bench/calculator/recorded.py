@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from acefast.backends import emulated, use_backend
 from acefast.cases import Arguments, Case, all_cases
-from acefast.conditions import Conditions
+from acefast.graphs import Graphs
 from acefast.guidance import Guidance
 from acefast.models.v15.dit import DiT
 from acefast.models.v15.step import Step
@@ -146,12 +146,11 @@ def recorded_step(job: Job, sm: int) -> list[Call]:
     c, songs = job.config, job.batch
     states = _meta(songs, job.conditions, c.encoder_hidden_size)
     context = _meta(songs, job.frames, 2 * c.audio_acoustic_hidden_dim)
-    valid, null, times = _meta(songs, dtype=torch.int64), _meta(1, c.encoder_hidden_size), [1.0, 0.5]
     with recorded(sm) as calls:
         model = _transformer(job.model.startswith("xl"), c)
-        given = model.derive(states, valid, context, times, even=True, null_condition=null)
-        guidance = Guidance(7.0 if job.guidance else 1.0)
-        step = Step(model, Conditions(states, valid, context, given), times, songs, guidance)
+        conditions, guidance = model.prepare(states, None, context), Guidance(7.0 if job.guidance else 1.0)
+        shape = Step.shape_of(model, songs, conditions, 2, guidance)
+        step = Step(model, shape, Graphs(torch.device("meta")))
         calls.clear()
         step.launch(job.guidance)
     return list(calls)

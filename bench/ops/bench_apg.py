@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from acefast.ops.apg import apg, apg_reference, apg_step, apg_step_reference, scratch_shape
+from acefast.ops.apg import apg, apg_numbers, apg_reference, apg_step, apg_step_reference, scratch_shape
 from acefast.ops.sampler_step import step_table
 
 
@@ -17,7 +17,7 @@ def bench_apg(op_benchmark, device, backend, seconds):
         cond,
         uncond,
         running,
-        torch.full((1,), 7.0, device=device),
+        7.0,
         reference=apg_reference,
         backend=backend,
         bytes=7 * cond.nbytes,  # three in, momentum out; cond and momentum again for the projection, velocity out
@@ -35,10 +35,9 @@ def bench_apg_step(op_benchmark, device, backend, seconds):
         cond,
         uncond,
         torch.zeros_like(latents),
-        torch.full((1,), 7.0, device=device),
+        apg_numbers(7.0, momentum=0.0).to(device),  # so that every call finds what the first one found
         step_table([1.0, 0.9, 0.75, 0.3], device=device),
         1,
-        momentum=0.0,  # so that every call finds what the first one found
         model_latents=torch.zeros_like(cond),
         out=torch.empty_like(latents),
         reference=apg_step_reference,

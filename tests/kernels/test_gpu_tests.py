@@ -9,9 +9,12 @@ import torch
 
 pytest.importorskip("triton", "3.9", reason="triton 3.9 is not installed")
 
+from acefast.models.v15.step import Step
+from acefast.models.v15.text import Encoding
 from acefast.models.v15.vae_tile import DecoderTile
 from acefast.sim.interpreter import interpreted
 from tests.gpu import test_kernels_gpu as gpu
+from tests.gpu import test_prep_gpu as gpu_texts
 from tests.gpu import test_step_gpu as gpu_steps
 from tests.gpu import test_vae_gpu as gpu_vae
 from tests.sim.toy_cases import IN_PLACE, SCALE, with_fault
@@ -23,6 +26,7 @@ FEW = replace(SCALE, real=lambda device: SCALE.small(torch.Generator().manual_se
 def on_the_cpu(monkeypatch):
     monkeypatch.setattr(gpu, "DEVICE", "cpu")
     monkeypatch.setattr(gpu_steps, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu_texts, "DEVICE", "cpu")
     monkeypatch.setattr(gpu_vae, "DEVICE", "cpu")
     with interpreted(checks=False):
         yield
@@ -50,10 +54,21 @@ def test_results_that_differ_from_run_to_run_are_found():
 def test_a_sound_song_passes_and_a_wrong_one_is_found(monkeypatch):
     given = (*gpu_steps.SONGS[1], gpu_steps.GUIDANCE[1])
     gpu_steps.test_songs_are_as_near_to_fp32_as_the_references_and_the_same_bits_again(*given)
-    launch = gpu_steps.Step.launch
-    monkeypatch.setattr(gpu_steps.Step, "launch", lambda self, both, *rest: launch(self, False, *rest))  # unguided
+    launch = Step.launch
+    monkeypatch.setattr(Step, "launch", lambda self, both: launch(self, False))  # unguided
     with pytest.raises(AssertionError):
         gpu_steps.test_songs_are_as_near_to_fp32_as_the_references_and_the_same_bits_again(*given)
+
+
+@pytest.mark.usefixtures("few_programs")
+def test_sound_texts_pass_and_wrong_ones_are_found(tiny_base, monkeypatch):
+    gpu_texts.test_captured_texts_are_the_launched_ones_whatever_their_length(tiny_base, "prompt", torch.float32)
+    gpu_texts.test_padding_changes_no_text(tiny_base, "lyrics", torch.bfloat16)
+    gpu_texts.test_what_was_encoded_before_has_the_same_bytes_and_nothing_is_waited_for(tiny_base)
+    load = Encoding.load
+    monkeypatch.setattr(Encoding, "load", lambda text, ids, padding: load(text, (*ids[:-1], padding), padding))
+    with pytest.raises(AssertionError):
+        gpu_texts.test_padding_changes_no_text(tiny_base, "prompt", torch.float32)
 
 
 @pytest.mark.slow

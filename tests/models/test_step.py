@@ -11,12 +11,12 @@ import torch
 
 from acefast import repaint, sampling
 from acefast.backends import use_backend
+from acefast.graphs import Graphs
 from acefast.guidance import Guidance, guided
-from acefast.models.v15 import dit
+from acefast.models.v15 import step
 from acefast.models.v15.buffers import padded_conditions, padded_tokens
 from acefast.models.v15.dit import DiT
 from acefast.models.v15.step import Step
-from acefast.ops.sampler_step import Repaint
 from acefast.sim.interpreter import interpreted
 from acefast.testing import TINY_BASE, TINY_XL
 from tests.models.fill import official_tensors, ours, relative
@@ -92,12 +92,19 @@ def run(model, song, guidance, *, static, held=None, later=None, seeds=None, **o
             velocity = guided(lambda x, t, i, both: model(x, t, current[i], unconditional=both), guidance)
             return sampling.sample(velocity, song.noise, TIMES, seeds=seeds, **options)
         if held is not None:
-            held = Repaint(held[0].expand(songs, -1).contiguous(), held[1], song.noise, torch.tensor([held[2]]).int())
-        step = Step(
-            *(model, current[0], TIMES, songs, guidance),
-            **dict(repaint=held, later=None if later is None else current[-1], switch=1, seeds=seeds),
-        )
-        return sampling.sample(None, song.noise, TIMES, seeds=seeds, advance=step, **options)
+            held = held[0], held[1], song.noise, held[2]
+        later = None if later is None else current[-1]
+        advance = stepping(model, current[0], TIMES, songs, guidance, held=held, later=later, switch=1, seeds=seeds)
+        return sampling.sample(None, song.noise, TIMES, seeds=seeds, advance=advance, **options)
+
+
+def stepping(model, conditions, timesteps, songs, guidance, graphs=None, *, held=None, later=None, seeds=None, **rest):
+    """What ``Model.advance`` does, with static memory of its own unless ``graphs`` keeps some."""
+    given = dict(sde=seeds is not None, repaint=held is not None, later=later)
+    shape = Step.shape_of(model, songs, conditions, len(timesteps), guidance, **given)
+    graphs = graphs or Graphs(model.norm.device)
+    made = graphs.kept("step", shape, lambda: Step(model, shape, graphs))
+    return made.load(conditions, timesteps, guidance, held=held, later=later, seeds=seeds, **rest)
 
 
 @pytest.mark.parametrize(
@@ -130,8 +137,23 @@ def check_song(models, kind, song, guidance):
 def test_a_larger_bucket_changes_no_bit(models, monkeypatch):
     model, song = models["base", torch.bfloat16], batch(TINY_BASE, [61, 39], [20, 13])
     own = run(model, song, Guidance(5.0), static=True)
-    monkeypatch.setattr(dit, "padded_tokens", padded_tokens)
+    monkeypatch.setattr(step, "padded_tokens", padded_tokens)
     assert torch.equal(run(model, song, Guidance(5.0), static=True), own)
+
+
+@pytest.mark.slow
+def test_a_song_of_1500_tokens_is_the_same_bits_in_1536_rows_and_in_2048(monkeypatch):
+    config = dataclasses.replace(TINY_BASE, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
+    model = ours(DiT, config, official_tensors(config), torch.bfloat16)
+    song, found = batch(config, [3000], [20]), []
+    with torch.inference_mode(), interpreted(checks=False), use_backend("triton"):
+        conditions = model.prepare(song.states, None, song.context, null_condition=song.null)
+        for rows in (1536, 2048):
+            monkeypatch.setattr(step, "padded_tokens", lambda _, rows=rows: rows)
+            advance = stepping(model, conditions, [0.5], 1, Guidance(5.0))
+            found.append(sampling.sample(None, song.noise, [0.5], advance=advance))
+            assert advance.shape.tokens == rows
+    assert torch.equal(*found)
 
 
 def test_a_song_of_a_batch_is_the_song_alone(models):
@@ -199,12 +221,11 @@ def test_sampling_may_begin_at_a_later_step(models):
 
 def test_steps_of_one_song_leave_nothing_to_the_next(models):
     model, song = models["base", torch.bfloat16], batch(TINY_BASE, [31], [20])
+    graphs = Graphs(model.norm.device)
     with torch.inference_mode(), interpreted(), use_backend("triton"):
         conditions = model.prepare(song.states, None, song.context, TIMES, null_condition=song.null)
-        first, second = (
-            sampling.sample(None, song.noise, TIMES, advance=Step(model, conditions, TIMES, 1, Guidance(5.0)))
-            for _ in range(2)
-        )
+        steps = (stepping(model, conditions, TIMES, 1, Guidance(5.0), graphs) for _ in range(2))
+        first, second = (sampling.sample(None, song.noise, TIMES, advance=step) for step in steps)
     assert torch.equal(first, second)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from acefast.backends import use_backend
-from acefast.conditions import Conditions
+from acefast.graphs import Graphs
 from acefast.guidance import Guidance
 from acefast.models.v15.config import Config
 from acefast.models.v15.dit import DiT
@@ -35,32 +35,23 @@ def meta(*shape, dtype=torch.float32):
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def prepared(model, songs, frames, conditions, timesteps):
-    """What ``DiT.prepare`` makes of unequal lengths, without its look at them."""
+def stepping(model, songs, frames, conditions, guidance, steps=2):
+    """The step of such songs, with nothing loaded."""
     c = model.config
-    states, context = (
-        meta(songs, conditions, c.encoder_hidden_size),
-        meta(songs, frames, 2 * c.audio_acoustic_hidden_dim),
-    )
-    valid, null = meta(songs, dtype=torch.int64), meta(1, c.encoder_hidden_size)
-    keep = None if songs == 1 else meta(songs, frames, dtype=torch.bool)
-    return Conditions(
-        *(states, valid, context),
-        model.derive(states, valid, context, timesteps, even=False, null_condition=null, keep=keep),
-    )
+    states = meta(songs, conditions, c.encoder_hidden_size)
+    context = meta(songs, frames, 2 * c.audio_acoustic_hidden_dim)
+    given = model.prepare(states, meta(songs, dtype=torch.int64), context, null_condition=meta(1, states.shape[2]))
+    return Step(model, Step.shape_of(model, songs, given, steps, guidance), Graphs(torch.device("meta")))
 
 
 @pytest.mark.parametrize("scale, songs", [(1.0, 1), (7.0, 1), (7.0, 2)], ids=["plain", "guided", "guided, two songs"])
 def test_a_step_is_the_plans_launches_and_can_be_captured(model, scale, songs):
     """120 s with 300 conditions; two songs of unequal lengths take the same launches."""
-    layers, guided, timesteps = model.config.num_hidden_layers, scale > 1, [1.0, 0.5]
+    layers, guided = model.config.num_hidden_layers, scale > 1
     with torch.inference_mode(), dry_run(80) as launches, use_backend("triton"):
-        conditions = prepared(model, songs, 3000, 300, timesteps)
-        step = Step(model, conditions, timesteps, songs, Guidance(scale))
+        step = stepping(model, songs, 3000, 300, Guidance(scale))
         launches.clear()
-        report = check_step(
-            lambda: step.launch(guided), static=(model, vars(step), conditions.prepared), runs=2, warmup=0
-        )
+        report = check_step(lambda: step.launch(guided), static=(model, vars(step)), runs=2, warmup=0)
     assert report.launches.total() == 12 * layers + 4 + guided == {24: 292, 32: 388}[layers] + guided
     triton, attention = len(launches) // 2, report.launches[FLASH]
     assert attention == layers // 2 and sum(report.launches[gemm] for gemm in GEMMS) == 5 * layers + 2
@@ -71,6 +62,16 @@ def test_a_step_is_the_plans_launches_and_can_be_captured(model, scale, songs):
     assert report.undeclared == []
 
 
+def test_what_is_derived_once_a_song_can_be_captured(model):
+    """Keys and values of 300 conditions, and the context's half of the patch projection: temporaries are the pool's."""
+    layers = model.config.num_hidden_layers
+    with torch.inference_mode(), dry_run(80), use_backend("triton"):
+        step = stepping(model, 2, 3000, 300, Guidance(7.0))
+        report = check_step(step.derive, static=(model, vars(step)), runs=2, warmup=0)
+    report.require(allow=("allocation",))
+    assert report.undeclared == [] and report.launches.total() == 4 * layers + 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", (torch.float16, torch.float32), ids=str)
 @pytest.mark.parametrize("scale", (1.0, 7.0), ids=["plain", "guided"])
@@ -79,7 +80,7 @@ def test_a_step_compiles_in_the_other_dtypes(model, dtype, scale):
     with torch.inference_mode(), dry_run(80) as launches, use_backend("triton"):
         with torch.device("meta"):
             model = DiT(model.config).to(dtype)
-        step = Step(model, prepared(model, 1, 3000, 300, [1.0]), [1.0], 1, Guidance(scale))
+        step = stepping(model, 1, 3000, 300, Guidance(scale))
         launches.clear()
         step.launch(scale > 1)
     assert len(launches) == model.config.num_hidden_layers * 13 // 2 + 2 + (scale > 1)
@@ -88,11 +89,8 @@ def test_a_step_compiles_in_the_other_dtypes(model, dtype, scale):
 def test_a_step_that_reads_its_number_back_is_found(model):
     """The step's number has to stay in the clock: on the host it would be baked in, and waited for."""
     with torch.inference_mode(), dry_run(80), use_backend("triton"):
-        conditions = prepared(model, 1, 3000, 300, [1.0])
-        step = Step(model, conditions, [1.0], 1, Guidance(1.0))
-        report = check_step(
-            lambda: (step.launch(False), step.clock[0].item()), static=(model, vars(step), conditions.prepared), runs=1
-        )
+        step = stepping(model, 1, 3000, 300, Guidance(1.0))
+        report = check_step(lambda: (step.launch(False), step.clock[0].item()), static=(model, vars(step)), runs=1)
     (found,) = report.of("sync")
     assert "test_step_plan.py" in found.where
 
@@ -100,10 +98,7 @@ def test_a_step_that_reads_its_number_back_is_found(model):
 def test_a_step_that_makes_memory_or_another_launch_is_found(model):
     """Without its static buffers the same forward is no step to capture."""
     with torch.inference_mode(), dry_run(80), use_backend("triton"):
-        conditions = prepared(model, 1, 3000, 300, [1.0])
-        step = Step(model, conditions, [1.0], 1, Guidance(1.0))
+        step = stepping(model, 1, 3000, 300, Guidance(1.0))
         step.evaluations[0] = step.evaluations[0]._replace(buffers=type(step.buffers)())
-        report = check_step(
-            lambda: step.launch(False), static=(model, vars(step), conditions.prepared), warmup=0, runs=1
-        )
+        report = check_step(lambda: step.launch(False), static=(model, vars(step)), warmup=0, runs=1)
     assert {f.op for f in report.of("allocation")} > {FLASH} and report.count("allocation") > 100

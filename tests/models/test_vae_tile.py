@@ -13,10 +13,9 @@ import torch
 
 import acefast
 from acefast.backends import use_backend
+from acefast.graphs import Graphs
 from acefast.models.v15 import names, vae, vae_tiling
 from acefast.models.v15.config import VAEConfig
-from acefast.models.v15.vae_tile import DecoderTile, EncoderTile
-from acefast.ops.audio_conv1d import peak_slots
 from acefast.sim.interpreter import interpreted
 from tests.models.test_vae import build, poisoned_frames, relative
 
@@ -75,18 +74,25 @@ def tiled(monkeypatch):
 
 @pytest.mark.parametrize("B, T", [(1, 1), (2, 3)])
 def test_a_decoders_tile_is_the_decoder(decoder, B, T):
-    z, audio, tile = latents(B, T), torch.empty(B, 2, T * HOP), DecoderTile(decoder, B, T)
-    peaks = torch.zeros(B, peak_slots(T * HOP))
+    z, tile = latents(B, T), decoder.tile(B, T)
     for _ in range(2):  # the second time over what the first left behind
         tile.load(z, torch.tensor([0, T * HOP, 0], dtype=torch.int32))
-        tile.launch(audio, peaks)
-        assert relative(audio, decoder(z)) <= REORDERED
-    assert torch.equal(peaks.amax(1), audio.abs().amax((1, 2)))
+        tile.launch()
+        assert relative(tile.audio, decoder(z)) <= REORDERED
+        assert torch.equal(tile.peaks.amax(1), tile.audio.abs().amax((1, 2)))
+
+
+def test_a_tile_keeps_the_rows_that_are_asked_for_and_their_peaks(decoder):
+    z, tile = latents(1, 3), decoder.tile(1, 3)
+    tile.load(z, torch.tensor([HOP, 2 * HOP, 0], dtype=torch.int32))
+    tile.launch()
+    kept = tile.audio[:, :, :HOP]
+    assert relative(kept, decoder(z)[:, :, HOP : 2 * HOP]) <= REORDERED and tile.peaks.amax() == kept.abs().amax()
 
 
 @pytest.mark.parametrize("B, T, extra", [(1, 1, 0), (2, 3, 0), (1, 2, 1), (1, 2, 1919)])
 def test_an_encoders_tile_is_the_encoder(encoder, B, T, extra):
-    x, tile = sound(B, T * HOP + extra), EncoderTile(encoder, B, T, extra)
+    x, tile = sound(B, T * HOP + extra), encoder.tile(B, T, extra)
     for _ in range(2):
         tile.load(x)
         tile.launch()
@@ -122,36 +128,44 @@ def test_tiles_show_the_decoder_the_nine_frames_that_it_hears_and_not_eight(deco
 
 def test_what_memory_held_before_is_not_heard(decoder, encoder):
     z, x = latents(1, 2), sound(1, 2 * HOP)
-    place, peaks = torch.tensor([0, 2 * HOP, 0], dtype=torch.int32), torch.zeros(1, peak_slots(2 * HOP))
-    tile, audio = DecoderTile(decoder, 1, 2), torch.full((1, 2, 2 * HOP), torch.nan)
+    tile = decoder.tile(1, 2)
     tile.memory.fill_(torch.nan)
-    tile.load(z, place)
-    tile.launch(audio, peaks)
-    assert relative(audio, decoder(z)) <= REORDERED and peaks.isfinite().all()
-    tile = EncoderTile(encoder, 1, 2)
+    tile.peaks.fill_(torch.nan)
+    tile.load(z, torch.tensor([0, 2 * HOP, 0], dtype=torch.int32))
+    tile.launch()
+    assert relative(tile.audio, decoder(z)) <= REORDERED and tile.peaks.isfinite().all()
+    tile = encoder.tile(1, 2)
     tile.memory.fill_(torch.nan)
-    tile.moments.fill_(torch.nan)
     tile.load(x)
     tile.launch()
     assert relative(tile.moments[..., :4].float(), encoder(x)[0]) <= REORDERED
 
 
-def test_a_second_song_takes_no_more_memory(decoder, encoder, tiled):
-    """Songs of one length the same tile, any shorter one the same arena."""
-    for coder, coded in (
-        (decoder, lambda frames: vae.decode(decoder, latents(1, frames))),
-        (encoder, lambda frames: vae.encode(encoder, sound(1, frames * HOP + 7))),
-    ):
-        coder._tile = None
-        with torch.inference_mode():
-            coded(5)
-        tile = coder._tile
-        coded(5)
-        assert coder._tile is tile
-        coded(3)
-        assert coder._tile is not tile and coder._tile.memory is tile.memory
-        coded(6)
-        assert coder._tile.memory.numel() > tile.memory.numel()
+def test_songs_of_all_sizes_share_their_memory(decoder, encoder, tiled):
+    """Both coders', if they are given the same graphs; a longer tile forgets the others."""
+    decoder.graphs = encoder.graphs = graphs = Graphs(torch.device("cpu"))
+    with torch.inference_mode():
+        vae.decode(decoder, latents(1, 5))
+    tile, small = decoder.tile(1, 5), decoder.tile(1, 3)
+    assert len(tile.memory.untyped_storage()) == graphs.arena_bytes == tile.memory.nbytes
+    vae.decode(decoder, latents(1, 5))
+    vae.encode(encoder, sound(1, 4 * HOP + 7))
+    assert decoder.tile(1, 5) is tile and decoder.tile(1, 3) is small
+    assert len({t.memory.data_ptr() for t in (tile, small, encoder.tile(1, 4, 7))}) == 1
+    assert encoder.tile(1, 3).moments.shape == (1, 3, 16) and decoder.tile(1, 3) is small
+    vae.decode(decoder, latents(1, 6))
+    assert decoder.tile(1, 5) is not tile and graphs.arena_bytes > tile.memory.nbytes
+    assert decoder.tile(1, 5).memory.data_ptr() == decoder.tile(1, 6).memory.data_ptr()
+
+
+def test_tiles_do_not_outlive_their_weights_places():
+    decoder = made(vae.Decoder, SMALL)
+    tile = decoder.tile(1, 2)
+    assert decoder.tile(1, 2) is tile and decoder.to(torch.float32).tile(1, 2) is not tile
+    twin = copy.deepcopy(decoder)
+    assert twin.graphs is not decoder.graphs and twin.half().tile(1, 2).memory.dtype == torch.float16
+    with torch.device("meta"):
+        assert twin.to_empty(device="meta").tile(1, 2).memory.is_meta
 
 
 @pytest.mark.parametrize("keep", [(0, 1), (11, 20), (24, 25)])
@@ -174,11 +188,11 @@ def test_two_streams_of_one_decoder_do_not_meet(decoder, tiled):
 
 def test_widths_that_16_divides_are_not_copied():
     decoder = made(vae.Decoder, VAEConfig(16, (2, 2), (1, 2), 16, 16))
-    tile = DecoderTile(decoder, 1, 2)
+    tile = decoder.tile(1, 2)
     own = {p.data_ptr() for p in decoder.parameters()}
     given = [t for step in tile.launches for t in step.args if torch.is_tensor(t)]
     memory = range(tile.memory.data_ptr(), tile.memory.data_ptr() + tile.memory.nbytes)
-    weights = [t for t in given if t.data_ptr() not in memory and t is not tile.latents]
+    weights = [t for t in given if t.data_ptr() not in memory]
     assert len(weights) > 40 and all(t.data_ptr() in own for t in weights)
 
 
@@ -283,9 +297,48 @@ def test_tiles_take_at_most_a_sixth_of_a_gpus_memory():
             assert vae_tiling.frames_that_fit(coder, batch, gb << 30) == frames, (batch, gb)
 
 
-@pytest.mark.parametrize("length", (1, 750, 1024, 1025, 1030, 3000, 6000, 15_000))
-def test_tiles_are_no_more_and_hardly_longer_than_needed(length):
+@pytest.mark.parametrize("length", (96, 97, 130, 250, 750, 1024, 1025, 1030, 3000, 6000, 15_000))
+def test_tiles_are_of_few_lengths_and_hardly_longer_than_needed(length):
     size = vae_tiling.even_size(length, 1024, 9)
     count = len([*vae_tiling.windows(length, size, 9)])
-    assert size <= 1024 and count == len([*vae_tiling.windows(length, 1024, 9)])
-    assert count == 1 or (size % 64 == 0 and (size - 64 - 18) * count + 18 < length)
+    assert size <= min(length, 1024) and size % 32 == 0 and (size - 32 - 18) * count + 18 < length
+    needed = len([*vae_tiling.windows(length, 1024, 9)])
+    assert count == (2 if length < 1024 and length % 32 else needed)
+
+
+def test_a_song_too_short_for_two_tiles_is_one():
+    assert [vae_tiling.even_size(length, 1024, 9) for length in (1, 31, 50)] == [1, 31, 50]
+
+
+@pytest.mark.parametrize("length, first, stop", [(15_000, 0, 15_000), (750, 0, 750), (200, 0, 200), (60, 0, 60)])
+def test_a_streams_tiles_grow_in_fixed_sizes(length, first, stop):
+    check_growing(length, first, stop)
+
+
+@pytest.mark.parametrize("length, first, stop", [(850, 100, 816), (850, 0, 1), (850, 849, 850), (130, 120, 125)])
+def test_so_do_those_of_a_segment(length, first, stop):
+    check_growing(length, first, stop)
+
+
+def check_growing(length, first, stop, halo=9):
+    found, at = [*vae_tiling.growing(length, (128, 256, 512, 1024), halo, first, stop)], first
+    for i, (start, size, begin, end) in enumerate(found):
+        assert begin == at < end <= stop and 0 <= start <= begin and end <= start + size <= length
+        assert (start == 0 or begin - start >= halo) and (start + size == length or start + size - end >= halo)
+        assert size in (128, 256, 512, 1024, length) and size <= 128 << i
+        at = end
+    assert at == stop
+    sizes = [window.size for window in found]
+    left = min(stop + halo, length) - max(found[-1].first - halo, 0)
+    assert not [n for n in (128, 256, 512, 1024) if left <= n < sizes[-1]]  # no shorter one would do
+    assert sizes[:-1] == [128, 256, 512, *[1024] * 99][: len(sizes) - 1] and sizes[0] == min(128, length)
+
+
+def test_on_the_kernels_a_stream_is_heard_soon_and_a_song_is_not_delayed(monkeypatch):
+    monkeypatch.setattr(vae_tiling, "on_kernels", lambda coder: True)
+    monkeypatch.setitem(vae_tiling.TILE_FRAMES, "decode", 512)  # as if a GPU had the memory
+    with torch.device("meta"):
+        decoder = vae.Decoder(VAEConfig())
+    assert [w.size for w in vae_tiling.tiles("decode", decoder, 1, 3000, None, soon=True)][:4] == [128, 256, 512, 512]
+    assert {w.size for w in vae_tiling.tiles("decode", decoder, 1, 3000, None)} == {448}
+    assert {w.size for w in vae_tiling.tiles("decode", decoder, 1, 3000, 50, soon=True)} == {50}

@@ -10,7 +10,7 @@ pytest.importorskip("triton", "3.9", reason="triton 3.9 is not installed")
 from acefast.backends import BackendUnavailable
 from acefast.guidance import Guidance
 from acefast.kernels.apg import apg_step as kernel
-from acefast.ops.apg import apg, apg_step, scratch_shape
+from acefast.ops.apg import apg, apg_numbers, apg_step, scratch_shape
 from acefast.ops.sampler_step import Repaint, clock, sampler_step, step_table
 from acefast.sim.driver import dry_run
 from acefast.sim.interpreter import interpreted
@@ -42,7 +42,7 @@ def test_interpreted_velocity_matches_the_reference_over_two_steps(B, T, D, dtyp
     if lengths is not None:
         cond[1, lengths[1] :] = uncond[2, lengths[2] :] = torch.nan
     state = twin = None
-    for scale in (7.0, torch.tensor([3.0])):
+    for scale in (7.0, 3.0):
         with interpreted():
             got, state = apg(cond, uncond, state, scale, lengths=lengths, backend="triton")
         want, twin = apg(cond, uncond, twin, scale, lengths=lengths)
@@ -100,7 +100,7 @@ def step_arguments(B: int, T: int, D: int, *, dtype=torch.bfloat16, rows: int = 
         "cond": cond,
         "uncond": uncond,
         "running": tensors[1],
-        "scale": torch.tensor([7.0]),
+        "numbers": apg_numbers(7.0, eta=0.3 if everything else 0.0),
         "times": step_table([1.0, 0.9, 0.7, 0.25]),
         "step": clock((B, T, D), step=1),
         "model_latents": torch.zeros(B, T + rows, D, dtype=torch.bfloat16),
@@ -130,7 +130,10 @@ def test_interpreted_step_matches_the_reference(B, T, D, dtype, everything):
 
 def test_reference_step_is_guidance_and_then_a_step():
     given, twin = (step_arguments(2, 40, 16, dtype=torch.float32, everything=True) for _ in range(2))
-    guided, running = apg(*(twin.pop(n) for n in ("cond", "uncond", "running", "scale")), lengths=twin["lengths"])
+    scale, *numbers = twin.pop("numbers").tolist()
+    given_apg = [twin.pop(name) for name in ("cond", "uncond", "running")]
+    options = dict(zip(("momentum", "norm_threshold", "eta"), numbers))
+    guided, running = apg(*given_apg, scale, **options, lengths=twin["lengths"])
     want = sampler_step(velocity=guided, **twin)
     assert torch.equal(apg_step(**given), want) and torch.equal(given["running"], running)
 
@@ -139,7 +142,6 @@ def test_reference_step_is_guidance_and_then_a_step():
 def test_ptx_of_a_step_matches_the_reference(everything):
     given, twin = (step_arguments(2, 300, 64, everything=everything) for _ in range(2))
     given |= {"scratch": torch.full(scratch_shape((2, 300, 64)), torch.nan), "out": given["latents"]}
-    given |= {"momentum": -0.75, "norm_threshold": 2.5, "eta": 0.0}
     simulated(kernel, given, registers=True, approx="random")
     assert_like_reference(given, twin, given["out"])
 
@@ -154,7 +156,7 @@ def test_song_is_the_same_bits_whatever_its_bucket_and_neighbours():
     table, counter, lengths = alone["times"], clock(x.shape, step=1), torch.tensor([600, 300])
     with interpreted():
         want = apg_step(**alone, backend="triton")
-        apg_step(x, cond, uncond, running, alone["scale"], table, counter, lengths=lengths, out=x, backend="triton")
+        apg_step(x, cond, uncond, running, alone["numbers"], table, counter, lengths=lengths, out=x, backend="triton")
     assert torch.equal(x[1:, :300], want) and torch.equal(running[1:, :300], alone["running"])
 
 
@@ -163,10 +165,10 @@ def test_a_real_guided_step_is_two_launches(number):
     x = torch.empty(1, 6144, 64, device="meta")
     cond, uncond = torch.empty(2, 1, 6144, 64, dtype=torch.bfloat16, device="meta")
     table, counter = step_table([1.0, 0.5], device="meta"), clock(x.shape, device="meta")
-    scale, scratch = torch.empty(1, device="meta"), torch.empty(scratch_shape(x.shape), device="meta")
+    numbers, scratch = torch.empty(4, device="meta"), torch.empty(scratch_shape(x.shape), device="meta")
     with dry_run(80) as launches:
         step = 1 if number else counter
-        apg_step(x, cond, uncond, x, scale, table, step, scratch=scratch, out=x, backend="triton")
+        apg_step(x, cond, uncond, x, numbers, table, step, scratch=scratch, out=x, backend="triton")
     assert [one.grid for one in launches] == [(24, 4, 1)] * 2
 
 

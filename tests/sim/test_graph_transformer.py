@@ -8,7 +8,7 @@ import torch
 from acefast.conditions import Conditions
 from acefast.matmul import linear
 from acefast.models.v15.config import Config
-from acefast.models.v15.dit import DiT, LayerCondition
+from acefast.models.v15.dit import DiT, LayerCondition, Modulation
 from acefast.sim.graph import check_step
 from acefast.testing import TINY_BASE
 
@@ -71,12 +71,12 @@ def test_full_size_step_on_meta_tensors():
     embedded = model.condition(states)
     prepared = {
         "context": linear(model._patches(context), model.patch.weight[:, : -2 * D], model.patch.bias),
-        "layers": [LayerCondition.of(layer.cross_attention, embedded, None) for layer in model.layers],
+        "layers": [LayerCondition(*layer.cross_attention.keys_values(embedded), None) for layer in model.layers],
         "lengths": lengths,
         "frames": None,
         "tokens": None,
         "upstream_time": False,
-        "times": {0.5: model.modulations([0.5])[0]},
+        "times": {0.5: Modulation(*(t[0] for t in model.modulations([0.5])))},
     }
     conditions = Conditions(states, lengths, context, prepared)
     model(latents, 0.5, conditions)  # fills the tables

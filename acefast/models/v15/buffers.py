@@ -1,7 +1,7 @@
 """Static memory of the transformer on a GPU: every step writes to the same addresses, so that a graph may hold it.
 
 Each song has a fixed number of token rows, its length rounded up. Rows beyond the length hold numbers that nothing
-valid depends on; they only have to be finite, so all memory starts as zeros.
+valid depends on; they only have to be finite, which they are where what is loaded is zero there.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 from acefast.models.v15.config import Config
 
 ALIGNMENT = 256  # bytes
+Plan = dict[str, tuple[tuple[int, ...], torch.dtype]]  # shape and dtype by name
 
 
 def padded_tokens(tokens: int) -> int:
@@ -27,6 +28,24 @@ def padded_conditions(conditions: int) -> int:
     """Rows that a song's keys and values take in the cache."""
     step = 64 if conditions <= 512 else 256
     return -(-conditions // step) * step
+
+
+def padded_steps(steps: int) -> int:
+    """Steps that there is room for: 8, 16, 32 and so on."""
+    return max(8, 1 << (steps - 1).bit_length())
+
+
+class Shape(NamedTuple):
+    """All that a step's launches depend on; whatever else a song brings is loaded into memory."""
+
+    songs: int
+    rows: int  # of conditions: 1 where all songs share them, else one a song
+    tokens: int  # as padded
+    conditions: int  # as padded
+    steps: int  # as padded
+    guided: bool = False  # unconditional rows behind the songs', in the steps that are guided
+    sde: bool = False
+    repaint: bool = False
 
 
 class Buffers(NamedTuple):
@@ -42,50 +61,6 @@ class Buffers(NamedTuple):
     query: Tensor | None = None
     hidden: Tensor | None = None
     velocity: Tensor | None = None  # as patches
-    tokens: Tensor | None = None  # [rows] int32, valid tokens of each song
-
-    @classmethod
-    def allocate(
-        cls,
-        c: Config,
-        batch: int,
-        tokens: int,
-        *,
-        unconditional: bool,
-        dtype: torch.dtype,
-        residual: torch.dtype,
-        device: torch.device,
-    ) -> Buffers:
-        """One arena for ``batch`` songs of ``tokens`` rows, and as many unconditional ones behind them."""
-        rows, H, D, patch = (
-            batch << unconditional,
-            c.hidden_size,
-            c.head_dim,
-            c.patch_size * c.audio_acoustic_hidden_dim,
-        )
-        q = c.num_attention_heads * D
-        wide = {"qkv": q + 2 * c.num_key_value_heads * D, "query": q, "hidden": c.intermediate_size}
-        plan = {  # name: rows, width, dtype
-            "patches": (batch, patch, dtype),
-            "x": (rows, H, residual),
-            "first": (batch if unconditional else 0, H, residual),
-            "h": (rows, H, dtype),
-            "y": (rows, H, dtype),
-            "attended": (rows, q, dtype),
-            "wide": (rows, max(wide.values()), dtype),
-            "velocity": (rows, patch, dtype),
-        }
-        sizes = [math.prod(spec[:2]) * tokens * spec[2].itemsize for spec in plan.values()]
-        sizes = [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes]
-        parts = torch.zeros(sum(sizes), dtype=torch.uint8, device=device).split(sizes)
-
-        def carve(part: Tensor, rows: int, width: int, dtype: torch.dtype) -> Tensor:
-            return part[: rows * tokens * width * dtype.itemsize].view(dtype).view(rows, tokens, width)
-
-        memory = dict(zip(plan, parts))
-        found = {name: carve(memory[name], *spec) for name, spec in plan.items() if name != "wide"}
-        found |= {name: carve(memory["wide"], rows, width, dtype) for name, width in wide.items()}
-        return cls(**found)
 
     def rows(self, count: int) -> Buffers:
         """The first ``count`` rows of each."""
@@ -107,3 +82,66 @@ class Buffers(NamedTuple):
 
 
 NO_BUFFERS = Buffers()
+
+
+def step_plan(c: Config, shape: Shape, dtype: torch.dtype, residual: torch.dtype) -> Plan:
+    """What a step keeps in the arena, ``Buffers`` first.
+
+    Args:
+        dtype: of weights and activations; ``residual``: of the residual stream.
+    """
+    songs, S, R, E, H, D = shape.songs, shape.tokens, shape.rows, shape.conditions, c.hidden_size, c.head_dim
+    rows, frames, patch = songs << shape.guided, S * c.patch_size, c.patch_size * c.audio_acoustic_hidden_dim
+    q, kv, layers = c.num_attention_heads * D, c.num_key_value_heads * D, c.num_hidden_layers
+    latents = (songs, frames, c.audio_acoustic_hidden_dim), torch.float32
+    plan: Plan = {
+        "patches": ((songs, S, patch), dtype),
+        "x": ((rows, S, H), residual),
+        "first": ((songs * shape.guided, S, H), residual),
+        "h": ((rows, S, H), dtype),
+        "y": ((rows, S, H), dtype),
+        "attended": ((rows, S, q), dtype),
+        "wide": ((rows, S, max(q + 2 * kv, c.intermediate_size)), dtype),
+        "velocity": ((rows, S, patch), dtype),
+        "latents": latents,
+        "states": ((R, E, c.encoder_hidden_size), dtype),
+        "source": ((R, S, 2 * patch), dtype),  # context of all frames of a token
+        "context": ((R, S, H), residual),  # what the patch projection makes of it
+        "cache": ((layers, R, c.num_key_value_heads, E, 2, D), dtype),  # keys and values
+        "modulation": ((shape.steps, layers, 6, H), torch.float32),
+        "modulation_out": ((shape.steps, 2, H), torch.float32),
+    }
+    if shape.guided:
+        plan |= {"null": ((layers, 2, 1, H), dtype), "running": latents}
+    if shape.repaint:
+        plan |= {"held_source": latents, "held_noise": latents}
+    return plan
+
+
+def plan_bytes(plan: Plan) -> int:
+    """Memory that ``plan`` takes of an arena."""
+    return sum(_bytes(spec) for spec in plan.values())
+
+
+def carve(memory: Tensor, plan: Plan) -> dict[str, Tensor]:
+    """The tensors of ``plan`` one behind the other in ``memory``, uint8 of ``plan_bytes``."""
+    parts = memory.split([_bytes(spec) for spec in plan.values()])
+    return {name: _view(part, *spec) for part, (name, spec) in zip(parts, plan.items())}
+
+
+def carve_buffers(c: Config, memory: dict[str, Tensor]) -> Buffers:
+    """The ``Buffers`` among what ``carve`` made of a ``step_plan``."""
+    wide, q = memory["wide"], c.num_attention_heads * c.head_dim
+    widths = {"qkv": q + 2 * c.num_key_value_heads * c.head_dim, "query": q, "hidden": c.intermediate_size}
+    found = {name: memory[name] for name in Buffers._fields if name in memory}
+    for name, width in widths.items():
+        found[name] = wide.flatten()[: math.prod(wide.shape[:2]) * width].view(*wide.shape[:2], width)
+    return Buffers(**found)
+
+
+def _bytes(spec: tuple[tuple[int, ...], torch.dtype]) -> int:
+    return -(-math.prod(spec[0]) * spec[1].itemsize // ALIGNMENT) * ALIGNMENT
+
+
+def _view(part: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return part[: math.prod(shape) * dtype.itemsize].view(dtype).view(shape)

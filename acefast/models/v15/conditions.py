@@ -38,6 +38,18 @@ class ConditionEncoder(nn.Module):
             **Encoder.weight_table("timbre", "encoder.timbre_encoder", config.num_timbre_encoder_hidden_layers),
         }
 
+    def text_encode(self, hidden_states: Tensor) -> Tensor:
+        """Last states of the text encoder [B, Lt, 1024] to [B, Lt, W], row by row."""
+        return self.text(hidden_states.to(self.null_condition_emb.dtype))
+
+    def lyric_encode(self, embeddings: Tensor, lengths: Tensor | None = None, *, pad_rows: bool = False) -> Tensor:
+        """Input embeddings of the lyric tokens [B, Ll, 1024] to [B, Ll, W].
+
+        ``lengths``: [B], valid tokens of each row; None: all. ``pad_rows``: see ``Encoder.forward``.
+        """
+        embedded = self.lyric_embed(embeddings.to(self.null_condition_emb.dtype))
+        return self.lyric(embedded, lengths, pad_rows=pad_rows)
+
     def timbre_encode(self, references: Tensor, *, semantics: str = "official") -> Tensor:
         """One vector per reference.
 
@@ -67,7 +79,7 @@ class ConditionEncoder(nn.Module):
         semantics: str = "official",
         pad_mode: str = "exact",
     ) -> tuple[Tensor, Tensor]:
-        """Encode and pack the conditions of B songs.
+        """Encode and pack the conditions of B songs; looks at the lengths, so a GPU is waited for.
 
         Args:
             text_hidden_states: last states of the text encoder, [B, Lt, 1024], padded on the right.
@@ -87,15 +99,14 @@ class ConditionEncoder(nn.Module):
             ValueError: a shape is not as above.
         """
         B, Lt, _ = text_hidden_states.shape
-        Ll, width, dtype = lyric_embeddings.shape[1], self.config.text_hidden_dim, self.null_condition_emb.dtype
+        Ll, width = lyric_embeddings.shape[1], self.config.text_hidden_dim
         check_shape("conditions", "text_hidden_states", text_hidden_states, (B, Lt, width), "[B, Lt, 1024]")
         check_shape("conditions", "lyric_embeddings", lyric_embeddings, (B, Ll, width), "[B, Ll, 1024]")
         check_shape("conditions", "text_lengths", text_lengths, (B,), "[B]")
         check_shape("conditions", "lyric_lengths", lyric_lengths, (B,), "[B]")
-        text = self.text(text_hidden_states.to(dtype))
+        text = self.text_encode(text_hidden_states)
         lengths = None if bool((lyric_lengths == Ll).all()) else lyric_lengths
-        lyrics = self.lyric_embed(lyric_embeddings.to(dtype))
-        lyrics = self.lyric(lyrics, lengths, pad_rows=pad_mode == "upstream")
+        lyrics = self.lyric_encode(lyric_embeddings, lengths, pad_rows=pad_mode == "upstream")
         vectors, counts = self._timbre_slots(B, timbre, timbre_index, timbre_vector, semantics, lyrics)
         valid = torch.cat(
             [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,6 @@ from acefast.backends import choose_backend
 from acefast.checks import check_shape
 from acefast.conditions import Conditions
 from acefast.matmul import linear
-from acefast.models.v15.buffers import NO_BUFFERS, Buffers, padded_tokens
 from acefast.models.v15.config import Config
 from acefast.models.v15.dit_layer import Evaluation, Layer, LayerCondition
 from acefast.models.v15.layers import (
@@ -31,6 +31,7 @@ from acefast.ops.residual_norm import residual_norm
 from acefast.weights import Source, WeightTable
 
 OP = "DiT"
+SCHEDULES = 2  # whose modulations are kept: 59 MB each for 50 steps of 2B
 
 
 class Modulation(NamedTuple):
@@ -55,6 +56,8 @@ class DiT(nn.Module):
         self.table = parameter(2, H)
         self.norm = parameter(H)
         self.unpatch = Linear(H, P * D)
+        self._schedules: OrderedDict[tuple, Modulation] = OrderedDict()
+        self._constants: tuple[Tensor, Tensor] | None = None
 
     @staticmethod
     def weight_table(config: Config) -> WeightTable:
@@ -89,7 +92,9 @@ class DiT(nn.Module):
         frames: Tensor | None = None,
         upstream_time: bool = False,
     ) -> Conditions:
-        """Compute once per song what no step changes. The only place that reads a length back to the host.
+        """Conditions of a song, with what no step changes computed once.
+
+        Where Triton's kernels are in force that is left to ``Step.load``, or to the first ``forward``.
 
         Args:
             encoder_hidden_states: packed conditions [B, E, W], valid ones first.
@@ -105,69 +110,56 @@ class DiT(nn.Module):
         Raises:
             ValueError: a shape is not as above.
         """
-        c = self.config
         B, T, _ = context.shape
-        device = context.device
-        width, channels = c.encoder_hidden_size, 2 * c.audio_acoustic_hidden_dim
+        width, channels = self.config.encoder_hidden_size, 2 * self.config.audio_acoustic_hidden_dim
         check_shape(OP, "encoder_hidden_states", encoder_hidden_states, (B, None, width), "[B, E, W]")
         check_shape(OP, "context", context, (B, T, channels), "[B, T, 2 * C]")
-        E = encoder_hidden_states.shape[1]
+        E, device = encoder_hidden_states.shape[1], context.device
         valid = torch.full((B,), E, device=device) if lengths is None else lengths.to(device)
         check_shape(OP, "lengths", valid, (B,), "[B]")
-        longest, keep = int(valid.max()), None
+        given = {"timesteps": timesteps, "null": null_condition, "upstream_time": upstream_time}
+        given["valid_frames"] = None if frames is None else frames.to(device)
+        conditions = Conditions(encoder_hidden_states, valid, context, given)
+        if not self.static:
+            self.derive(conditions)
+        return conditions
+
+    @property
+    def static(self) -> bool:
+        """Whether steps run on static memory, see ``Step``: where Triton's kernels are in force."""
+        return choose_backend(OP, None, self.norm.device, ("triton",)) == "triton"
+
+    def derive(self, conditions: Conditions) -> None:
+        """Add to ``prepared`` what ``forward`` needs. The only place that reads a length back to the host."""
+        given, valid, context = conditions.prepared, conditions.lengths, conditions.context
+        longest, keep, frames, T = int(valid.max()), None, given["valid_frames"], context.shape[1]
         if frames is not None and bool((frames != T).any()):
-            keep = torch.arange(T, device=device) < frames.to(device)[:, None]  # [B, T]
+            keep = torch.arange(T, device=context.device) < frames[:, None]  # [B, T]
             context = context.masked_fill(~keep[..., None], 0)
-        states, even = encoder_hidden_states[:, :longest], bool((valid == longest).all())
-        prepared = self.derive(
-            *(states, valid, context, timesteps),
-            **dict(even=even, null_condition=null_condition, keep=keep, upstream_time=upstream_time),
-        )
-        return Conditions(encoder_hidden_states, valid, context, prepared)
-
-    def derive(
-        self,
-        states: Tensor,
-        valid: Tensor,
-        context: Tensor,
-        timesteps: Sequence[float] | None = None,
-        *,
-        even: bool,
-        null_condition: Tensor | None = None,
-        keep: Tensor | None = None,
-        upstream_time: bool = False,
-    ) -> dict[str, Any]:
-        """What ``prepare`` computes once it has seen the lengths; reads nothing back.
-
-        On a GPU, tokens, keys and values are padded and lengths always on the device, so that a step's launches depend
-        on nothing but the padded sizes.
-
-        Args:
-            states: conditions [B, E, W], cut to the longest.
-            valid: [B], how many of them count; ``even``: whether that is all E of them everywhere.
-            keep: [B, T], valid frames; None: all.
-        """
-        c = self.config
-        static = choose_backend(OP, None, context.device, ("triton",)) == "triton"
-        condition = self.condition(states.to(self.norm.dtype))
-        null = null_condition
-        if null is not None:
-            null = self.condition(null.reshape(1, c.encoder_hidden_size).to(self.norm.dtype))
-        patches = self._patches(context)
-        if static:
-            patches = F.pad(patches, (0, 0, 0, padded_tokens(patches.shape[1]) - patches.shape[1]))
-        layers = [LayerCondition.of(layer.cross_attention, condition, null) for layer in self.layers]
-        times = dict(zip(timesteps, self.modulations(timesteps, upstream_time=upstream_time))) if timesteps else {}
-        prepared = {
+        condition = self.condition(conditions.encoder_hidden_states[:, :longest].to(self.norm.dtype))
+        nulls = [None] * len(self.layers) if given["null"] is None else self.constants(given["null"])
+        patches, times = self._patches(context), given["timesteps"] or ()
+        scheduled = self.scheduled(times, upstream_time=given["upstream_time"]) if times else ((), ())
+        conditions.prepared |= {
             "context": linear(patches, self.patch.weight[:, : patches.shape[-1]], self.patch.bias).to(self.residual),
-            "layers": LayerCondition.cache(layers) if static else layers,
-            "lengths": valid if static or not even else None,
+            "layers": [
+                LayerCondition(*layer.cross_attention.keys_values(condition), null)
+                for layer, null in zip(self.layers, nulls)
+            ],
+            "lengths": None if bool((valid == longest).all()) else valid,
             "frames": keep,
-            "tokens": None if keep is None else -(-keep.sum(1) // c.patch_size),
-            "upstream_time": upstream_time,
-            "times": times,
+            "tokens": None if keep is None else -(-keep.sum(1) // self.config.patch_size),
+            "times": {t: Modulation(*both) for t, *both in zip(times, *scheduled)},
         }
-        return prepared | ({"buffers": {}} if static else {})
+
+    def constants(self, null_condition: Tensor) -> Tensor:
+        """What every unconditional row gets from cross-attention, [layers, 2, 1, H]; zeros first. Computed once."""
+        if self._constants is None or self._constants[0] is not null_condition:
+            width = self.config.encoder_hidden_size
+            embedded = self.condition(null_condition.reshape(1, width).to(self.norm.dtype))
+            found = torch.stack([layer.cross_attention.constant(embedded) for layer in self.layers])
+            self._constants = null_condition, torch.stack((torch.zeros_like(found), found), 1)[:, :, None]
+        return self._constants[1]
 
     def forward(
         self,
@@ -189,6 +181,8 @@ class DiT(nn.Module):
         Raises:
             ValueError: a shape is not as above, or ``unconditional`` without a null condition in ``prepare``.
         """
+        if "layers" not in conditions.prepared:
+            self.derive(conditions)
         c, prepared = self.config, conditions.prepared
         B, T, D = latents.shape
         batch = prepared["context"].shape[0]
@@ -202,16 +196,16 @@ class DiT(nn.Module):
         if keep is not None:
             latents = latents.masked_fill(~keep[..., None], 0)
         if timestep not in prepared["times"]:
-            (found,) = self.modulations([timestep], upstream_time=prepared["upstream_time"])
-            prepared["times"][timestep] = found
-        buffers = self.static_buffers(conditions, B)
-        out = self.velocity(
-            self._patches(latents, buffers.patches),
-            prepared,
-            prepared["times"][timestep],
-            self.evaluation(prepared, B, unconditional, buffers),
-        )
-        velocity = out.view(len(out), -1, D)[:, :T].to(torch.float32, copy=buffers.velocity is not None)
+            found = self.modulations([timestep], upstream_time=prepared["upstream_time"])
+            prepared["times"][timestep] = Modulation(*(t[0] for t in found))
+        tokens = prepared["tokens"]
+        if tokens is not None:
+            tokens = tokens.expand(B).repeat(1 + unconditional)
+        patches = self._patches(latents)
+        rope = rope_table(patches.shape[1], c.head_dim, c.rope_theta, patches.device)
+        e = Evaluation(B, unconditional, rope, tokens, prepared["lengths"])
+        out = self.velocity(patches, prepared, prepared["times"][timestep], e)
+        velocity = out.view(len(out), -1, D)[:, :T].float()
         if keep is not None:
             velocity = velocity.masked_fill(~keep.repeat(len(velocity) // len(keep), 1)[..., None], 0)
         return velocity.split(B) if unconditional else velocity
@@ -233,76 +227,39 @@ class DiT(nn.Module):
         )
         return linear(h, self.unpatch.weight, self.unpatch.bias, out=e.buffers.rows(len(x)).velocity)
 
-    def evaluation(
-        self,
-        prepared: dict[str, Any],
-        songs: int,
-        unconditional: bool,
-        buffers: Buffers = NO_BUFFERS,
-        step: Tensor | None = None,
-    ) -> Evaluation:
-        """What ``velocity`` needs beside the latents and their modulation."""
-        tokens = buffers.tokens
-        if tokens is None and prepared["tokens"] is not None:
-            tokens = prepared["tokens"].expand(songs).repeat(1 + unconditional)
-        context = prepared["context"]
-        rope = rope_table(context.shape[1], self.config.head_dim, self.config.rope_theta, context.device)
-        return Evaluation(songs, unconditional, rope, tokens, prepared["lengths"], step, buffers)
-
-    def static_buffers(self, conditions: Conditions, songs: int) -> Buffers:
-        """The static memory that steps of ``songs`` latents run on, the same one each time; none on a CPU."""
-        prepared = conditions.prepared
-        if "buffers" not in prepared:
-            return NO_BUFFERS
-        if songs not in prepared["buffers"]:
-            T, unconditional = conditions.context.shape[1], prepared["layers"][0].null is not None
-            made = Buffers.allocate(
-                self.config,
-                songs,
-                prepared["context"].shape[1],
-                unconditional=unconditional,
-                dtype=self.norm.dtype,
-                residual=self.residual,
-                device=self.norm.device,
-            )
-            tokens = prepared["tokens"]
-            if tokens is None:
-                tokens = torch.full((1,), -(-T // self.config.patch_size), device=self.norm.device)
-            tokens = tokens.expand(songs).repeat(1 + unconditional).to(torch.int32)
-            prepared["buffers"][songs] = made._replace(tokens=tokens)
-        return prepared["buffers"][songs]
-
     @property
     def residual(self) -> torch.dtype:
         """Dtype of the residual stream."""
         return residual_dtype(self.norm.dtype)
 
-    def modulations(self, timesteps: Sequence[float], *, upstream_time: bool = False) -> list[Modulation]:
-        """The modulation of each timestep, one stack in memory; see ``prepare`` for ``upstream_time``."""
+    def scheduled(self, timesteps: Sequence[float], *, upstream_time: bool = False) -> Modulation:
+        """``modulations`` of a schedule; those of the last few are kept."""
+        key = (*timesteps, upstream_time)
+        if key not in self._schedules:
+            while len(self._schedules) >= SCHEDULES:
+                self._schedules.popitem(last=False)
+            self._schedules[key] = self.modulations(timesteps, upstream_time=upstream_time)
+        self._schedules.move_to_end(key)
+        return self._schedules[key]
+
+    def modulations(self, timesteps: Sequence[float], *, upstream_time: bool = False) -> Modulation:
+        """What each timestep does, [steps, ...], computed together; see ``prepare`` for ``upstream_time``."""
         dtype, device = self.norm.dtype, self.norm.device
         times = [model_time(t, dtype, upstream_time) for t in timesteps]
         out, layers = self.time(torch.tensor(times, device=device))
         out_r, layers_r = self._time_r
         tables = torch.stack([layer.table for layer in self.layers]).float()
-        layers = (layers + layers_r)[:, None] + tables
-        out = (out + out_r)[:, None] + self.table.float()
-        return [Modulation(*both) for both in zip(layers, out)]
+        return Modulation((layers + layers_r)[:, None] + tables, (out + out_r)[:, None] + self.table.float())
 
     @functools.cached_property
     def _time_r(self) -> tuple[Tensor, Tensor]:
         """What the embedding of t - r = 0 adds at every timestep: a constant of the checkpoint."""
         return self.time_r(torch.zeros(1, device=self.norm.device))
 
-    def _patches(self, frames: Tensor, out: Tensor | None = None) -> Tensor:
-        """[B, T, C] -> [B, ceil(T / P), P * C] in the model's dtype; a zero frame fills up the last token.
-
-        ``out``: [B, S, P * C] with as many or more tokens, zeros beyond T, which stay.
-        """
+    def _patches(self, frames: Tensor) -> Tensor:
+        """[B, T, C] -> [B, ceil(T / P), P * C] in the model's dtype; a zero frame fills up the last token."""
         B, T, C = frames.shape
         P = self.config.patch_size
-        if out is not None:
-            out.view(B, -1, C)[:, :T] = frames
-            return out
         if T % P:
             frames = F.pad(frames, (0, 0, 0, P - T % P))
         return frames.to(self.norm.dtype).reshape(B, -1, P * C)

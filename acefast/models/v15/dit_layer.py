@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from acefast.matmul import add_linear, linear
-from acefast.models.v15.buffers import NO_BUFFERS, Buffers, padded_conditions
+from acefast.models.v15.buffers import NO_BUFFERS, Buffers
 from acefast.models.v15.config import Config
 from acefast.models.v15.layers import MLP, SelfAttention, parameter
 from acefast.ops.cross_attention import cross_attention
@@ -24,23 +23,6 @@ class LayerCondition(NamedTuple):
     k: Tensor  # [B, kv_heads, E, D], normed
     v: Tensor  # [B, kv_heads, E, D]
     null: Tensor | None  # [2, 1, H]: zeros, then what every unconditional row gets from cross-attention
-
-    @classmethod
-    def of(cls, attention: CrossAttention, condition: Tensor, null: Tensor | None) -> LayerCondition:
-        """Of embedded conditions [B, E, H] and the embedded null condition [1, H]."""
-        if null is not None:
-            null = attention.constant(null)
-            null = torch.stack((torch.zeros_like(null), null))[:, None]
-        return cls(*attention.keys_values(condition), null)
-
-    @staticmethod
-    def cache(conditions: list[LayerCondition]) -> list[LayerCondition]:
-        """All layers' keys and values in one buffer [layers, B, kv_heads, E rounded up, 2, D], the same otherwise."""
-        B, kv_heads, E, D = conditions[0].k.shape
-        kv = conditions[0].k.new_zeros(len(conditions), B, kv_heads, padded_conditions(E), 2, D)
-        for own, c in zip(kv, conditions):
-            own[:, :, :E, 0], own[:, :, :E, 1] = c.k, c.v
-        return [LayerCondition(own[..., 0, :], own[..., 1, :], c.null) for own, c in zip(kv, conditions)]
 
 
 class Evaluation(NamedTuple):
@@ -82,11 +64,14 @@ class CrossAttention(nn.Module):
             f"{ours}.k_norm": Source((f"{official}.k_norm.weight",)),
         }
 
-    def keys_values(self, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Embedded conditions [B, E, H] -> normed keys and values, each [B, kv_heads, E, D] contiguous."""
+    def keys_values(self, condition: Tensor, out: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Embedded conditions [B, E, H] -> normed keys and values, each [B, kv_heads, E, D]; to ``out`` where given."""
         kv = linear(condition, self.kv)
-        _, k, v = qk_norm_rope(kv, self.q_norm, self.k_norm, None, None, 0, self.kv_heads, eps=self.eps)
-        return k.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous()
+        _, *found = qk_norm_rope(kv, self.q_norm, self.k_norm, None, None, 0, self.kv_heads, eps=self.eps)
+        found = tuple(t.transpose(1, 2) for t in found)
+        if out is None:
+            return tuple(t.contiguous() for t in found)
+        return tuple(own.copy_(t) for own, t in zip(out, found))
 
     def constant(self, null: Tensor) -> Tensor:
         """Output where every key is the same embedded condition [1, H]: whatever the query, its value. [H]"""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ def build_task(
     to_codes: Callable[[Tensor], list[int]],
     from_codes: Callable[[list[int]], Tensor],
 ) -> Task:
-    """Source latents, mask and length of ``requests``, which differ only in prompt, lyrics and seed.
+    """Source latents, mask and length of ``requests``, which may be made together (``acefast.batches``).
 
     Args:
         recording: what ``acefast.tasks.read_audio`` found of their source.
@@ -51,8 +52,10 @@ def build_task(
     if request.codes is not None:
         return _from_codes(request, silence, from_codes)
     if recording is None:
-        frames = frames_of(request.duration, request.semantics)
-        return Task(frames, request.duration, silence(frames), _whole(request, frames))
+        lengths = [frames_of(r.duration, r.semantics) for r in requests]
+        frames, differ = max(lengths), len({r.duration for r in requests}) > 1
+        task = Task(frames, request.duration, silence(frames), _whole(request, frames))
+        return replace(task, lengths=lengths) if differ else task
     clean = posterior(requests, encode(recording.waveform), POSTERIOR_STREAM)
     if request.semantics == "official":
         clean = _filled(clean, MIN_FRAMES, silence)

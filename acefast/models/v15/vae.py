@@ -11,7 +11,7 @@ the decoder drops rows as soon as no later layer needs them, which leaves of the
 the two layers next to the audio, where a frame is 1 MB, run over *spans* of rows that fit a CPU's outer cache.
 
 Where Triton's kernels are in force a tile is a list of launches on static memory instead, longer and computed whole:
-see acefast.models.v15.vae_tile. There a row's bits do not depend on the tile it is in.
+see acefast.models.v15.vae_tile and vae_static. There a row's bits do not depend on the tile it is in.
 
 Source: AutoencoderOobleck in huggingface/diffusers autoencoder_oobleck.py.
 """
@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acefast.checks import check_shape
+from acefast.models.v15 import vae_static
 from acefast.models.v15.config import VAEConfig
 from acefast.models.v15.vae_layers import (
     UNITS_REACH,
@@ -39,9 +40,8 @@ from acefast.models.v15.vae_layers import (
     snake_entries,
     unit_entries,
 )
-from acefast.models.v15.vae_tile import DecoderTile, EncoderTile
+from acefast.models.v15.vae_tile import DecoderTile, EncoderTile, Tiled
 from acefast.models.v15.vae_tiling import Window, on_kernels, tiles
-from acefast.ops.audio_conv1d import peak_slots
 from acefast.weights import WeightTable
 
 SPAN_ROWS = 4096  # at the inner end of the two blocks next to the audio: 17 frames, 17 MB at 48 kHz in fp32
@@ -54,7 +54,7 @@ class Decoded(NamedTuple):
     """A batch of songs on the decoder's device."""
 
     audio: Tensor  # [B, 2, 1920 * T] fp32
-    peaks: Tensor | None  # [B, n] fp32: a song's largest is its largest |sample|; None: nobody has looked
+    peaks: Tensor | None  # [B, 1] fp32: the largest |sample|; None: nobody has looked
 
 
 def _crop(x: Tensor, start: int, first: int, end: int) -> tuple[Tensor, int]:
@@ -63,8 +63,10 @@ def _crop(x: Tensor, start: int, first: int, end: int) -> tuple[Tensor, int]:
     return x[:, first - start : end - start].contiguous(), first
 
 
-class Decoder(nn.Module):
+class Decoder(Tiled):
     """Latents to audio; ``halo`` is how many frames away the latents are that a frame's audio depends on (9)."""
+
+    kind = DecoderTile
 
     def __init__(self, config: VAEConfig):
         super().__init__()
@@ -82,7 +84,6 @@ class Decoder(nn.Module):
             rows = (units + 3 * stride // 2 - 1) // stride
             self.reach.insert(0, (rows, units))
         self.halo = rows + 3
-        self._tile: DecoderTile | None = None
 
     def levels(self, frames: int) -> list[tuple[int, int]]:
         """Rows and width of the activations of so many frames, before and after each block."""
@@ -90,14 +91,6 @@ class Decoder(nn.Module):
         for block in self.block:
             levels.append((levels[-1][0] * block.stride, len(block.conv_t1.bias)))
         return levels
-
-    def tile(self, batch: int, frames: int) -> DecoderTile:
-        """Static memory and launches for tiles of so many frames; the last one is kept, and its memory for the next."""
-        kept = self._tile
-        if kept is None or not kept.fits(self.conv1.weight, batch, frames):
-            with torch.inference_mode(False):  # memory that may be written within it and outside
-                self._tile = DecoderTile(self, batch, frames, memory=kept and kept.memory)
-        return self._tile
 
     def forward(self, latents: Tensor, keep: tuple[int, int] | None = None) -> Tensor:
         """Decode latents, of which the frames outside ``keep`` are context only.
@@ -151,8 +144,10 @@ class Decoder(nn.Module):
         return table | snake_entries("snake1", "decoder.snake1") | conv_entries("conv2", "decoder.conv2", bias=False)
 
 
-class Encoder(nn.Module):
+class Encoder(Tiled):
     """Audio to latents; ``halo`` is how many frames' samples around its own a latent frame depends on (7)."""
+
+    kind = EncoderTile
 
     def __init__(self, config: VAEConfig):
         super().__init__()
@@ -166,22 +161,13 @@ class Encoder(nn.Module):
         self.outer_hop = math.prod(strides[:SPAN_BLOCKS])
         self.outer_reach = _encoder_reach(0, strides[:SPAN_BLOCKS])
         self.halo = -(-_encoder_reach(1, strides) // self.hop)
-        self._tile: EncoderTile | None = None
 
-    def levels(self, frames: int, extra: int = 0) -> list[tuple[int, int]]:
-        """Rows and width of the activations of so many frames and samples, before and after each block."""
-        levels = [(frames * self.hop + extra, len(self.conv1.weight))]
+    def levels(self, frames: int) -> list[tuple[int, int]]:
+        """Rows and width of the activations of so many frames, before and after each block."""
+        levels = [(frames * self.hop, len(self.conv1.weight))]
         for block in self.block:
             levels.append((levels[-1][0] // block.conv1.stride, len(block.conv1.weight)))
         return levels
-
-    def tile(self, batch: int, frames: int, extra: int = 0) -> EncoderTile:
-        """As ``Decoder.tile``; see ``EncoderTile`` for ``extra``."""
-        kept = self._tile
-        if kept is None or not kept.fits(self.conv1.weight, batch, frames, extra):
-            with torch.inference_mode(False):
-                self._tile = EncoderTile(self, batch, frames, extra, memory=kept and kept.memory)
-        return self._tile
 
     def forward(self, audio: Tensor) -> tuple[Tensor, Tensor]:
         """Encode audio.
@@ -242,69 +228,51 @@ def _encoder_reach(rows: int, strides: tuple[int, ...]) -> int:
 
 
 def decode_tiles(
-    decoder: Decoder, latents: Tensor, tile_frames: int | None = None, keep: tuple[int, int] | None = None
+    decoder: Decoder,
+    latents: Tensor,
+    tile_frames: int | None = None,
+    keep: tuple[int, int] | None = None,
+    *,
+    soon: bool = True,
 ) -> Iterator[tuple[int, Tensor]]:
     """Decode a song tile by tile, from its start to its end.
 
     Args:
         latents: [B, T, 64].
         tile_frames: latent frames that the network sees at a time, at least 19; None takes 128 (5.1 s), of which the
-            first tile decodes 25 only, the second 50, and so on, and on a GPU's kernels as many as
-            ``frames_that_fit``. The same number gives the same bits, whether or not the tiles are joined afterwards;
-            on the kernels every number does.
+            first tile decodes 25 only, the second 50, and so on. The same number gives the same bits, whether or not
+            the tiles are joined afterwards. On a GPU's kernels None takes up to ``frames_that_fit``, and every number
+            gives the same bits.
         keep: first frame to decode and the one after the last; the others are context only. None decodes all.
+        soon: on a GPU's kernels, take short tiles first, so that something is heard before a long one is decoded.
     Yields:
-        First frame and audio [B, 2, 1920 * frames] fp32 of consecutive pieces.
+        First frame and audio [B, 2, 1920 * frames] fp32 of consecutive pieces, each of memory of its own.
     Raises:
         ValueError: a shape is wrong or a tile is no longer than its overlaps.
     """
-    windows = tiles("decode", decoder, len(latents), latents.shape[1], tile_frames, keep)
-    if not on_kernels(decoder):
-        for start, size, first, end in windows:
-            yield first, decoder(latents[:, start : start + size], (first - start, end - start))
+    windows = tiles("decode", decoder, len(latents), latents.shape[1], tile_frames, keep, soon=soon)
+    if on_kernels(decoder):
+        yield from ((window.first, piece) for window, piece in vae_static.decoded(decoder, latents, windows))
         return
-    decoded, hop = _memory(decoder, latents, windows), decoder.hop
-    for first, end in _launched(decoder, latents, windows, decoded):
-        yield first, decoded.audio[:, :, first * hop : end * hop]
+    for start, size, first, end in windows:
+        yield first, decoder(latents[:, start : start + size], (first - start, end - start))
 
 
 def decode(decoder: Decoder, latents: Tensor, tile_frames: int | None = None, on_tile: OnTile | None = None) -> Decoded:
-    """All of ``decode_tiles`` in one tensor; ``on_tile`` hears of every tile."""
+    """All of ``decode_tiles`` in one tensor, of memory of its own; ``on_tile`` hears of every tile."""
     B, T, hop = *latents.shape[:2], decoder.hop
+    audio, peaks = torch.empty(B, decoder.channels, T * hop, device=latents.device), None
     if on_kernels(decoder):
-        windows = tiles("decode", decoder, B, T, tile_frames)
-        decoded = _memory(decoder, latents, windows)
-        for _, end in _launched(decoder, latents, windows, decoded):
-            if on_tile:
-                on_tile(end, T)
-        return decoded
-    audio = torch.empty(B, decoder.channels, T * hop, device=latents.device)
-    for first, piece in decode_tiles(decoder, latents, tile_frames):
-        audio[:, :, first * hop : first * hop + piece.shape[2]] = piece
+        windows, peaks = tiles("decode", decoder, B, T, tile_frames), torch.zeros(B, 1, device=latents.device)
+        made = ((window.first, piece) for window, piece in vae_static.decoded(decoder, latents, windows, audio, peaks))
+    else:
+        made = decode_tiles(decoder, latents, tile_frames)
+    for first, piece in made:
+        if peaks is None:
+            audio[:, :, first * hop : first * hop + piece.shape[2]] = piece
         if on_tile:
             on_tile(first + piece.shape[2] // hop, T)
-    return Decoded(audio, None)
-
-
-def _memory(decoder: Decoder, latents: Tensor, windows: list[Window]) -> Decoded:
-    """Where tiles put a song's audio and its peaks."""
-    B, T, _ = latents.shape
-    device, rows = latents.device, max((window.size for window in windows), default=0) * decoder.hop
-    audio = torch.empty(B, decoder.channels, T * decoder.hop, device=device)
-    return Decoded(audio, torch.zeros(B, peak_slots(rows), device=device))
-
-
-def _launched(decoder: Decoder, latents: Tensor, windows: list[Window], decoded: Decoded) -> Iterator[tuple[int, int]]:
-    """Launch tile after tile; yields the first frame and the one after the last of what then is decoded."""
-    check_shape("Decoder", "latents", latents, (None, None, decoder.latent_channels), "[B, T, latent channels]")
-    hop = decoder.hop
-    places = [((first - start) * hop, (end - start) * hop, first * hop) for start, _, first, end in windows]
-    places = torch.tensor(places, dtype=torch.int32).to(latents.device)
-    for (start, size, first, end), place in zip(windows, places):
-        tile = decoder.tile(len(latents), size)  # asked for each time: while this waits, others may decode
-        tile.load(latents[:, start : start + size], place)
-        tile.launch(*decoded)
-        yield first, end
+    return Decoded(audio, peaks)
 
 
 def encode(
@@ -315,7 +283,7 @@ def encode(
     Args:
         audio: [B, 2, N], N at least 1920; samples beyond the last whole frame give no frame of their own.
         tile_frames: frames of audio that the network sees at a time, at least 15; None takes 256 (10.2 s), on a GPU's
-            kernels as ``decode_tiles``.
+            kernels up to ``frames_that_fit``.
         on_tile: hears of every tile.
     Returns:
         Mean and standard deviation, both [B, N // 1920, 64] fp32.
@@ -323,20 +291,22 @@ def encode(
         ValueError: a shape is wrong, the audio is too short or a tile is no longer than its overlaps.
     """
     encoder.check(audio)
-    hop, T = encoder.hop, audio.shape[2] // encoder.hop
-    extra, launched = audio.shape[2] - T * hop, on_kernels(encoder)
+    T = audio.shape[2] // encoder.hop
+    windows = tiles("encode", encoder, len(audio), T, tile_frames)
+    made = vae_static.encoded(encoder, audio, windows) if on_kernels(encoder) else _encoded(encoder, audio, windows)
     means, stds = [], []
-    for start, size, first, end in tiles("encode", encoder, len(audio), T, tile_frames):
-        if launched:
-            tile = encoder.tile(len(audio), size, extra)
-            tile.load(audio[:, :, start * hop : (start + size) * hop + extra])
-            tile.launch()
-            mean, std = encoder.posterior(tile.moments[..., : 2 * encoder.latent_channels])
-        else:
-            stop = audio.shape[2] if start + size == T else (start + size) * hop
-            mean, std = encoder(audio[:, :, start * hop : stop])
+    for (start, _, first, end), mean, std in made:
         means.append(mean[:, first - start : end - start])
         stds.append(std[:, first - start : end - start])
         if on_tile:
             on_tile(end, T)
     return torch.cat(means, dim=1), torch.cat(stds, dim=1)
+
+
+def _encoded(encoder: Encoder, audio: Tensor, windows: list[Window]) -> Iterator[tuple[Window, Tensor, Tensor]]:
+    """As ``vae_static.encoded``, on the references."""
+    hop, T = encoder.hop, audio.shape[2] // encoder.hop
+    for window in windows:
+        start, size, _, _ = window
+        stop = audio.shape[2] if start + size == T else (start + size) * hop
+        yield window, *encoder(audio[:, :, start * hop : stop])

@@ -8,7 +8,9 @@ work: ``x``, what the next residual adds to; ``activated``, the snake of it that
     encoder  first convolution; five times three residual units and a strided convolution; last convolution
 
 A unit is one launch up to 256 channels and two beyond, which makes 28 for the published decoder, 28 for its encoder.
-What differs from tile to tile lies on the device: latents or samples, and which rows of a tile's audio go where.
+What differs from tile to tile lies on the device: latents or samples, and which rows of a tile's audio are kept. What
+goes in and what comes out lies in the arena too, which tiles of all sizes share: a tile is loaded, launched and copied
+from before another one is loaded.
 
 A tile sees zeros beyond its ends, as a song does. Widths are filled up to multiples of 16 by channels whose weights,
 biases and snakes are zero; a published checkpoint has none.
@@ -21,13 +23,16 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from acefast.guarded import elements, guarded
+from acefast.backends import named_backend
+from acefast.graphs import Graphs
+from acefast.guarded import elements, guarded, whole
 from acefast.models.v15.vae_layers import Conv, ResidualUnit, Snake
-from acefast.ops.audio_conv1d import audio_conv1d
+from acefast.ops.audio_conv1d import audio_conv1d, peak_slots
 from acefast.ops.conv1d import conv1d
 from acefast.ops.conv_transpose1d import conv_transpose1d
+from acefast.ops.pcm import PARTS, pcm
 from acefast.ops.residual_unit import TAPS, fused, residual_unit
 
 if TYPE_CHECKING:
@@ -53,20 +58,19 @@ class Unit(NamedTuple):
 class Tile:
     """What a decoder's and an encoder's tile have in common: the arena, and the list of launches made of the layers."""
 
-    def __init__(self, levels: list[tuple[int, int]], batch: int, like: Tensor, memory: Tensor | None) -> None:
+    def __init__(self, levels: list[tuple[int, int]], batch: int, like: Tensor, graphs: Graphs) -> None:
         """
         Args:
-            levels: rows and width of the activations between a change of either.
+            levels: rows and width of the activations between a change of either, and of what goes in or comes out.
             like: a weight: its dtype and device are the activations'.
-            memory: another tile's, which is taken if it suffices.
+            graphs: have the arena.
         """
         self.batch, self.like = batch, like
         piece = max(elements(batch, rows, padded(width)) for rows, width in levels)
-        if memory is None or memory.numel() < 3 * piece or memory.dtype != like.dtype or memory.device != like.device:
-            memory = like.new_empty(3 * piece)
-        self.memory = memory
-        self._pieces = list(memory[: 3 * piece].split(piece))  # x, activated, free
+        self.memory = graphs.arena(3 * piece * like.dtype.itemsize).view(like.dtype)
+        self._pieces = list(self.memory.split(piece))  # x, activated, free
         self.launches: list[partial] = []
+        self.replay = graphs.replayed("tile", self.launch)
 
     @property
     def static(self) -> list[Tensor]:
@@ -74,11 +78,6 @@ class Tile:
         values = [v for launch in self.launches for v in (*launch.args, *launch.keywords.values())]
         values = [t for v in values for t in (v if isinstance(v, tuple) else (v,))]
         return [self.memory, *(t for t in values if isinstance(t, Tensor))]
-
-    def fits(self, weight: Tensor, batch: int, *size: int) -> bool:
-        """Whether this is a tile of such weights, songs and size."""
-        where = (self.memory.dtype, self.memory.device) == (weight.dtype, weight.device)
-        return where and self.like is weight and (self.batch, self.size) == (batch, size)
 
     def launch(self) -> None:
         """The tile's launches and nothing else."""
@@ -92,6 +91,10 @@ class Tile:
         """x, activated and free memory, [B, rows, width] each."""
         options = dict(dtype=self.like.dtype, device=self.like.device)
         return [guarded(self.batch, rows, width, memory=piece, **options) for piece in self._pieces]
+
+    def _input(self, rows: int, width: int) -> Tensor:
+        """Where the first launch reads [B, rows, width]: memory that it does not write."""
+        return guarded(self.batch, rows, width, dtype=self.like.dtype, device=self.like.device, memory=self._pieces[2])
 
     def _turn(self) -> None:
         """What was written last to the free piece is what is read next."""
@@ -123,15 +126,17 @@ class Tile:
 
 
 class DecoderTile(Tile):
-    """``frames`` latent frames of ``batch`` songs to audio: ``load``, then ``launch``."""
+    """``frames`` latent frames of ``batch`` songs to audio: ``load``, then ``launch`` or ``replay``.
 
-    def __init__(self, decoder: Decoder, batch: int, frames: int, memory: Tensor | None = None) -> None:
-        like = decoder.conv1.weight
-        super().__init__(decoder.levels(frames), batch, like, memory)
-        weight, bias = conv_of(decoder.conv1)
-        self.size = (frames,)
-        self.latents = guarded(batch, frames, weight.shape[2], dtype=like.dtype, device=like.device)
-        self.latents.zero_()  # channels beyond the model's stay so
+    Attributes:
+        audio: [B, 2, 1920 * frames] fp32, of which the first samples are those of the rows kept.
+        peaks: [B, peak_slots(1920 * frames)] fp32, whose largest is a song's largest |sample| of those.
+    """
+
+    def __init__(self, decoder: Decoder, graphs: Graphs, batch: int, frames: int) -> None:
+        like, (weight, bias) = decoder.conv1.weight, conv_of(decoder.conv1)
+        super().__init__([(frames, weight.shape[2]), *decoder.levels(frames)], batch, like, graphs)
+        self.latents = self._input(frames, weight.shape[2])
         self.place = torch.zeros(3, dtype=torch.int32, device=like.device)
         blocks = list(decoder.block)
         waves = [wave_of(layer.snake1) for layer in (*blocks, decoder)]  # each reads what lies before it
@@ -150,44 +155,43 @@ class DecoderTile(Tile):
             self._turn()
             self._units(units, rows, after)
         weight, _ = conv_of(decoder.conv2, outputs=False)
-        self.last = partial(audio_conv1d, self._rows(rows, weight.shape[2])[1], weight, guarded=True)
-
-    @property
-    def static(self) -> list[Tensor]:
-        return [*super().static, *self.last.args, self.place]
+        self.audio = planes(self._pieces[2], batch, decoder.channels, rows)
+        self.peaks = torch.zeros(batch, peak_slots(rows), device=like.device)
+        self._add(
+            *(audio_conv1d, self._rows(rows, weight.shape[2])[1], weight),
+            **dict(place=self.place, peaks=self.peaks, out=self.audio),
+        )
 
     def load(self, latents: Tensor, place: Tensor) -> None:
-        """Put latents [B, frames, 64] and the audio's ``place``, see acefast.ops.audio_conv1d, where they are read."""
-        self.latents[..., : latents.shape[2]].copy_(latents)
-        self.place.copy_(place)
-
-    def launch(self, audio: Tensor, peaks: Tensor) -> None:
-        """The tile's launches and nothing else.
+        """Put latents [B, frames, 64] where they are read.
 
         Args:
-            audio: [B, 2, N] fp32, gets the rows that ``place`` says.
-            peaks: [B, n] fp32, n as ``peak_slots`` says of a tile's rows, raised to the largest samples of those.
+            place: int32 [3] on their device: the first row of the tile's audio that is kept, the one after the last, 0.
         """
-        super().launch()
-        self.last(place=self.place, peaks=peaks, out=audio)
+        whole(self.latents).zero_()  # the guards, and channels beyond the model's
+        self.latents[..., : latents.shape[2]].copy_(latents)
+        self.place.copy_(place)
+        self.peaks.zero_()
 
 
 class EncoderTile(Tile):
-    """``frames`` frames of ``batch`` songs' audio, and ``extra`` samples more, to ``moments``: ``load``, ``launch``.
+    """``frames`` frames of ``batch`` songs' audio to ``moments`` [B, frames, 128]: ``load``, ``launch`` or ``replay``.
 
-    A song may end within a frame; the samples there are heard by the frames before, so all of its tiles have them.
+    A song may end within a frame; the samples there, ``extra``, are heard by the frames before, so its last tile has
+    them.
     """
 
-    def __init__(self, encoder: Encoder, batch: int, frames: int, extra: int = 0, memory: Tensor | None = None) -> None:
+    def __init__(self, encoder: Encoder, graphs: Graphs, batch: int, frames: int, extra: int = 0) -> None:
         like, rows = encoder.conv1.weight, frames * encoder.hop + extra
-        super().__init__(encoder.levels(frames, extra), batch, like, memory)
-        self.size, self.rows = (frames, extra), rows
+        moments, moments_bias = conv_of(encoder.conv2)
+        most = encoder.levels(frames + (extra > 0))  # whatever is extra, so that the arena grows once at most
+        super().__init__([*most, (frames, len(moments))], batch, like, graphs)
+        self.rows = rows
         weight, bias = conv_of(encoder.conv1, inputs=False)
         taps = -(-weight.shape[1] * weight.shape[2] // WIDTH) * WIDTH // weight.shape[2]  # 8, the last one zero
         beyond = taps - weight.shape[1]
         weight = filled(weight, len(weight), taps, weight.shape[2])
-        self.audio = guarded(batch, rows + beyond, weight.shape[2], dtype=like.dtype, device=like.device)
-        self.audio.zero_()  # the row beyond stays so: the tap more takes a row from what comes out
+        self.audio = self._input(rows + beyond, weight.shape[2])  # the tap more takes a row from what comes out
         blocks = list(encoder.block)
         units = [[unit_of(unit) for unit in block.units] for block in blocks]
         x, activated, _ = self._rows(rows, len(bias))
@@ -207,13 +211,81 @@ class EncoderTile(Tile):
                 out=(None if last else x, free),
             )
             self._turn()
-        weight, bias = conv_of(encoder.conv2)
-        self.moments = guarded(batch, rows, len(bias), dtype=like.dtype, device=like.device)
-        self._add(conv1d, self._rows(rows, weight.shape[2])[1], weight, bias, padding=1, out=self.moments)
+        self.moments = self._rows(rows, len(moments))[2]
+        source = self._rows(rows, moments.shape[2])[1]
+        self._add(conv1d, source, moments, moments_bias, padding=1, out=self.moments)
 
     def load(self, audio: Tensor) -> None:
         """Put a tile's audio [B, 2, rows] where it is read."""
+        whole(self.audio).zero_()  # the guards and the row beyond
         self.audio[:, : self.rows].copy_(audio.transpose(1, 2))
+
+
+class FinishTile:
+    """A piece of ``batch`` songs that are decoded, brought to their level: ``load``, then ``launch`` or ``replay``.
+
+    Attributes:
+        audio: [B, channels, samples] fp32, in the arena.
+    """
+
+    def __init__(self, graphs: Graphs, batch: int, channels: int, samples: int) -> None:
+        self.audio = planes(graphs.arena(4 * batch * channels * samples), batch, channels, samples)
+        self.peaks = torch.zeros(batch, 1, device=graphs.device)
+        self.levels = torch.zeros(batch, dtype=torch.float64, device=graphs.device)
+        self.scratch = torch.zeros(batch, PARTS, device=graphs.device)
+        self.replay = graphs.replayed("finish", self.launch)
+
+    @property
+    def static(self) -> list[Tensor]:
+        """All tensors of the launches, which a graph may count on."""
+        return [self.audio, self.peaks, self.levels, self.scratch]
+
+    def load(self, audio: Tensor, peaks: Tensor, level: float) -> None:
+        """Put up to ``samples`` samples of songs [B, channels, n], their peaks [B, 1] and level where they are read."""
+        self.audio[:, :, : audio.shape[2]].copy_(audio)  # what lies behind is nobody's
+        self.peaks.copy_(peaks)
+        self.levels.fill_(level)
+
+    def launch(self) -> None:
+        """The launches and nothing else."""
+        pcm(self.audio, self.levels, peaks=self.peaks, out=self.audio, scratch=self.scratch)
+
+
+class Tiled(nn.Module):
+    """What a decoder and an encoder have in common: their tiles."""
+
+    kind: type[Tile]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._graphs: Graphs | None = None
+
+    @property
+    def graphs(self) -> Graphs:
+        """Where tiles are kept: what was given, or some of their own."""
+        if self._graphs is None or self._graphs.device != self.conv1.weight.device:
+            self._graphs = Graphs(self.conv1.weight.device)
+        return self._graphs
+
+    @graphs.setter
+    def graphs(self, graphs: Graphs) -> None:
+        self._graphs = graphs
+
+    def tile(self, batch: int, *size: int) -> Tile:
+        """Static memory and launches for tiles of one size (see ``kind``), of which the last few are kept."""
+        key = (self.kind, batch, *size, self.conv1.weight.dtype, named_backend())
+        return self.graphs.kept("tile", key, lambda: self.kind(self, self.graphs, batch, *size))
+
+    def _apply(self, *args, **kwargs) -> Tiled:
+        """Weights may move: nothing that points to them is kept."""
+        if self._graphs is not None:
+            self._graphs.clear("tile")
+        return super()._apply(*args, **kwargs)
+
+
+def planes(memory: Tensor, batch: int, channels: int, samples: int) -> Tensor:
+    """[B, channels, samples] fp32 at the beginning of ``memory``."""
+    return memory.view(torch.float32)[: batch * channels * samples].view(batch, channels, samples)
 
 
 def padded(width: int) -> int:

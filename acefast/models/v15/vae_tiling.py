@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
     from acefast.models.v15.vae import Decoder, Encoder
 
 TILE_FRAMES = {"decode": 128, "encode": 256}  # on the references
-KERNEL_FRAMES = (1024, 512, 256, 128)  # on a GPU's kernels: the first whose arena takes at most SHARE of the memory
+KERNEL_FRAMES = (128, 256, 512, 1024)  # on a GPU's kernels, up to what takes at most SHARE of the memory
 SHARE = 1 / 6
+STEP = 32  # of which a tile's length is a multiple there, so that songs of like lengths have tiles of one length
 FIRST_FRAMES = 25  # that a song's first tile decodes: its first second is heard before the next ones are begun
 
 
@@ -51,16 +53,36 @@ def windows(
         first = end
 
 
-def even_size(length: int, largest: int, halo: int, step: int = 64) -> int:
-    """Rows of a window where ``length`` is covered by as few as ``largest`` ones would take.
+def growing(length: int, sizes: tuple[int, ...], halo: int, first: int, stop: int) -> Iterator[Window]:
+    """Cover rows ``first`` to ``stop`` of ``length``, by windows whose sizes are the first, the second and so on.
 
-    In steps, so that songs of like lengths have tiles of one length.
+    The last one has the shortest size that reaches so far.
     """
-    if length <= largest:
-        return length
-    count = -(-(length - 2 * halo) // (largest - 2 * halo))
-    size = -(-(length - 2 * halo) // count) + 2 * halo
-    return min(-(-size // step) * step, largest)
+    for i in itertools.count(1):
+        start = max(first - halo, 0)
+        left = min(stop + halo, length) - start
+        size = min(next((size for size in sizes[:i] if size >= left), sizes[:i][-1]), length)
+        start = min(start, length - size)
+        end = length if start + size == length else start + size - halo
+        yield Window(start, size, first, min(end, stop))
+        first = end
+        if first >= stop:
+            return
+
+
+def even_size(length: int, largest: int, halo: int) -> int:
+    """Rows of a window, a multiple of STEP, where ``length`` is covered by as few as possible, of one length.
+
+    A window cannot be longer than the song, at whose ends a convolution sees zeros: one that STEP does not divide is
+    two windows, unless it is too short for them.
+    """
+    within = length - 2 * halo
+    fewest = max(-(-within // (largest - 2 * halo)), 1)
+    for count in (fewest, fewest + 1):
+        size = -(-(-(-within // count) + 2 * halo) // STEP) * STEP
+        if size <= min(length, largest):
+            return size
+    return length
 
 
 def on_kernels(coder: Decoder | Encoder) -> bool:
@@ -81,11 +103,14 @@ def tiles(
     frames: int,
     tile_frames: int | None,
     keep: tuple[int, int] | None = None,
+    *,
+    soon: bool = False,
 ) -> list[Window]:
     """The tiles of ``batch`` songs; ``tile_frames`` is how long they shall be, None leaves it to this module.
 
     Args:
         keep: first frame that is wanted and the one after the last; None: all.
+        soon: on a GPU's kernels, the first tile shall be a short one.
     Raises:
         ValueError: a tile is no longer than its overlaps.
     """
@@ -93,22 +118,23 @@ def tiles(
     if tile_frames is not None and tile_frames <= 2 * halo:
         raise ValueError(f"{what}: tile_frames must be at least {2 * halo + 1}, got {tile_frames}")
     begin, stop = keep or (0, frames)
-    size, growing = tile_frames or TILE_FRAMES[what], FIRST_FRAMES if what == "decode" and not tile_frames else None
+    size, first = tile_frames or TILE_FRAMES[what], FIRST_FRAMES if what == "decode" and not tile_frames else None
     if tile_frames is None and on_kernels(coder):  # a tile is computed whole, however little of it is kept
-        growing = None
-        if coder.conv1.weight.device.type == "cuda":
-            memory = torch.cuda.get_device_properties(coder.conv1.weight.device).total_memory
-            size = even_size(stop - begin, frames_that_fit(coder, batch, memory), halo)
-    found = [w for w in windows(frames, size, halo, begin, growing) if w[1] < stop]
+        device, first = coder.conv1.weight.device, None
+        if device.type == "cuda":
+            size = frames_that_fit(coder, batch, torch.cuda.get_device_properties(device).total_memory)
+        if soon:
+            return [*growing(frames, tuple(n for n in KERNEL_FRAMES if n <= size), halo, begin, stop)]
+        size = even_size(frames, size, halo)
+    found = [w for w in windows(frames, size, halo, begin, first) if w[1] < stop]
     return [Window(start, min(size, frames), first, min(end, stop)) for start, first, end in found]
 
 
 def frames_that_fit(coder: Decoder | Encoder, batch: int, memory: int) -> int:
     """How long a tile is on a GPU of so many bytes."""
     dtype = coder.conv1.weight.dtype
-    return next(
-        (n for n in KERNEL_FRAMES if arena_bytes(coder.levels(n), batch, dtype) <= SHARE * memory), KERNEL_FRAMES[-1]
-    )
+    fit = [n for n in KERNEL_FRAMES if arena_bytes(coder.levels(n), batch, dtype) <= SHARE * memory]
+    return fit[-1] if fit else KERNEL_FRAMES[0]
 
 
 def arena_bytes(levels: list[tuple[int, int]], batch: int, dtype: torch.dtype) -> int:
