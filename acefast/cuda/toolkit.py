@@ -1,0 +1,170 @@
+"""nvcc and the sources of csrc/: finding both, compiling, and keeping what was compiled.
+
+Needs the standard library only, since setup.py uses it too.
+
+    nvcc = find_nvcc()  # None where there is none
+    ptx, cubin = compiled("snake", 80)  # kept on disk
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+ARCHS = (80, 86, 89, 90, 100, 120)  # that an installation is built for, unless $ACEFAST_CUDA_ARCHS chooses
+FLAGS = ("-std=c++17", "-O3")
+HERE = Path(__file__).resolve().parent
+
+
+class CompileError(RuntimeError):
+    """A source that cannot be compiled here, or not for this GPU."""
+
+
+def folder() -> Path:
+    """Where the sources lie: beside this package where it is installed, beside acefast/ in a source tree."""
+    places = (HERE.parent / "csrc", HERE.parents[1] / "csrc")
+    return next((p for p in places if (p / "common").is_dir()), places[0])
+
+
+def sources() -> tuple[str, ...]:
+    """Names of the sources, each that of its op."""
+    return tuple(sorted(path.stem for path in folder().glob("*.cu")))
+
+
+def text_of(source: str) -> str:
+    """A source as one text, its own includes put in their places, once each; NVRTC is given this."""
+    seen: set[Path] = set()
+
+    def put_in(path: Path) -> str:
+        if path in seen:
+            return ""
+        seen.add(path)
+        name = path.relative_to(folder()).as_posix()
+        lines = [f'#line 1 "{name}"']
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 2):
+            if found := re.match(r'\s*#include "([^"]+)"', line):
+                near = (path.parent / found[1], folder() / found[1])
+                lines += [put_in(next(p.resolve() for p in near if p.is_file())), f'#line {number} "{name}"']
+            elif line.strip() != "#pragma once":
+                lines.append(line)
+            else:
+                lines.append("")
+        return "\n".join(lines)
+
+    return put_in((folder() / f"{source}.cu").resolve()) + "\n"
+
+
+def fingerprint(source: str) -> str:
+    """Changes with any character of a source or of what it includes."""
+    return hashlib.sha256(text_of(source).encode()).hexdigest()[:16]
+
+
+def archs_asked() -> tuple[int, ...]:
+    """The GPUs to build for: ``$ACEFAST_CUDA_ARCHS``, such as "80;90", or ARCHS.
+
+    Raises:
+        ValueError: it is no list of numbers from 80 on.
+    """
+    text = os.environ.get("ACEFAST_CUDA_ARCHS", "")
+    words = re.split(r"[;,\s]+", text.strip()) if text.strip() else []
+    if not all(re.fullmatch(r"\d{2,3}", word) and int(word) >= 80 for word in words):
+        raise ValueError(f"ACEFAST_CUDA_ARCHS must be numbers from 80 on, such as '80;90', got {text!r}")
+    return tuple(sorted({int(word) for word in words})) or ARCHS
+
+
+def find_nvcc() -> Path | None:
+    """nvcc in ``$CUDA_HOME``, on the PATH, or from the PyPI wheels of this Python (nvidia-cuda-nvcc); None: nowhere."""
+    home, on_path = os.environ.get("CUDA_HOME"), shutil.which("nvcc")
+    packages = dict.fromkeys([sysconfig.get_paths()["purelib"], *sys.path])
+    wheels = [path for p in packages if p for path in sorted(Path(p, "nvidia").glob("cu*/bin/nvcc"), reverse=True)]
+    places = [Path(home, "bin/nvcc") if home else None, Path(on_path) if on_path else None, *wheels]
+    return next((path for path in places if path is not None and os.access(path, os.X_OK)), None)
+
+
+@functools.cache
+def nvcc_version(nvcc: Path) -> str:
+    """Its release, such as "13.0"."""
+    told = subprocess.run([str(nvcc), "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"release (\d+\.\d+)", told)
+    if found is None:
+        raise CompileError(f"{nvcc} does not tell its version")
+    return found[1]
+
+
+def run_nvcc(nvcc: Path, *words: str | Path) -> None:
+    """Run nvcc; CompileError with what it says."""
+    done = subprocess.run([str(nvcc), *map(str, words)], capture_output=True, text=True)
+    if done.returncode:
+        raise CompileError(f"nvcc {' '.join(map(str, words))}:\n{(done.stderr or done.stdout).strip()}")
+
+
+def fatbin(nvcc: Path, source: str, archs: tuple[int, ...], to: Path) -> None:
+    """Compile a source for several GPUs into one file: machine code for each, and PTX of the last for later ones."""
+    codes = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in archs]
+    codes.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+    run_nvcc(nvcc, *FLAGS, *codes, "-fatbin", folder() / f"{source}.cu", "-o", to)
+
+
+@functools.cache
+def compiled(source: str, sm: int) -> tuple[str, bytes]:
+    """PTX with line numbers and machine code of a source for one GPU, by nvcc.
+
+    Raises:
+        CompileError: there is no nvcc, or it refuses.
+    """
+    nvcc = find_nvcc()
+    if nvcc is None:
+        raise CompileError(f"{source}: no nvcc in $CUDA_HOME, on the PATH or from PyPI's nvidia-cuda-nvcc")
+    words = (source, f"sm{sm}", f"nvcc{nvcc_version(nvcc)}")
+
+    def ptx(to: Path) -> None:
+        run_nvcc(nvcc, *FLAGS, f"-arch=sm_{sm}", "-lineinfo", "-ptx", folder() / f"{source}.cu", "-o", to)
+
+    text = kept(words, "ptx", ptx).decode()
+
+    def cubin(to: Path) -> None:
+        to.with_suffix(".ptx").write_text(text)
+        run_nvcc(nvcc, f"-arch=sm_{sm}", "-lineinfo", "-cubin", to.with_suffix(".ptx"), "-o", to)
+
+    return text, kept(words, "cubin", cubin)
+
+
+def kept(words: tuple[str, ...], ending: str, make: Callable[[Path], None]) -> bytes:
+    """The bytes that ``make`` writes for a source, which ``words`` begins with, an arch and a compiler; made once.
+
+    They lie in ``$ACEFAST_CACHE``, else in acefast/ where this user's caches are; where that cannot be written,
+    nothing is kept.
+    """
+    name = "-".join([*words, fingerprint(words[0]), hashlib.sha256(repr(FLAGS).encode()).hexdigest()[:4]])
+    path = cache_folder() / f"{name}.{ending}"
+    try:
+        return path.read_bytes()
+    except OSError:
+        pass
+    with tempfile.TemporaryDirectory() as made:
+        make(Path(made, f"{words[0]}.{ending}"))
+        data = Path(made, f"{words[0]}.{ending}").read_bytes()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(data)
+        os.replace(file.name, path)  # another process may be making the same
+    except OSError:
+        pass
+    return data
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept."""
+    if place := os.environ.get("ACEFAST_CACHE"):
+        return Path(place, "cuda")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "acefast", "cuda")
