@@ -178,7 +178,7 @@ def compiled_by_nvrtc(source: str, sm: int) -> bytes:
     def make(to: Path) -> None:
         program = nvrtc.createProgram(toolkit.text_of(source), f"{source}.cu", [], [])
         try:
-            nvrtc.compileProgram(program, ["-std=c++17", f"-arch=sm_{sm}", "-lineinfo"])
+            nvrtc.compileProgram(program, ["-std=c++17", f"-arch=sm_{sm}"])
             to.write_bytes(nvrtc.getCUBIN(program))
         except nvrtc.NVRTCError as error:
             raise toolkit.CompileError(f"{source}: {nvrtc.getProgramLog(program).strip()}") from error
