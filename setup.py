@@ -1,4 +1,4 @@
-"""What is installed beside the packages: ``kernels/`` as ``acefast.kernels``, and ``acefast._cuda`` where nvcc is found.
+"""What is installed: acefast, ``kernels/`` as ``acefast.kernels``, and ``acefast._cuda`` where nvcc is found.
 
 ``$ACEFAST_CUDA``: 1 fails where it cannot be built, 0 leaves it out; else it is built where it can be, and where not
 that is said. ``$ACEFAST_CUDA_ARCHS`` chooses the GPUs, such as "80;90".

@@ -179,7 +179,7 @@ def compiled_by_nvrtc(source: str, sm: int) -> bytes:
         program = nvrtc.createProgram(toolkit.text_of(source), f"{source}.cu", [], [])
         try:
             nvrtc.compileProgram(program, ["-std=c++17", f"-arch=sm_{sm}"])
-            to.write_bytes(nvrtc.getCUBIN(program))
+            to.write_bytes(nvrtc.getCUBIN(program) + b"\0")  # CuPy leaves out the last byte, a high one of a size
         except nvrtc.NVRTCError as error:
             raise toolkit.CompileError(f"{source}: {nvrtc.getProgramLog(program).strip()}") from error
         finally:

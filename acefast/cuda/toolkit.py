@@ -82,9 +82,7 @@ def archs_asked(nvcc: Path) -> tuple[int, ...]:
         return tuple(sm for sm in ARCHS if sm in known)
     if not all(word.isdigit() and int(word) in known and int(word) >= min(ARCHS) for word in words):
         some = ", ".join(str(sm) for sm in sorted(known) if sm >= min(ARCHS))
-        raise CompileError(
-            f"ACEFAST_CUDA_ARCHS must name GPUs that {nvcc} knows, such as '80;90', got {text!r}: {some}"
-        )
+        raise CompileError(f"ACEFAST_CUDA_ARCHS must be GPUs that {nvcc} knows, such as '80;90', got {text!r}: {some}")
     return tuple(sorted({int(word) for word in words}))
 
 
