@@ -135,7 +135,8 @@ def why_not_at_first_use() -> str:
 
         nvrtc.getVersion()
     except ImportError as error:
-        return "CuPy is not installed" if error.name == "cupy" else f"CuPy cannot be imported: {_line(error)}"
+        missing = error.name in ("cupy", "cupy.cuda")
+        return "CuPy is not installed" if missing else f"CuPy cannot be imported: {_line(error)}"
     except Exception as error:  # RuntimeError where NVRTC's own library is missing
         return f"CuPy finds no NVRTC: {_line(error)}"
     return ""
