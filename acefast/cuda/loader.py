@@ -27,6 +27,7 @@ from acefast.cuda import toolkit
 
 Value = Tensor | int | float | None
 TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int32, "l": ctypes.c_int64, "f": ctypes.c_float}
+NO_GPU = "torch sees no CUDA GPU"
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
 _recorder: contextvars.ContextVar[Callable[..., None] | None] = contextvars.ContextVar("acefast_cuda", default=None)
@@ -103,21 +104,41 @@ def recording() -> bool:
 
 def current_sm() -> int:
     """The compute capability that launches go to, 80 for an A100."""
-    return emulated_sm() or _sm(torch.cuda.current_device())
+    return emulated_sm() or sm_of(torch.cuda.current_device())
+
+
+@functools.cache
+def sm_of(device: int) -> int:
+    """The compute capability of a GPU by its index."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 # -- paths -------------------------------------------------------------------------------------------------------------
 
 
-def why_not_ahead(sm: int) -> str:
-    """Why the kernels built ahead of time cannot run on the current machine's GPU of ``sm``; empty where they can."""
+def paths(sm: int | None) -> dict[str, str]:
+    """Each path by name: that it is in force on a GPU of ``sm``, or why it is not; without a GPU, ``sm`` is None."""
+    ahead, later = why_not_ahead(sm), why_not_at_first_use()
+    if not later:
+        later = "" if sm else NO_GPU
+    if not ahead:
+        later = f"not needed{f', and not possible: {later}' if later else ''}"
+    kept = f"in force, kept in {toolkit.cache_folder()}"
+    return {"ahead of time": ahead or "in force", "at first use": later or kept}
+
+
+def why_not_ahead(sm: int | None) -> str:
+    """Why the kernels built ahead of time cannot run on the GPU of ``sm`` here; empty where they can."""
     try:
         from acefast import _cuda
     except ImportError:
         return "acefast was installed without nvcc"
-    built, driver = _cuda.cuda_version, _cuda.driver_version()
     if _cuda.sources != {name: toolkit.fingerprint(name) for name in toolkit.sources()}:
         return "acefast._cuda was built from other sources than those that are here; install acefast again"
+    if sm is None:
+        return NO_GPU
+    built, driver = _cuda.cuda_version, _cuda.driver_version()
     versions = f"acefast._cuda was built with CUDA {_release(built)}, the driver is of CUDA {_release(driver)}"
     if not driver:
         return "there is no CUDA driver"
@@ -157,7 +178,7 @@ def _function(source: str, entry: str, shared: int, device: int) -> tuple[Any, i
 
 @functools.cache
 def _module(source: str, device: int) -> tuple[Any, int]:
-    sm = _sm(device)
+    sm = sm_of(device)
     if not (ahead := why_not_ahead(sm)):
         from acefast import _cuda
 
@@ -223,12 +244,6 @@ class _CuPyDriver:
         packed = [TYPES[letter](value) for letter, value in zip(types, values)]
         addresses = (ctypes.c_void_p * len(packed))(*map(ctypes.addressof, packed))
         driver.launchKernel(function, *grid, threads, 1, 1, shared, stream, ctypes.addressof(addresses), 0)
-
-
-@functools.cache
-def _sm(device: int) -> int:
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
 
 
 def _release(version: int) -> str:
