@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -32,13 +32,13 @@ KERNELS = {
     ("c256", 89): _tile(256, 64, 32, 2),
     ("c256", 120): _tile(256, 64, 32, 2),
 }
-WIDE = _tile(128, 256, 64, 3)  # one block of up to 126 KB instead of two, half the weights' traffic: c128-d1-wide
+SLOWER = (100,)  # than Triton's, which has tensor-core instructions there that mma.sync is no match for; not measured
+WIDE = _tile(128, 256, 64, 3)  # one block of up to 126 KB instead of two, half the weights' traffic
 
 
-def fits(x: Tensor, out: tuple[Tensor | None, ...] = ()) -> bool:
-    """Whether there is a kernel for such rows and where the results go: not over x, whose neighbours are still read."""
-    apart = all(t is None or t.untyped_storage()._cdata != x.untyped_storage()._cdata for t in out)
-    return x.shape[2] in (128, 256) and x.dtype in NAMES and apart
+def fits(channels: int, dtype: torch.dtype) -> bool:
+    """Whether there is a kernel for rows so wide."""
+    return channels in (128, 256) and dtype in NAMES
 
 
 def residual_unit(
@@ -94,40 +94,27 @@ def _reference(
 
 
 def cases() -> tuple[Case, ...]:
-    """Those of the Triton kernel in a decoder: there each writes y and its snake, here the next unit makes its own.
+    """Twins of the Triton kernel's cases, by the same names. There a unit writes y over x and the next unit's snake;
+    here y alone, to memory of its own, unless it is a block's last."""
+    from acefast.kernels.residual_unit import CASES
 
-    ``activated`` becomes y, since what is kept cannot replace x; so each is beside its twin of the same name.
-    """
-    from acefast.kernels import residual_unit as twin
-
-    def made(of: Callable[..., Arguments], both: bool) -> Callable[..., Arguments]:
-        def arguments(argument: torch.device | torch.Generator) -> Arguments:
-            given = of(argument)
-            y, keep = given.pop("activated"), given["out"][0] is not None
-            wave = given["wave"] if both or not keep else None
-            first = {"alpha1": given["alpha2"].flip(0), "inv_beta1": given["inv_beta2"].flip(0)}
-            return {**given, **first, "wave": wave, "out": (y if keep else None, given["out"][1] if wave else None)}
-
-        return arguments
-
-    def case(of: Case, small: tuple[int, int], *, both: bool = False, kernel: Kernel | None = None) -> Case:
-        def run(**given) -> None:
-            residual_unit(**given, kernel=kernel)
-
-        def smaller(generator: torch.Generator) -> Arguments:
-            B, L = small
-            C = of.real(torch.device("meta"))["x"].shape[2]
-            return twin.arguments(B, L, C, generator=generator)
+    def twin(of: Case, kernel: Kernel | None = None, name: str = "") -> Case:
+        def given(theirs: Arguments) -> Arguments:
+            y, (kept, waved) = theirs.pop("activated"), theirs["out"]
+            first = {"alpha1": theirs["alpha2"].flip(0), "inv_beta1": theirs["inv_beta2"].flip(0)}
+            ends = {"wave": theirs["wave"], "out": (None, waved)} if kept is None else {"wave": None, "out": (y, None)}
+            return {**theirs, **first, **ends}
 
         return replace(
             of,
-            launch=run,
+            config=of.config + name,
+            launch=partial(residual_unit, kernel=kernel),
             reference=_reference,
-            real=made(of.real, both),
-            small=made(of.small, both),
-            bytes=lambda a: a["x"].nbytes * (1 + sum(t is not None for t in a["out"]))
-            + a["weight1"].nbytes
-            + a["weight2"].nbytes,
+            real=lambda device: given(of.real(device)),
+            small=lambda generator: given(of.small(generator)),
+            bytes=lambda a: 2 * a["x"].nbytes + a["weight1"].nbytes + a["weight2"].nbytes,
         )
 
-    return tuple(case(of, (1, 1)) for of in twin.CASES)
+    by_name = {case.config: case for case in CASES}
+    same = ("c256-d9-last", "c128-d1", "c128-d9-last", "c128-d9-last-fp16")
+    return *(twin(by_name[name]) for name in same), twin(by_name["c128-d9-last"], WIDE, "-wide")
