@@ -135,7 +135,8 @@ def why_not_at_first_use() -> str:
 
         nvrtc.getVersion()
     except ImportError as error:
-        return "CuPy is not installed" if error.name == "cupy" else f"CuPy cannot be imported: {_line(error)}"
+        missing = error.name in ("cupy", "cupy.cuda")
+        return "CuPy is not installed" if missing else f"CuPy cannot be imported: {_line(error)}"
     except Exception as error:  # RuntimeError where NVRTC's own library is missing
         return f"CuPy finds no NVRTC: {_line(error)}"
     return ""
@@ -178,8 +179,8 @@ def compiled_by_nvrtc(source: str, sm: int) -> bytes:
     def make(to: Path) -> None:
         program = nvrtc.createProgram(toolkit.text_of(source), f"{source}.cu", [], [])
         try:
-            nvrtc.compileProgram(program, ["-std=c++17", f"-arch=sm_{sm}", "-lineinfo"])
-            to.write_bytes(nvrtc.getCUBIN(program))
+            nvrtc.compileProgram(program, ["-std=c++17", f"-arch=sm_{sm}"])
+            to.write_bytes(nvrtc.getCUBIN(program) + b"\0")  # CuPy leaves out the last byte, a high one of a size
         except nvrtc.NVRTCError as error:
             raise toolkit.CompileError(f"{source}: {nvrtc.getProgramLog(program).strip()}") from error
         finally:

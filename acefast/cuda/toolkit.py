@@ -68,17 +68,22 @@ def fingerprint(source: str) -> str:
     return hashlib.sha256(text_of(source).encode()).hexdigest()[:16]
 
 
-def archs_asked() -> tuple[int, ...]:
-    """The GPUs to build for: ``$ACEFAST_CUDA_ARCHS``, such as "80;90", or ARCHS.
+def archs_asked(nvcc: Path) -> tuple[int, ...]:
+    """The GPUs to build for: ``$ACEFAST_CUDA_ARCHS``, such as "80;90", or those of ARCHS that this nvcc knows.
 
     Raises:
-        ValueError: it is no list of numbers from 80 on.
+        CompileError: the variable is no list of GPUs that nvcc knows.
     """
+    told = subprocess.run([str(nvcc), "--list-gpu-arch"], capture_output=True, text=True).stdout
+    known = {int(number) for number in re.findall(r"compute_(\d+)$", told, re.MULTILINE)}
     text = os.environ.get("ACEFAST_CUDA_ARCHS", "")
-    words = re.split(r"[;,\s]+", text.strip()) if text.strip() else []
-    if not all(re.fullmatch(r"\d{2,3}", word) and int(word) >= 80 for word in words):
-        raise ValueError(f"ACEFAST_CUDA_ARCHS must be numbers from 80 on, such as '80;90', got {text!r}")
-    return tuple(sorted({int(word) for word in words})) or ARCHS
+    words = re.findall(r"[^;,\s]+", text)
+    if not words:
+        return tuple(sm for sm in ARCHS if sm in known)
+    if not all(word.isdigit() and int(word) in known and int(word) >= min(ARCHS) for word in words):
+        some = ", ".join(str(sm) for sm in sorted(known) if sm >= min(ARCHS))
+        raise CompileError(f"ACEFAST_CUDA_ARCHS must be GPUs that {nvcc} knows, such as '80;90', got {text!r}: {some}")
+    return tuple(sorted({int(word) for word in words}))
 
 
 def find_nvcc() -> Path | None:
@@ -111,7 +116,9 @@ def fatbin(nvcc: Path, source: str, archs: tuple[int, ...], to: Path) -> None:
     """Compile a source for several GPUs into one file: machine code for each, and PTX of the last for later ones."""
     codes = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in archs]
     codes.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
-    run_nvcc(nvcc, *FLAGS, *codes, "-fatbin", folder() / f"{source}.cu", "-o", to)
+    run_nvcc(
+        nvcc, *FLAGS, *codes, "--threads=0", "-Xfatbin=-compress-all", "-fatbin", folder() / f"{source}.cu", "-o", to
+    )
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from acefast.backends import choose_backend
 from acefast.checks import check_dtype, check_shape
 from acefast.cuda import snake as cuda
 from acefast.guarded import check_rows, handed_over, lay, room, with_guards
+from acefast.operators import operator
 
 OP = "snake"
 ORDER = ("triton", "cuda")
@@ -63,6 +64,10 @@ def snake_reference(
     return lay(y, out, guarded)
 
 
+@operator(
+    "(Tensor x, Tensor alpha, Tensor inv_beta, *, str? backend=None) -> Tensor",
+    fake=lambda x, alpha, inv_beta, **_: torch.empty_like(x, memory_format=torch.contiguous_format),
+)
 def snake(
     x: Tensor,
     alpha: Tensor,
