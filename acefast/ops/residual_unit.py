@@ -15,8 +15,9 @@ from torch import Tensor
 from acefast.backends import choose_backend
 from acefast.checks import check_contiguous, check_shape
 from acefast.cuda import residual_unit as cuda
-from acefast.guarded import GUARD, check_rows, clear_guards, handed_over, room, with_guards
+from acefast.guarded import GUARD, check_rows, clear_guards, elements, handed_over, room, with_guards
 from acefast.guarded import guarded as between_guards
+from acefast.operators import operator
 from acefast.ops.conv1d import Pair, check_dtype, check_results, conv1d_reference, pair
 from acefast.ops.snake import Wave, block_elements, check_wave, snake, snake_rows
 
@@ -104,9 +105,15 @@ def _order(x: Tensor, dilation: int, out: tuple[Tensor | None, ...]) -> list[str
     """The kernels that take such rows and results, fastest first."""
     if x.dtype not in (torch.bfloat16, torch.float16) or TAPS // 2 * dilation > GUARD or x.numel() == 0:
         return []
-    apart = all(t is None or t.untyped_storage()._cdata != x.untyped_storage()._cdata for t in out)
+    apart = not any(t is not None and _overlap(t, x) for t in out)
     takes = {"cuda": cuda.fits(x.shape[2], x.dtype) and apart, "triton": fused(x.shape[2])}
     return [name for name in ORDER if takes[name]]
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether guarded rows of one shape share memory."""
+    near = abs(a.storage_offset() - b.storage_offset()) < elements(*a.shape)
+    return a.untyped_storage()._cdata == b.untyped_storage()._cdata and near
 
 
 def _outputs(
@@ -127,6 +134,11 @@ def _same_memory(a: Tensor, b: Tensor) -> bool:
     return a.untyped_storage()._cdata == b.untyped_storage()._cdata and a.storage_offset() == b.storage_offset()
 
 
+@operator(
+    "(Tensor x, Tensor alpha1, Tensor inv_beta1, Tensor weight1, Tensor bias1, Tensor alpha2, Tensor inv_beta2, "
+    "Tensor weight2, Tensor bias2, *, int dilation, Tensor? activated=None, str? backend=None) -> Tensor",
+    fake=lambda x, *_, **__: torch.empty_like(x, memory_format=torch.contiguous_format),
+)
 def residual_unit(
     x: Tensor,
     alpha1: Tensor,
@@ -162,7 +174,8 @@ def residual_unit(
             and results do so too, zeros in their guards. Else all are contiguous, and a kernel works on copies.
         out: like what is returned, written and returned. Each may be x; none shares memory with ``activated``.
         backend: "triton" (16 bits, widths that are ``fused``, dilation at most 10, not empty), "cuda" (of those, 128 or
-            256 wide and, if guarded, no result in x's memory) or "reference"; None leaves the choice to acefast.backends.
+            256 wide and, if guarded, no result in x's memory) or "reference"; None leaves the choice to
+            acefast.backends.
     Returns:
         y, [B, L, C] in x's dtype; with ``wave`` the pair of y, None unless ``keep``, and its snake.
     Raises:
