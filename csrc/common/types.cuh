@@ -1,6 +1,7 @@
 // Names of sizes, 16-bit storage types and their conversions. Nothing here or elsewhere in csrc/ includes a header of
 // the toolkit: what nvcc compiles, NVRTC compiles without any folder to look in.
 #pragma once
+#include "ptx.cuh"
 
 using u16 = unsigned short;
 using u32 = unsigned int;
@@ -25,11 +26,7 @@ __device__ __forceinline__ float2 unpack2<bf16>(u32 pair) {
 
 template <>
 __device__ __forceinline__ float2 unpack2<fp16>(u32 pair) {
-  float2 v;
-  asm("{.reg .b16 low, high;\n mov.b32 {low, high}, %2;\n cvt.f32.f16 %0, low;\n cvt.f32.f16 %1, high;}"
-      : "=f"(v.x), "=f"(v.y)
-      : "r"(pair));
-  return v;
+  return ptx::unpack_fp16(pair);
 }
 
 // The same back, each rounded to nearest even.
@@ -38,14 +35,10 @@ __device__ __forceinline__ u32 pack2(float first, float second);
 
 template <>
 __device__ __forceinline__ u32 pack2<bf16>(float first, float second) {
-  u32 pair;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
-  return pair;
+  return ptx::pack_bf16(first, second);
 }
 
 template <>
 __device__ __forceinline__ u32 pack2<fp16>(float first, float second) {
-  u32 pair;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
-  return pair;
+  return ptx::pack_fp16(first, second);
 }

@@ -31,3 +31,19 @@ __device__ __forceinline__ uint4 pack(const float (&v)[PER_16_BYTES<T>]) {
   }
   return make_uint4(words[0], words[1], words[2], words[3]);
 }
+
+template <typename T>
+__device__ __forceinline__ uint4 load16(const T* from) {
+  return *reinterpret_cast<const uint4*>(from);
+}
+
+template <typename T>
+__device__ __forceinline__ void store16(T* to, uint4 v) {
+  *reinterpret_cast<uint4*>(to) = v;
+}
+
+// 8 neighbours of fp32.
+__device__ __forceinline__ void load8(const float* from, float (&v)[8]) {
+  const float4 a = reinterpret_cast<const float4*>(from)[0], b = reinterpret_cast<const float4*>(from)[1];
+  v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+}
