@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         for source in toolkit.sources():
             begun = time.perf_counter()
             try:
-                size = len(loader.compiled_by_nvrtc(source, sm))
+                size = sum(len(loader.compiled_by_nvrtc(source, entry, sm)) for entry in toolkit.entries(source))
             except toolkit.CompileError as error:
                 raise BackendUnavailable(f"build: sm_{sm}: {' '.join(str(error).split())}") from error
             out(f"sm_{sm}: {source}, {size / 1e3:.0f} kB in {time.perf_counter() - begun:.1f} s")

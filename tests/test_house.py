@@ -55,7 +55,7 @@ def test_op_says_what_it_takes_gives_and_refuses_and_where_it_is_from(op):
 def test_cuda_kernels_say_what_they_compute_and_what_bounds_them(path):
     text = path.read_text()
     head = text[: text.index("#include")]
-    assert all(re.search(rf"^// {word} +\w", head, re.M) for word in ("Math", "Tiling", "Bytes", "Bound"))
+    assert all(re.search(rf"^// {word} +\S", head, re.M) for word in ("Math", "Tiling", "Bytes", "Bound"))
     assert "atomic" not in text and 'extern "C" __global__ __launch_bounds__' in text
 
 

@@ -172,25 +172,27 @@ def why_unavailable(sm: int) -> str:
 @functools.cache
 def _function(source: str, entry: str, shared: int, device: int) -> tuple[Any, int]:
     """The driver in force, and an entry point loaded on a GPU."""
-    driver, module = _module(source, device)
-    return driver, driver.function(module, entry, shared)
-
-
-@functools.cache
-def _module(source: str, device: int) -> tuple[Any, int]:
     sm = sm_of(device)
     if not (ahead := why_not_ahead(sm)):
         from acefast import _cuda
 
-        return _cuda, _cuda.load(device, _cuda.image(source))
+        return _cuda, _cuda.function(_ahead(source, device), entry, shared)
     if reason := why_not_at_first_use():
         raise RuntimeError(f"{ahead}, and {reason}")
     driver = _CuPyDriver()
-    return driver, driver.load(device, compiled_by_nvrtc(source, sm))
+    return driver, driver.function(driver.load(device, compiled_by_nvrtc(source, entry, sm)), entry, shared)
 
 
-def compiled_by_nvrtc(source: str, sm: int) -> bytes:
-    """Machine code of a source for one GPU, by CuPy's NVRTC; kept on disk.
+@functools.cache
+def _ahead(source: str, device: int) -> int:
+    """A source's module of ``acefast._cuda``, loaded on a GPU."""
+    from acefast import _cuda
+
+    return _cuda.load(device, _cuda.image(source))
+
+
+def compiled_by_nvrtc(source: str, entry: str, sm: int) -> bytes:
+    """Machine code of an entry point for one GPU, by CuPy's NVRTC; kept on disk.
 
     Raises:
         CompileError: NVRTC refuses.
@@ -198,7 +200,7 @@ def compiled_by_nvrtc(source: str, sm: int) -> bytes:
     from cupy.cuda import nvrtc
 
     def make(to: Path) -> None:
-        program = nvrtc.createProgram(toolkit.text_of(source), f"{source}.cu", [], [])
+        program = nvrtc.createProgram(toolkit.text_of(source, entry), f"{source}.cu", [], [])
         try:
             nvrtc.compileProgram(program, ["-std=c++17", f"-arch=sm_{sm}"])
             to.write_bytes(nvrtc.getCUBIN(program) + b"\0")  # CuPy leaves out the last byte, a high one of a size
@@ -208,7 +210,7 @@ def compiled_by_nvrtc(source: str, sm: int) -> bytes:
             nvrtc.destroyProgram(program)
 
     major, minor = nvrtc.getVersion()
-    return toolkit.kept((source, f"sm{sm}", f"nvrtc{major}.{minor}"), "cubin", make)
+    return toolkit.kept(source, entry, sm, f"nvrtc{major}.{minor}", "cubin", make)
 
 
 class _CuPyDriver:

@@ -218,7 +218,7 @@ class _CudaRecorder:
         if shared > BLOCK_SHARED_LIMIT[self.sm]:
             limit = f"a block of sm_{self.sm} has {BLOCK_SHARED_LIMIT[self.sm]}"
             raise CompileError(f"{entry}: out of resource: {shared} bytes of shared memory, {limit}")
-        ptx, cubin = toolkit.compiled(source, self.sm)
+        ptx, cubin = toolkit.compiled(source, entry, self.sm)
         _check_types(entry, ptx, types, arguments)
         metadata = SimpleNamespace(name=entry, num_warps=threads // 32, num_stages=1, shared=shared)
         kernel = SimpleNamespace(asm={"ptx": ptx, "cubin": cubin}, metadata=metadata)
@@ -232,10 +232,8 @@ def _check_types(entry: str, ptx: str, types: str, arguments: Sequence[Any]) -> 
 
     A GPU would be handed the wrong bytes and not notice.
     """
-    found = re.search(rf"\.entry {entry}\(([^)]*)\)", ptx)
-    if found is None:
-        raise CompileError(f"{entry}: its source has no such entry point")
-    have = "".join(_LETTERS.get(kind, "?") for kind in re.findall(r"\.param \.(\w+)", found[1]))
+    parameters = re.search(rf"\.entry {entry}\(([^)]*)\)", ptx)[1]
+    have = "".join(_LETTERS.get(kind, "?") for kind in re.findall(r"\.param \.(\w+)", parameters))
     if have != types.replace("p", "l"):
         raise CompileError(f"{entry}: takes {have} (a pointer is an l), and is launched with {types}")
     for letter, value in zip(types, arguments):

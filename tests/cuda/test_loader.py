@@ -18,14 +18,15 @@ from acefast.cuda import loader, toolkit
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     """Nothing loaded by an earlier test; a GPU of sm 80 whose stream is 5."""
-    for cached in (loader._function, loader._module, loader.sm_of):
+    for cached in (loader._function, loader._ahead, loader.sm_of):
         cached.cache_clear()
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=5))
     monkeypatch.setattr(toolkit, "sources", lambda: ("snake",))
+    monkeypatch.setattr(toolkit, "entries", lambda source: ("entry",))
     yield
-    for cached in (loader._function, loader._module, loader.sm_of):
+    for cached in (loader._function, loader._ahead, loader.sm_of):
         cached.cache_clear()
 
 
@@ -156,12 +157,11 @@ def test_at_first_use_a_source_is_compiled_for_this_gpu_and_kept(ahead, cupy):
     ahead(None)
     address = launch()
     assert cupy.calls == [
-        ("snake.cu", toolkit.text_of("snake")),
+        ("snake.cu", toolkit.text_of("snake", "entry")),
         ("compile", ["-std=c++17", "-arch=sm_80"]),
         *(("device", 1), ("load", b"cubin\0"), ("function", 7, "entry"), ("attribute", 9, 8, 1024)),
         *(("device", 1), ("launch", 9, 3, 2, 1, 128, 1, 1, 1024, 5, address, -7, -(2**40), 0.5)),
     ]
-    loader._module.cache_clear()
     loader._function.cache_clear()
     cupy.calls.clear()
     launch()  # in another process

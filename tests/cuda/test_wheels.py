@@ -205,7 +205,7 @@ cupy.cuda.runtime = SimpleNamespace(setDevice=lambda device: None)  # needs more
 torch.cuda.current_device, torch.cuda.get_device_capability = lambda: 1, lambda device: (8, 0)
 torch.cuda.current_stream = lambda device: SimpleNamespace(cuda_stream=5)
 loader.why_not_ahead = lambda sm: "not asked for"
-loader.compiled_by_nvrtc = lambda source, sm: b"code"  # NVRTC looks for more of a driver
+loader.compiled_by_nvrtc = lambda source, entry, sm: b"code"  # NVRTC looks for more of a driver
 for grid in ((3, 2, 1), (666, 1, 1)):
     loader.launch("snake", "entry", grid, 128, 1024, (None, -7, -(2**40), 0.5), "pilf")
 """

@@ -55,7 +55,7 @@ def test_they_run_in_a_dry_run_only():
         ({"types": "pppplli"}, r"snake_bf16: takes llll?lii \(a pointer is an l\), and is launched with pppplli"),
         ({"types": "ppppiii"}, "is launched with ppppiii"),
         ({"types": "pppplif"}, "is launched with pppplif"),
-        ({"entry": "snake_fp64"}, "snake_fp64: its source has no such entry point"),
+        ({"entry": "snake_fp64"}, "snake: it has no entry point 'snake_fp64'; it has snake_bf16, "),
         ({"C": 2**31}, "snake_bf16: 2147483648 is no int32"),
         ({"shared": BLOCK_SHARED_LIMIT[80] + 1}, "snake_bf16: out of resource: 166913 bytes of shared memory, a block"),
     ],
