@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +31,9 @@ KERNELS = {
     ("c256", 89): _tile(256, 64, 32, 2),
     ("c256", 120): _tile(256, 64, 32, 2),
 }
-SLOWER = (100,)  # than Triton's, which has tensor-core instructions there that mma.sync is no match for; not measured
-WIDE = _tile(128, 256, 64, 3)  # one block of up to 126 KB instead of two, half the weights' traffic
+WIDE = _tile(
+    128, 256, 64, 3
+)  # for c128, one block of up to 126 KB: half the weights' traffic; in no row until measured
 
 
 def fits(channels: int, dtype: torch.dtype) -> bool:
@@ -98,7 +98,7 @@ def cases() -> tuple[Case, ...]:
     here y alone, to memory of its own, unless it is a block's last."""
     from acefast.kernels.residual_unit import CASES
 
-    def twin(of: Case, kernel: Kernel | None = None, name: str = "") -> Case:
+    def twin(of: Case) -> Case:
         def given(theirs: Arguments) -> Arguments:
             y, (kept, waved) = theirs.pop("activated"), theirs["out"]
             first = {"alpha1": theirs["alpha2"].flip(0), "inv_beta1": theirs["inv_beta2"].flip(0)}
@@ -107,14 +107,12 @@ def cases() -> tuple[Case, ...]:
 
         return replace(
             of,
-            config=of.config + name,
-            launch=partial(residual_unit, kernel=kernel),
+            launch=residual_unit,
             reference=_reference,
             real=lambda device: given(of.real(device)),
             small=lambda generator: given(of.small(generator)),
             bytes=lambda a: 2 * a["x"].nbytes + a["weight1"].nbytes + a["weight2"].nbytes,
         )
 
-    by_name = {case.config: case for case in CASES}
     same = ("c256-d9-last", "c128-d1", "c128-d9-last", "c128-d9-last-fp16")
-    return *(twin(by_name[name]) for name in same), twin(by_name["c128-d9-last"], WIDE, "-wide")
+    return tuple(twin(case) for case in CASES if case.config in same)
