@@ -52,7 +52,11 @@ def test_arguments_that_the_operator_leaves_out_are_not_compiled_but_run():
 def test_the_operator_keeps_its_promises():
     """Its schema and its fake results are those of what runs; torch's own check."""
     for dtype in (torch.float32, torch.bfloat16):
-        torch.library.opcheck(torch.ops.acefast.snake.default, inputs(2, 30, 16, dtype))
+        x, *wave = inputs(2, 30, 16, dtype)
+        torch.library.opcheck(torch.ops.acefast.snake.default, (x, *wave))
+        weights = [torch.randn(shape).to(dtype) for shape in ((16, 7, 16), 16, (16, 16), 16)]
+        unit = (x, *wave, *weights[:2], *wave, *weights[2:])
+        torch.library.opcheck(torch.ops.acefast.residual_unit.default, unit, {"dilation": 3})
 
 
 def test_eager_calls_do_not_go_through_torchs_dispatcher(monkeypatch):
