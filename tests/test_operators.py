@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from acefast.ops.residual_unit import residual_unit
 from acefast.ops.snake import snake
 from tests.ops.test_snake import inputs
 
@@ -56,6 +57,8 @@ def test_the_operator_keeps_its_promises():
         torch.library.opcheck(torch.ops.acefast.snake.default, (x, *wave))
         weights = [torch.randn(shape).to(dtype) for shape in ((16, 7, 16), 16, (16, 16), 16)]
         unit = (x, *wave, *weights[:2], *wave, *weights[2:])
+        found = torch.ops.acefast.residual_unit(*unit, dilation=3)
+        assert torch.equal(found, residual_unit(*unit, dilation=3))
         torch.library.opcheck(torch.ops.acefast.residual_unit.default, unit, {"dilation": 3})
 
 
