@@ -27,6 +27,7 @@ from acefast.cuda import toolkit
 
 Value = Tensor | int | float | None
 TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int32, "l": ctypes.c_int64, "f": ctypes.c_float}
+NO_GPU = "torch sees no CUDA GPU"
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
 _recorder: contextvars.ContextVar[Callable[..., None] | None] = contextvars.ContextVar("acefast_cuda", default=None)
@@ -103,21 +104,41 @@ def recording() -> bool:
 
 def current_sm() -> int:
     """The compute capability that launches go to, 80 for an A100."""
-    return emulated_sm() or _sm(torch.cuda.current_device())
+    return emulated_sm() or sm_of(torch.cuda.current_device())
+
+
+@functools.cache
+def sm_of(device: int) -> int:
+    """The compute capability of a GPU by its index."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 # -- paths -------------------------------------------------------------------------------------------------------------
 
 
-def why_not_ahead(sm: int) -> str:
-    """Why the kernels built ahead of time cannot run on the current machine's GPU of ``sm``; empty where they can."""
+def paths(sm: int | None) -> dict[str, str]:
+    """Each path by name: that it is in force on a GPU of ``sm``, or why it is not; without a GPU, ``sm`` is None."""
+    ahead, later = why_not_ahead(sm), why_not_at_first_use()
+    if not later:
+        later = "" if sm else NO_GPU
+    if not ahead:
+        later = f"not needed{f', and not possible: {later}' if later else ''}"
+    kept = f"in force, kept in {toolkit.cache_folder()}"
+    return {"ahead of time": ahead or "in force", "at first use": later or kept}
+
+
+def why_not_ahead(sm: int | None) -> str:
+    """Why the kernels built ahead of time cannot run on the GPU of ``sm`` here; empty where they can."""
     try:
         from acefast import _cuda
     except ImportError:
         return "acefast was installed without nvcc"
-    built, driver = _cuda.cuda_version, _cuda.driver_version()
     if _cuda.sources != {name: toolkit.fingerprint(name) for name in toolkit.sources()}:
         return "acefast._cuda was built from other sources than those that are here; install acefast again"
+    if sm is None:
+        return NO_GPU
+    built, driver = _cuda.cuda_version, _cuda.driver_version()
     versions = f"acefast._cuda was built with CUDA {_release(built)}, the driver is of CUDA {_release(driver)}"
     if not driver:
         return "there is no CUDA driver"
@@ -151,25 +172,27 @@ def why_unavailable(sm: int) -> str:
 @functools.cache
 def _function(source: str, entry: str, shared: int, device: int) -> tuple[Any, int]:
     """The driver in force, and an entry point loaded on a GPU."""
-    driver, module = _module(source, device)
-    return driver, driver.function(module, entry, shared)
-
-
-@functools.cache
-def _module(source: str, device: int) -> tuple[Any, int]:
-    sm = _sm(device)
+    sm = sm_of(device)
     if not (ahead := why_not_ahead(sm)):
         from acefast import _cuda
 
-        return _cuda, _cuda.load(device, _cuda.image(source))
+        return _cuda, _cuda.function(_ahead(source, device), entry, shared)
     if reason := why_not_at_first_use():
         raise RuntimeError(f"{ahead}, and {reason}")
     driver = _CuPyDriver()
-    return driver, driver.load(device, compiled_by_nvrtc(source, sm))
+    return driver, driver.function(driver.load(device, compiled_by_nvrtc(source, entry, sm)), entry, shared)
 
 
-def compiled_by_nvrtc(source: str, sm: int) -> bytes:
-    """Machine code of a source for one GPU, by CuPy's NVRTC; kept on disk.
+@functools.cache
+def _ahead(source: str, device: int) -> int:
+    """A source's module of ``acefast._cuda``, loaded on a GPU."""
+    from acefast import _cuda
+
+    return _cuda.load(device, _cuda.image(source))
+
+
+def compiled_by_nvrtc(source: str, entry: str, sm: int) -> bytes:
+    """Machine code of an entry point for one GPU, by CuPy's NVRTC; kept on disk.
 
     Raises:
         CompileError: NVRTC refuses.
@@ -177,7 +200,7 @@ def compiled_by_nvrtc(source: str, sm: int) -> bytes:
     from cupy.cuda import nvrtc
 
     def make(to: Path) -> None:
-        program = nvrtc.createProgram(toolkit.text_of(source), f"{source}.cu", [], [])
+        program = nvrtc.createProgram(toolkit.text_of(source, entry), f"{source}.cu", [], [])
         try:
             nvrtc.compileProgram(program, ["-std=c++17", f"-arch=sm_{sm}"])
             to.write_bytes(nvrtc.getCUBIN(program) + b"\0")  # CuPy leaves out the last byte, a high one of a size
@@ -187,7 +210,7 @@ def compiled_by_nvrtc(source: str, sm: int) -> bytes:
             nvrtc.destroyProgram(program)
 
     major, minor = nvrtc.getVersion()
-    return toolkit.kept((source, f"sm{sm}", f"nvrtc{major}.{minor}"), "cubin", make)
+    return toolkit.kept(source, entry, sm, f"nvrtc{major}.{minor}", "cubin", make)
 
 
 class _CuPyDriver:
@@ -223,12 +246,6 @@ class _CuPyDriver:
         packed = [TYPES[letter](value) for letter, value in zip(types, values)]
         addresses = (ctypes.c_void_p * len(packed))(*map(ctypes.addressof, packed))
         driver.launchKernel(function, *grid, threads, 1, 1, shared, stream, ctypes.addressof(addresses), 0)
-
-
-@functools.cache
-def _sm(device: int) -> int:
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
 
 
 def _release(version: int) -> str:

@@ -3,7 +3,7 @@
 Needs the standard library only, since setup.py uses it too.
 
     nvcc = find_nvcc()  # None where there is none
-    ptx, cubin = compiled("snake", 80)  # kept on disk
+    ptx, cubin = compiled("snake", "snake_bf16", 80)  # kept on disk
 """
 
 from __future__ import annotations
@@ -40,9 +40,20 @@ def sources() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in folder().glob("*.cu")))
 
 
-def text_of(source: str) -> str:
-    """A source as one text, its own includes put in their places, once each; NVRTC is given this."""
+def entries(source: str) -> tuple[str, ...]:
+    """The entry points of a source: each an ``ENTRY(name, ...)`` line at its end."""
+    return tuple(re.findall(r"^ENTRY\((\w+)", (folder() / f"{source}.cu").read_text("utf-8"), re.MULTILINE))
+
+
+def text_of(source: str, entry: str | None = None) -> str:
+    """A source as one text, its own includes put in their places, once each; with ``entry``, without the other ones.
+
+    Raises:
+        CompileError: the source has no such entry point.
+    """
     seen: set[Path] = set()
+    if entry and entry not in entries(source):
+        raise CompileError(f"{source}: it has no entry point {entry!r}; it has {', '.join(entries(source))}")
 
     def put_in(path: Path) -> str:
         if path in seen:
@@ -51,21 +62,22 @@ def text_of(source: str) -> str:
         name = path.relative_to(folder()).as_posix()
         lines = [f'#line 1 "{name}"']
         for number, line in enumerate(path.read_text("utf-8").splitlines(), 2):
+            other = re.match(r"ENTRY\((\w+)", line)
             if found := re.match(r'\s*#include "([^"]+)"', line):
                 near = (path.parent / found[1], folder() / found[1])
                 lines += [put_in(next(p.resolve() for p in near if p.is_file())), f'#line {number} "{name}"']
-            elif line.strip() != "#pragma once":
-                lines.append(line)
-            else:
+            elif line.strip() == "#pragma once" or (entry and other and other[1] != entry):
                 lines.append("")
+            else:
+                lines.append(line)
         return "\n".join(lines)
 
     return put_in((folder() / f"{source}.cu").resolve()) + "\n"
 
 
-def fingerprint(source: str) -> str:
-    """Changes with any character of a source or of what it includes."""
-    return hashlib.sha256(text_of(source).encode()).hexdigest()[:16]
+def fingerprint(source: str, entry: str | None = None) -> str:
+    """Changes with any character of a source or of what it includes; other entry points do not matter to ``entry``."""
+    return hashlib.sha256(text_of(source, entry).encode()).hexdigest()[:16]
 
 
 def archs_asked(nvcc: Path) -> tuple[int, ...]:
@@ -122,8 +134,8 @@ def fatbin(nvcc: Path, source: str, archs: tuple[int, ...], to: Path) -> None:
 
 
 @functools.cache
-def compiled(source: str, sm: int) -> tuple[str, bytes]:
-    """PTX with line numbers and machine code of a source for one GPU, by nvcc.
+def compiled(source: str, entry: str, sm: int) -> tuple[str, bytes]:
+    """PTX with line numbers and machine code of one entry point for one GPU, by nvcc.
 
     Raises:
         CompileError: there is no nvcc, or it refuses.
@@ -131,35 +143,37 @@ def compiled(source: str, sm: int) -> tuple[str, bytes]:
     nvcc = find_nvcc()
     if nvcc is None:
         raise CompileError(f"{source}: no nvcc in $CUDA_HOME, on the PATH or from PyPI's nvidia-cuda-nvcc")
-    words = (source, f"sm{sm}", f"nvcc{nvcc_version(nvcc)}")
+    compiler = f"nvcc{nvcc_version(nvcc)}"
 
     def ptx(to: Path) -> None:
-        run_nvcc(nvcc, *FLAGS, f"-arch=sm_{sm}", "-lineinfo", "-ptx", folder() / f"{source}.cu", "-o", to)
+        (to.parent / f"{source}.cu").write_text(text_of(source, entry))
+        run_nvcc(nvcc, *FLAGS, f"-arch=sm_{sm}", "-lineinfo", "-ptx", to.parent / f"{source}.cu", "-o", to)
 
-    text = kept(words, "ptx", ptx).decode()
+    text = kept(source, entry, sm, compiler, "ptx", ptx).decode()
 
     def cubin(to: Path) -> None:
         to.with_suffix(".ptx").write_text(text)
         run_nvcc(nvcc, f"-arch=sm_{sm}", "-lineinfo", "-cubin", to.with_suffix(".ptx"), "-o", to)
 
-    return text, kept(words, "cubin", cubin)
+    return text, kept(source, entry, sm, compiler, "cubin", cubin)
 
 
-def kept(words: tuple[str, ...], ending: str, make: Callable[[Path], None]) -> bytes:
-    """The bytes that ``make`` writes for a source, which ``words`` begins with, an arch and a compiler; made once.
+def kept(source: str, entry: str, sm: int, compiler: str, ending: str, make: Callable[[Path], None]) -> bytes:
+    """The bytes that ``make`` writes for an entry point, a GPU and a compiler; made once.
 
     They lie in ``$ACEFAST_CACHE``, else in acefast/ where this user's caches are; where that cannot be written,
     nothing is kept.
     """
-    name = "-".join([*words, fingerprint(words[0]), hashlib.sha256(repr(FLAGS).encode()).hexdigest()[:4]])
+    flags = hashlib.sha256(repr(FLAGS).encode()).hexdigest()[:4]
+    name = f"{entry}-sm{sm}-{compiler}-{fingerprint(source, entry)}-{flags}"
     path = cache_folder() / f"{name}.{ending}"
     try:
         return path.read_bytes()
     except OSError:
         pass
     with tempfile.TemporaryDirectory() as made:
-        make(Path(made, f"{words[0]}.{ending}"))
-        data = Path(made, f"{words[0]}.{ending}").read_bytes()
+        make(Path(made, f"{entry}.{ending}"))
+        data = Path(made, f"{entry}.{ending}").read_bytes()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,11 +24,13 @@ from typing import Any
 
 from acefast.backends import emulated
 from acefast.cuda import loader, toolkit
+from acefast.cuda.toolkit import CompileError
 from acefast.sim.graph import note_launch
 
 BLOCK_SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}  # bytes a block may ask
 MULTIPROCESSORS = {80: 108, 86: 84, 89: 128, 90: 132, 100: 148, 120: 170}  # A100, A40, L40-class, H100, B200, RTX 5090
 GRID_LIMIT = (2**31 - 1, 65535, 65535)
+_LETTERS = {"u64": "l", "s64": "l", "b64": "l", "u32": "i", "s32": "i", "b32": "i", "f32": "f"}  # of loader.launch
 
 
 @dataclass(frozen=True)
@@ -214,13 +217,28 @@ class _CudaRecorder:
             return
         if shared > BLOCK_SHARED_LIMIT[self.sm]:
             limit = f"a block of sm_{self.sm} has {BLOCK_SHARED_LIMIT[self.sm]}"
-            raise toolkit.CompileError(f"{entry}: out of resource: {shared} bytes of shared memory, {limit}")
-        ptx, cubin = toolkit.compiled(source, self.sm)
+            raise CompileError(f"{entry}: out of resource: {shared} bytes of shared memory, {limit}")
+        ptx, cubin = toolkit.compiled(source, entry, self.sm)
+        _check_types(entry, ptx, types, arguments)
         metadata = SimpleNamespace(name=entry, num_warps=threads // 32, num_stages=1, shared=shared)
         kernel = SimpleNamespace(asm={"ptx": ptx, "cubin": cubin}, metadata=metadata)
         named = {f"argument {i}": _as_argument(*one) for i, one in enumerate(zip(types, arguments))}
         self.launches.append(Launch(entry, self.sm, grid, named, kernel))
         note_launch(entry, *(value for value in arguments if hasattr(value, "data_ptr")))
+
+
+def _check_types(entry: str, ptx: str, types: str, arguments: Sequence[Any]) -> None:
+    """Raise CompileError unless an entry's parameters are what ``types`` calls them, and every integer fits its own.
+
+    A GPU would be handed the wrong bytes and not notice.
+    """
+    parameters = re.search(rf"\.entry {entry}\(([^)]*)\)", ptx)[1]
+    have = "".join(_LETTERS.get(kind, "?") for kind in re.findall(r"\.param \.(\w+)", parameters))
+    if have != types.replace("p", "l"):
+        raise CompileError(f"{entry}: takes {have} (a pointer is an l), and is launched with {types}")
+    for letter, value in zip(types, arguments):
+        if letter == "i" and not -(2**31) <= value < 2**31:
+            raise CompileError(f"{entry}: {value} is no int32")
 
 
 def _has_blocks(name: str, grid: tuple[int, int, int]) -> bool:

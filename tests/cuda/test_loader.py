@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -10,20 +11,22 @@ import pytest
 import torch
 
 import acefast
+from acefast.cli import main
 from acefast.cuda import loader, toolkit
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     """Nothing loaded by an earlier test; a GPU of sm 80 whose stream is 5."""
-    for cached in (loader._function, loader._module, loader._sm):
+    for cached in (loader._function, loader._ahead, loader.sm_of):
         cached.cache_clear()
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=5))
     monkeypatch.setattr(toolkit, "sources", lambda: ("snake",))
+    monkeypatch.setattr(toolkit, "entries", lambda source: ("entry",))
     yield
-    for cached in (loader._function, loader._module, loader._sm):
+    for cached in (loader._function, loader._ahead, loader.sm_of):
         cached.cache_clear()
 
 
@@ -154,12 +157,11 @@ def test_at_first_use_a_source_is_compiled_for_this_gpu_and_kept(ahead, cupy):
     ahead(None)
     address = launch()
     assert cupy.calls == [
-        ("snake.cu", toolkit.text_of("snake")),
+        ("snake.cu", toolkit.text_of("snake", "entry")),
         ("compile", ["-std=c++17", "-arch=sm_80"]),
         *(("device", 1), ("load", b"cubin\0"), ("function", 7, "entry"), ("attribute", 9, 8, 1024)),
         *(("device", 1), ("launch", 9, 3, 2, 1, 128, 1, 1, 1024, 5, address, -7, -(2**40), 0.5)),
     ]
-    loader._module.cache_clear()
     loader._function.cache_clear()
     cupy.calls.clear()
     launch()  # in another process
@@ -213,6 +215,63 @@ def test_without_a_gpu_it_imports_and_a_launch_is_one_error(monkeypatch):
         pytest.skip("there is a GPU")
     with pytest.raises(RuntimeError, match=r"^snake: entry failed on no GPU with \(\[4, 4\], .*: .+"):
         launch()
+
+
+def test_each_path_tells_that_it_is_in_force_or_why_it_is_not(ahead, cupy, tmp_path):
+    kept, missing, no_gpu = f"in force, kept in {tmp_path}/cuda", "acefast was installed without nvcc", loader.NO_GPU
+    ahead(Ahead())
+    assert loader.paths(80) == {"ahead of time": "in force", "at first use": "not needed"}
+    assert loader.paths(None) == {"ahead of time": no_gpu, "at first use": no_gpu}
+    ahead(None)
+    assert loader.paths(80) == {"ahead of time": missing, "at first use": kept}
+    assert loader.paths(None) == {"ahead of time": missing, "at first use": no_gpu}
+
+
+def test_neither_path(ahead, no_cupy):
+    ahead(Ahead())
+    assert loader.paths(80)["at first use"] == "not needed, and not possible: CuPy is not installed"
+    assert loader.paths(None)["at first use"] == "CuPy is not installed"
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+
+def test_build_compiles_for_the_gpus_here_or_for_those_named(ahead, cupy, gpus, capsys, tmp_path):
+    ahead(None)
+    assert main(["build"]) == 0
+    assert re.fullmatch(r"sm_80: snake, 0 kB in 0\.\d s\n", capsys.readouterr().out)  # two of one kind
+    assert len(list((tmp_path / "cuda").iterdir())) == 1
+    module = ahead(Ahead())
+    assert main(["build"]) == 0 and not module.calls
+    assert capsys.readouterr().out == "sm_80: compiled when acefast was installed\n"
+    assert main(["build", "--sm", "90", "--sm", "86"]) == 0
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["sm_86", "sm_90"]
+    assert [options[1][1] for options in cupy.calls if options[0] == "compile"] == [
+        f"-arch=sm_{n}" for n in (80, 86, 90)
+    ]
+
+
+def test_build_that_cannot_work_is_one_sentence(ahead, cupy, monkeypatch, capsys):
+    ahead(None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert main(["build"]) == 2
+    assert "build: torch sees no CUDA GPU; name one with --sm, such as --sm 80" in capsys.readouterr().err
+
+    def refuse(program, options):
+        raise KeyError("NVRTC_ERROR_INVALID_OPTION")
+
+    monkeypatch.setattr(cupy.nvrtc, "compileProgram", refuse)
+    cupy.nvrtc.getProgramLog = lambda program: "invalid value for\n --gpu-architecture"
+    assert main(["build", "--sm", "1"]) == 2
+    assert "build: sm_1: snake: invalid value for --gpu-architecture" in capsys.readouterr().err
+
+
+def test_build_without_cupy_says_how_to_get_it(ahead, no_cupy, gpus, capsys):
+    ahead(None)
+    assert main(["build"]) == 2
+    assert "build: CuPy is not installed; pip install cupy-cuda13x, or cupy-cuda12x" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("types", "threads"), [("pil", 128), ("pilf", 100)])

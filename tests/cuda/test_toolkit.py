@@ -35,7 +35,8 @@ def sources(monkeypatch, tmp_path) -> Path:
     (folder / "common/again.cuh").write_text('#pragma once\n#include "two.cuh"\n')
     (folder / "double.cu").write_text(
         '#include "common/two.cuh"\n#include "common/again.cuh"\n'
-        'extern "C" __global__ void twice(int* x) { x[threadIdx.x] *= TWO; }\n'
+        '#define ENTRY(name, T) extern "C" __global__ void name(T* x) { x[threadIdx.x] *= TWO; }\n'
+        "ENTRY(twice, int)\nENTRY(twice_float, float)\n"
     )
     monkeypatch.setattr(toolkit, "folder", lambda: folder)
     return folder
@@ -89,34 +90,39 @@ def test_a_source_is_one_text_whose_lines_keep_their_names_and_whose_fingerprint
     text = toolkit.text_of("double")
     assert text.count("TWO = 2") == 1 and "#include" not in text and "#pragma" not in text
     lines = text.splitlines()
-    at = next(i for i, line in enumerate(lines) if "__global__" in line)
+    at = next(i for i, line in enumerate(lines) if "#define ENTRY" in line)
     assert lines[at - 1] == '#line 3 "double.cu"'
     assert '#line 1 "common/two.cuh"' in lines
+    assert toolkit.entries("double") == ("twice", "twice_float")
+    one = toolkit.text_of("double", "twice")
+    assert "ENTRY(twice, int)" in one and "twice_float" not in one and one.count("\n") == text.count("\n")
+    with pytest.raises(CompileError, match="double: it has no entry point 'thrice'; it has twice, twice_float"):
+        toolkit.text_of("double", "thrice")
     before = toolkit.fingerprint("double")
-    assert before == toolkit.fingerprint("double")
+    assert before == toolkit.fingerprint("double") != toolkit.fingerprint("double", "twice")
     (sources / "common/two.cuh").write_text("#pragma once\nconstexpr int TWO = 1 + 1;\n")
     assert before != toolkit.fingerprint("double")
 
 
 @needs_nvcc
 def test_what_is_compiled_is_kept_until_a_source_changes(sources, monkeypatch, tmp_path):
-    ptx, cubin = toolkit.compiled("double", 80)
+    ptx, cubin = toolkit.compiled("double", "twice", 80)
     assert ".target sm_80" in ptx and "double.cu" in ptx and read_cubin(cubin).sm == 80
     toolkit.compiled.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(toolkit, "run_nvcc", lambda *_: pytest.fail("compiled again"))
-        assert toolkit.compiled("double", 80) == (ptx, cubin)
+        assert toolkit.compiled("double", "twice", 80) == (ptx, cubin)
     kept = sorted((tmp_path / "cache/cuda").iterdir())
-    assert [path.suffix for path in kept] == [".cubin", ".ptx"] and kept[0].name.startswith("double-sm80-nvcc1")
+    assert [path.suffix for path in kept] == [".cubin", ".ptx"] and kept[0].name.startswith("twice-sm80-nvcc1")
     toolkit.compiled.cache_clear()
     (sources / "common/two.cuh").write_text("#pragma once\nconstexpr int TWO = 3;\n")
-    assert toolkit.compiled("double", 80) != (ptx, cubin)
+    assert toolkit.compiled("double", "twice", 80) != (ptx, cubin)
     assert len(list((tmp_path / "cache/cuda").iterdir())) == 4
 
 
 def test_where_nothing_can_be_kept_it_is_made_each_time(sources, monkeypatch, tmp_path):
     (tmp_path / "cache").write_text("a file")
-    made = [toolkit.kept(("double", "sm80", "x"), "cubin", lambda to: to.write_bytes(b"code")) for _ in range(2)]
+    made = [toolkit.kept("double", "twice", 80, "x", "cubin", lambda to: to.write_bytes(b"code")) for _ in range(2)]
     assert made == [b"code"] * 2 and (tmp_path / "cache").read_text() == "a file"
     monkeypatch.delenv("ACEFAST_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
@@ -128,12 +134,12 @@ def test_where_nothing_can_be_kept_it_is_made_each_time(sources, monkeypatch, tm
 
 @needs_nvcc
 def test_a_mistake_in_a_source_is_told_with_its_line(sources, monkeypatch):
-    (sources / "double.cu").write_text("\nint x = y;\n")
+    (sources / "double.cu").write_text("\nint x = y;\nENTRY(twice)\n")
     with pytest.raises(CompileError, match=r'double\.cu\(2\): error: identifier "y" is undefined'):
-        toolkit.compiled("double", 80)
+        toolkit.compiled("double", "twice", 80)
     monkeypatch.setattr(toolkit, "find_nvcc", lambda: None)
     with pytest.raises(CompileError, match=r"double: no nvcc in \$CUDA_HOME, on the PATH or from PyPI"):
-        toolkit.compiled("double", 90)
+        toolkit.compiled("double", "twice", 90)
 
 
 def test_sources_include_nothing_of_the_toolkit():
@@ -143,25 +149,26 @@ def test_sources_include_nothing_of_the_toolkit():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sm", SMS)
 @pytest.mark.parametrize("source", toolkit.sources())
-def test_nvrtc_compiles_the_same_sources_for_every_gpu_without_spills(source, tmp_path):
+def test_nvrtc_compiles_the_same_sources_for_every_gpu_without_spills(source, sm, tmp_path):
     pytest.importorskip("cupy")
     from acefast.cuda.loader import compiled_by_nvrtc
 
-    for sm in SMS:
-        path = tmp_path / f"{sm}.cubin"
-        path.write_bytes(cubin := compiled_by_nvrtc(source, sm))
+    for entry in toolkit.entries(source):
+        path = tmp_path / f"{entry}.cubin"
+        path.write_bytes(cubin := compiled_by_nvrtc(source, entry, sm))
         command = [_tool("cuobjdump")[0], "--dump-resource-usage", path]
         told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        frames = re.findall(r"REG:\d+ STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", told)
-        assert cubin[49] == sm and set(frames) == {("0", "0")}, told  # of the ELF header's flags
+        ((name, stack, local),) = re.findall(r"Function (\w+):\s+REG:\d+ STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", told)
+        assert (name, stack, local, cubin[49]) == (entry, "0", "0", sm)  # of the ELF header's flags
 
 
 def test_nvrtc_tells_of_a_mistake_with_its_line(sources):
     pytest.importorskip("cupy")
     from acefast.cuda.loader import compiled_by_nvrtc
 
-    (sources / "double.cu").write_text('#include "common/two.cuh"\nint x = y;\n')
+    (sources / "double.cu").write_text('#include "common/two.cuh"\nint x = y;\nENTRY(twice)\n')
     with pytest.raises(CompileError, match=r'double\.cu\(2\): error: identifier "y" is undefined'):
-        compiled_by_nvrtc("double", 80)
+        compiled_by_nvrtc("double", "twice", 80)
     assert not os.path.exists(toolkit.cache_folder())

@@ -14,21 +14,20 @@ from pathlib import Path
 
 import pytest
 
+import acefast
 from acefast.cuda import toolkit
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 30e6  # bytes of a wheel for all GPUs
 TOOLS = ("pip", "setuptools", "_distutils_hack", "pybind11")
-SHOW = (
-    "from acefast import _cuda as c; print(c.archs, c.cuda_version, len(c.image('snake')) > 1000, c.driver_version())"
-)
+SHOW = "from acefast import _cuda as c; print(c.archs, c.cuda_version, len(c.image('snake')) > 1000)"
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="nvcc is used on Linux")]
 
 
 @pytest.fixture
 def tree(tmp_path) -> Path:
-    """The sources without the demo's weights, which only cost time."""
+    """The sources without the demo's weights and all kernels but one, which only cost time."""
     tree = tmp_path / "tree"
     for name in ("acefast", "kernels", "csrc"):
         shutil.copytree(ROOT / name, tree / name, ignore=lambda at, found: [n for n in found if left_out(at, n)])
@@ -38,7 +37,9 @@ def tree(tmp_path) -> Path:
 
 
 def left_out(folder: str, name: str) -> bool:
-    return name in ("demo", "__pycache__") or name.endswith(".so") or Path(folder, name) == ROOT / "acefast/kernels"
+    path = Path(folder, name)
+    unused = path.suffix == ".so" or (path.suffix == ".cu" and path.stem != "snake")
+    return unused or name in ("demo", "__pycache__") or path == ROOT / "acefast/kernels"
 
 
 @pytest.fixture
@@ -196,3 +197,29 @@ def test_the_launcher_calls_the_driver_as_it_was_asked_to(installed, driver, tmp
 def test_without_a_driver_it_imports_and_a_call_says_what_is_missing(installed):
     told = run(installed, "from acefast import _cuda as c; print(c.driver_version()); c.load(0, b'')")
     assert told.startswith("0\n") and "RuntimeError: there is no CUDA driver: libcuda.so.1 is not found" in told
+
+
+CUPY = """
+from types import SimpleNamespace
+import cupy.cuda, torch
+from acefast.cuda import loader
+cupy.cuda.runtime = SimpleNamespace(setDevice=lambda device: None)  # needs more of a driver
+torch.cuda.current_device, torch.cuda.get_device_capability = lambda: 1, lambda device: (8, 0)
+torch.cuda.current_stream = lambda device: SimpleNamespace(cuda_stream=5)
+loader.why_not_ahead = lambda sm: "not asked for"
+loader.compiled_by_nvrtc = lambda source, entry, sm: b"code"  # NVRTC looks for more of a driver
+for grid in ((3, 2, 1), (666, 1, 1)):
+    loader.launch("snake", "entry", grid, 128, 1024, (None, -7, -(2**40), 0.5), "pilf")
+"""
+
+
+def test_cupys_binding_calls_the_driver_as_it_was_asked_to(driver, tmp_path):
+    pytest.importorskip("cupy")
+    log = tmp_path / "log"
+    settings = {"LIBCUDA_LOG": str(log), "LIBCUDA_VERSION": "13000", "LD_LIBRARY_PATH": str(driver)}
+    told = run(Path(acefast.__file__).parents[1], CUPY, **settings)
+    assert [line for line in log.read_text().splitlines() if line != "init"] == [
+        *("load 636f in 0", "function entry", "attribute 8 1024"),
+        "launch 9 in 0: 3 2 1, 128 1 1, 1024, stream 5, 0 -7 -1099511627776 0.5",
+    ]
+    assert re.search(r"RuntimeError: snake: entry failed on cuda:1 with \(None, -7, .*CUDA_ERROR_LAUNCH_FAILED", told)
