@@ -2,7 +2,7 @@
 
     python -m acefast.sim.twins > csrc/twins.md
 
-Cases of one name are one piece of work of the same size; one that needs an input or a result less shows it in its bytes.
+Cases of one name are one piece of work of one size; one that needs an input or a result less shows it in its bytes.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from acefast.sim import twins
     "sm, warps, registers, shared, held",
     [
         (80, 4, 224, 79360, 2),  # shared memory
-        (80, 4, 255, 1024, 4),  # registers
+        (80, 4, 128, 1024, 4),  # registers
         (86, 4, 224, 79360, 1),
         (86, 8, 32, 1024, 6),  # threads
     ],
