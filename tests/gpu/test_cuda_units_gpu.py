@@ -116,7 +116,7 @@ def test_a_decoders_song_is_as_near_to_fp32_as_the_references():
     assert from_x_alone(128, torch.float16, torch.device(DEVICE)) and from_x_alone(
         256, torch.float16, torch.device(DEVICE)
     )
-    decoder, z = made(vae.Decoder, VAEConfig(64, (2, 2), (1, 2), 128, 8), torch.float16), latents(2, 90, 8)
+    decoder, z = made(vae.Decoder, VAEConfig(64, (2, 2, 2), (1, 2, 4), 128, 8), torch.float16), latents(2, 90, 8)
     with torch.inference_mode(), use_backend("reference"):
         want, rounded = copy.deepcopy(decoder).float()(z), decoder(z)
     with torch.inference_mode():
