@@ -14,6 +14,7 @@ import contextlib
 import contextvars
 import ctypes
 import functools
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,8 @@ TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int32, "l": ctypes.c_int64, "f": ct
 NO_GPU = "torch sees no CUDA GPU"
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
+_allowed: dict[tuple[str, int], int] = {}  # bytes of dynamic shared memory, by entry point and GPU
+_lock = threading.Lock()
 _recorder: contextvars.ContextVar[Callable[..., None] | None] = contextvars.ContextVar("acefast_cuda", default=None)
 
 
@@ -171,16 +174,28 @@ def why_unavailable(sm: int) -> str:
 
 @functools.cache
 def _function(source: str, entry: str, shared: int, device: int) -> tuple[Any, int]:
-    """The driver in force, and an entry point loaded on a GPU."""
+    """The driver in force, and an entry point loaded on a GPU and allowed so much dynamic shared memory.
+
+    The driver has one limit for an entry point, which must not fall: others may have been allowed more.
+    """
+    with _lock:
+        driver, module = _module(source, entry, device)
+        most = _allowed[entry, device] = max(shared, _allowed.get((entry, device), 0))
+        return driver, driver.function(module, entry, most)
+
+
+@functools.cache
+def _module(source: str, entry: str, device: int) -> tuple[Any, int]:
+    """The driver in force, and what has an entry point loaded on a GPU."""
     sm = sm_of(device)
     if not (ahead := why_not_ahead(sm)):
         from acefast import _cuda
 
-        return _cuda, _cuda.function(_ahead(source, device), entry, shared)
+        return _cuda, _ahead(source, device)
     if reason := why_not_at_first_use():
         raise RuntimeError(f"{ahead}, and {reason}")
     driver = _CuPyDriver()
-    return driver, driver.function(driver.load(device, compiled_by_nvrtc(source, entry, sm)), entry, shared)
+    return driver, driver.load(device, compiled_by_nvrtc(source, entry, sm))
 
 
 @functools.cache

@@ -2,14 +2,15 @@
 
     python -m acefast.sim.twins > csrc/twins.md
 
-Cases of one name are one piece of work. Where a case of the other family is not the same one, as with a unit that needs
-a result less, that shows in its bytes and sectors.
+Cases of one name are one piece of work of one size; one that needs an input or a result less shows it in its bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+
+import torch
 
 from acefast.cases import Case, all_cases
 from acefast.sim.driver import BLOCK_SHARED_LIMIT, Launch
@@ -20,11 +21,11 @@ REGISTERS, THREADS = 65536, {80: 2048, 86: 1536, 89: 1536, 90: 2048, 100: 2048, 
 HEAD = """# Kernels that exist twice
 
 Made by `python -m acefast.sim.twins`. Compiled and simulated for sm_80; times are predicted, and alike where tensor
-cores bound both. Instructions are of the PTX, run by warps, for each of tensor cores; `loop mix` are those of the
-machine code's main loop. Sectors (32 bytes of global memory) and wavefronts (of shared memory) are of a few tiles, per
-1000 products of a warp. MB is what must move at real size.
+cores bound both. Instructions of the PTX, sectors (32 bytes of global memory), wavefronts (of shared memory) and mma's
+are those of a few tiles; `loop mix` is of the machine code: other instructions per mma of the main loop. `blocks` are
+those on a multiprocessor, MB what must move at real size.
 
-| kernel/config | family | instructions | loop mix | sectors | wavefronts | mma | registers | spills | shared KB \
+| kernel/config | family | instructions | sectors | wavefronts | mma | loop mix | registers | spills | shared KB \
 | blocks | MB | predicted us |
 |---|---|---|---|---|---|---|---|---|---|---|---|---|"""
 
@@ -38,33 +39,29 @@ def blocks(launch: Launch, registers: int) -> int:
 
 
 def rows(sm: int = 80) -> Iterator[dict[str, Any]]:
-    """A row for each case of a kernel in both families, twins side by side."""
+    """A row for each case that both families have, twins side by side."""
     cases = {family: {case.name: case for case in all_cases(family)} for family in FAMILIES}
-    kernels = {case.kernel for case in cases["cuda"].values()}
-    for name in sorted({name for found in cases.values() for name in found}):
+    for name in cases["cuda"]:
         for family, found in cases.items():
-            if name in found and found[name].kernel in kernels and any(name in other for other in cases.values()):
+            if name in found:
                 yield {"family": FAMILIES[family], **row(found[name], sm)}
 
 
 def row(case: Case, sm: int) -> dict[str, Any]:
     figures, launch = study(case, sm), compile_case(case, sm).launches[0]
-    products = figures["simulated_mma"] or 1
-    meta = case.real("meta")
     return {
         "name": case.name,
         **figures,
-        "instructions": simulate_case(case, sm).counts["instructions"] / products,
-        "each": {key: 1000 * figures[key] / products for key in ("sectors", "wavefronts")},
+        "instructions": simulate_case(case, sm).counts["instructions"],
         "blocks": blocks(launch, figures["registers"]),
-        "megabytes": case.bytes(meta) / 1e6,
+        "megabytes": case.bytes(case.real(torch.device("meta"))) / 1e6,
     }
 
 
 def line(r: dict[str, Any]) -> str:
+    counted = " | ".join(str(r[key]) for key in ("instructions", "sectors", "wavefronts", "simulated_mma"))
     mix = f"{r['loop_mix']:.2f}" if r["loop_mix"] else "-"
-    counted = f"{r['instructions']:.2f} | {mix} | {r['each']['sectors']:.0f} | {r['each']['wavefronts']:.0f}"
-    resources = f"{r['mma']} | {r['registers']} | {r['spill_bytes']} | {r['shared_bytes'] / 1024:.1f} | {r['blocks']}"
+    resources = f"{mix} | {r['registers']} | {r['spill_bytes']} | {r['shared_bytes'] / 1024:.1f} | {r['blocks']}"
     return f"| {r['name']} | {r['family']} | {counted} | {resources} | {r['megabytes']:.0f} | {r['predicted_us']:.0f} |"
 
 

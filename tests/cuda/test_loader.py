@@ -18,16 +18,18 @@ from acefast.cuda import loader, toolkit
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     """Nothing loaded by an earlier test; a GPU of sm 80 whose stream is 5."""
-    for cached in (loader._function, loader._ahead, loader.sm_of):
+    for cached in (loader._function, loader._module, loader._ahead, loader.sm_of):
         cached.cache_clear()
+    loader._allowed.clear()
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=5))
     monkeypatch.setattr(toolkit, "sources", lambda: ("snake",))
     monkeypatch.setattr(toolkit, "entries", lambda source: ("entry",))
     yield
-    for cached in (loader._function, loader._ahead, loader.sm_of):
+    for cached in (loader._function, loader._module, loader._ahead, loader.sm_of):
         cached.cache_clear()
+    loader._allowed.clear()
 
 
 class Ahead(ModuleType):
@@ -131,6 +133,14 @@ def test_what_was_built_ahead_is_loaded_once_and_launched_on_the_current_stream(
     assert module.calls[-1][-1] == [0]
 
 
+def test_what_an_entry_point_is_allowed_does_not_fall(ahead):
+    """The driver has one limit for all launches of a function: a wide one, a narrow one, the wide one again."""
+    module, x = ahead(Ahead()), torch.ones(4)
+    for shared in (80_000, 60_000, 80_000, 90_000):
+        loader.launch("snake", "entry", (1, 1, 1), 128, shared, (x,), "p")
+    assert [call[3] for call in module.calls if call[0] == "function"] == [80_000, 80_000, 90_000]
+
+
 @pytest.mark.parametrize(
     ("changes", "sm", "reason"),
     [
@@ -163,6 +173,7 @@ def test_at_first_use_a_source_is_compiled_for_this_gpu_and_kept(ahead, cupy):
         *(("device", 1), ("launch", 9, 3, 2, 1, 128, 1, 1, 1024, 5, address, -7, -(2**40), 0.5)),
     ]
     loader._function.cache_clear()
+    loader._module.cache_clear()
     cupy.calls.clear()
     launch()  # in another process
     assert cupy.calls[0] == ("device", 1) and ("load", b"cubin\0") in cupy.calls

@@ -69,8 +69,9 @@ def path(request, monkeypatch, tmp_path):
 
 
 def forget() -> None:
-    loader._function.cache_clear()
-    loader._ahead.cache_clear()
+    for cached in (loader._function, loader._module, loader._ahead):
+        cached.cache_clear()
+    loader._allowed.clear()
 
 
 def given(dtype=torch.bfloat16):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from functools import partial
 
@@ -10,16 +11,19 @@ import torch
 
 pytest.importorskip("triton", "3.2", reason="triton is not installed")
 
-from acefast.backends import why_unavailable
+from acefast.backends import use_backend, why_unavailable
 from acefast.cases import all_cases
 from acefast.cuda import loader
 from acefast.cuda.residual_unit import KERNELS, TAPS, WIDE
 from acefast.cuda.residual_unit import residual_unit as kernel
 from acefast.guarded import with_guards
-from acefast.ops.residual_unit import residual_unit
+from acefast.models.v15 import vae
+from acefast.models.v15.config import VAEConfig
+from acefast.ops.residual_unit import from_x_alone, residual_unit
 from acefast.ops.snake import snake
 from acefast.sim.driver import BLOCK_SHARED_LIMIT
 from acefast.sim.kernel_times import time_case
+from tests.models.test_vae_tile import latents, made
 from tests.ops.test_residual_unit_triton import GATE, check_guards, exact, poisoned, relative, weights
 
 DEVICE = "cuda"
@@ -105,6 +109,19 @@ def test_op_is_as_near_to_the_equation_as_with_triton(C, dtype):
     theirs = residual_unit(x, *first, *rest, **options, backend="triton")
     for got, other, right in zip(ours, theirs, want):
         assert relative(got, right) <= 1.02 * relative(other, right)
+
+
+def test_a_decoders_song_is_as_near_to_fp32_as_the_references():
+    """Its units, of 256 and of 128 channels, are given x alone; all else is Triton's."""
+    assert from_x_alone(128, torch.float16, torch.device(DEVICE)) and from_x_alone(
+        256, torch.float16, torch.device(DEVICE)
+    )
+    decoder, z = made(vae.Decoder, VAEConfig(64, (2, 2, 2), (1, 2, 4), 128, 8), torch.float16), latents(2, 90, 8)
+    with torch.inference_mode(), use_backend("reference"):
+        want, rounded = copy.deepcopy(decoder).float()(z), decoder(z)
+    with torch.inference_mode():
+        got = vae.decode(decoder.to(DEVICE), z.to(DEVICE), 90).audio.cpu()
+    assert relative(got, want) <= 1.1 * relative(rounded, want)
 
 
 @pytest.mark.skipif(

@@ -13,11 +13,13 @@ import torch
 
 import acefast
 from acefast.backends import use_backend
-from acefast.models.v15 import names, vae, vae_tiling
+from acefast.models.v15 import names, vae, vae_tile, vae_tiling
 from acefast.models.v15.config import VAEConfig
 from acefast.models.v15.vae_tile import DecoderTile, EncoderTile
 from acefast.ops.audio_conv1d import peak_slots
+from acefast.ops.residual_unit import residual_unit
 from acefast.sim.interpreter import interpreted
+from acefast.sim.tensors import tensors_of
 from tests.models.test_vae import build, poisoned_frames, relative
 
 SIZES = dict(encoder_hidden_size=8, decoder_channels=8, decoder_input_channels=4)  # widths 8 (padded), 16, 32, 64, 128
@@ -82,6 +84,25 @@ def test_a_decoders_tile_is_the_decoder(decoder, B, T):
         tile.launch(audio, peaks)
         assert relative(audio, decoder(z)) <= REORDERED
     assert torch.equal(peaks.amax(1), audio.abs().amax((1, 2)))
+
+
+def test_units_that_make_their_own_snake_leave_out_all_others(decoder, encoder, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(vae_tile, "from_x_alone", lambda *kind: True)
+        tile, other = DecoderTile(decoder, 2, 1), EncoderTile(encoder, 2, 1)
+    units = [launch for launch in (*tile.launches, *other.launches) if launch.func is residual_unit]
+    assert len(units) == 30 and not any("activated" in unit.keywords for unit in units)
+    assert sum(unit.keywords["wave"] is not None for unit in units) == 10
+    for unit in units:  # y is not over x
+        assert all(t.data_ptr() != unit.args[0].data_ptr() for t in tensors_of(unit.keywords["out"]))
+    z, audio, x = latents(2, 1), torch.empty(2, 2, HOP), sound(2, HOP)
+    tile.load(z, torch.tensor([0, HOP, 0], dtype=torch.int32))
+    tile.launch(audio, torch.zeros(2, peak_slots(HOP)))
+    assert relative(audio, decoder(z)) <= REORDERED
+    other.load(x)
+    other.launch()
+    for got, want in zip(encoder.posterior(other.moments[..., :8]), encoder(x)):
+        assert relative(got, want) <= REORDERED
 
 
 @pytest.mark.parametrize("B, T, extra", [(1, 1, 0), (2, 3, 0), (1, 2, 1), (1, 2, 1919)])
