@@ -14,6 +14,7 @@ import os
 import pkgutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -84,7 +85,7 @@ def emulated(sm: int = 80) -> Iterator[None]:
     """Within the block Triton kernels count as able to run without a GPU, which is taken for one of ``sm``.
 
     Entered by whatever stands in for the GPU, on tensors of the CPU or of "meta": ``acefast.sim``'s dry run, which
-    compiles and records launches, and its interpreter.
+    compiles and records launches, those of CUDA kernels too, and its interpreter.
     """
     token = _emulated.set(sm)
     try:
@@ -100,16 +101,36 @@ def emulated_sm() -> int | None:
 
 def why_unavailable(name: str) -> str:
     """Why backend ``name`` cannot run on this machine, in a few words; empty when it can."""
+    if name == "cuda" and _without_gpu(name):
+        return ""  # nvcc compiles what is recorded, neither path is taken
     if reason := _why_not_installed(name):
         return reason
-    if name in ("reference", "cpu") or _sees_gpu() or (name == "triton" and emulated_sm()):
+    if name in ("reference", "cpu") or _without_gpu(name):
         return ""
-    return "torch sees no CUDA GPU"
+    if not _sees_gpu():
+        return "torch sees no CUDA GPU"
+    return _why_not_loaded(_sm(torch.cuda.current_device())) if name == "cuda" else ""
+
+
+def _without_gpu(name: str) -> bool:
+    """Whether something stands in for the GPU that kernels of this kind need."""
+    return bool(emulated_sm()) if name == "triton" else name == "cuda" and bool(_cuda_loader().recording())
+
+
+@functools.cache
+def _why_not_loaded(sm: int) -> str:
+    return _cuda_loader().why_unavailable(sm)
+
+
+def _cuda_loader() -> ModuleType:
+    from acefast.cuda import loader  # which needs this module
+
+    return loader
 
 
 def _why_elsewhere(name: str, device: torch.device) -> str:
     """Why a GPU's kernels cannot run on a tensor of ``device``: they are launched on the current GPU, nowhere else."""
-    if name not in ("triton", "cuda") or (name == "triton" and emulated_sm()):
+    if name not in ("triton", "cuda") or _without_gpu(name):
         return ""
     if device.type != "cuda":
         return f"its kernels need CUDA tensors and the input is on {device.type!r}"
@@ -142,7 +163,8 @@ def _why_not_installed(name: str) -> str:
             return "this version has no Triton kernels"
         return "" if importlib.util.find_spec("triton") else "triton is not installed"
     if name == "cuda":
-        return "" if importlib.util.find_spec("acefast._cuda") else "this installation has no CUDA extension"
+        found = any(map(importlib.util.find_spec, ("acefast._cuda", "cupy")))
+        return "" if found else "acefast was installed without nvcc, and CuPy is not installed"
     if name == "cpu":
         return "" if importlib.util.find_spec("acefast._cpu") else "this installation has no CPU extension"
     return ""

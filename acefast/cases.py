@@ -1,4 +1,5 @@
-"""The kernel configurations that are proved: each room in ``kernels/`` lists its own as ``CASES``."""
+"""The kernel configurations that are proved: each room in ``kernels/`` lists its own as ``CASES``, each in
+``acefast/cuda/`` gives its own as ``cases()``, which may be made of those of its twin in ``kernels/``."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ class Case:
 
     kernel: str  # the op's name
     config: str  # "h2048-gate-modulate", "2b-window"
-    launch: Callable[..., Any]  # the wrapper in kernels/, which allocates nothing
+    launch: Callable[..., Any]  # the wrapper in kernels/ or acefast/cuda/, which allocates nothing
     reference: Callable[..., tuple[Tensor, ...]]  # same keyword arguments; what the outputs mean, at their precision
     real: Callable[[torch.device], Arguments]  # keyword arguments at real size; integer tensors have their values
     small: Callable[[torch.Generator], Arguments]  # the same at a few tiles, on the CPU
@@ -45,16 +46,20 @@ class Case:
         return f"{self.kernel}/{self.config}"
 
 
-def all_cases() -> tuple[Case, ...]:
-    """Every case of every kernel, by name; imports triton.
+FAMILIES = {"triton": "acefast.kernels", "cuda": "acefast.cuda"}
+
+
+def all_cases(family: str = "triton") -> tuple[Case, ...]:
+    """Every case of every kernel of a family, by name; imports triton.
 
     Raises:
         ImportError: triton is not installed, or these sources are not (``pip install -e .``).
         ValueError: two cases have one name.
     """
-    package = importlib.import_module("acefast.kernels")
-    rooms = [importlib.import_module(f"acefast.kernels.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
-    found = sorted((case for room in rooms for case in getattr(room, "CASES", ())), key=lambda case: case.name)
+    package = importlib.import_module(FAMILIES[family])
+    rooms = [importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
+    listed = [getattr(room, "CASES", ()) if family == "triton" else getattr(room, "cases", tuple)() for room in rooms]
+    found = sorted((case for cases in listed for case in cases), key=lambda case: case.name)
     names = [case.name for case in found]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"two cases are called {twice}")

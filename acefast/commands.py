@@ -1,5 +1,5 @@
 """What the command ``acefast`` does: ``generate`` songs; ``stream`` them (acefast/stream_command.py); tell ``info`` of
-what is here; study ``kernels``; ``bench`` the machine."""
+what is here; study ``kernels``; ``bench`` the machine; ``build`` CUDA kernels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from acefast import kernels_command
+from acefast import build_command, kernels_command
 from acefast.audio import check_output
 from acefast.backends import BackendUnavailable
 from acefast.bench import command as bench_command
@@ -65,7 +65,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     about = "Make songs, stream them, see what is here, study the kernels, measure the machine."
     parser = _Parser(prog="acefast", description=about, allow_abbrev=False)
-    commands = parser.add_subparsers(required=True, metavar="generate|stream|info|kernels|bench")
+    commands = parser.add_subparsers(required=True, metavar="generate|stream|info|kernels|bench|build")
     make = commands.add_parser("generate", help="make a song", allow_abbrev=False)
     make.set_defaults(run=_generate)
     make.add_argument("-o", "--output", metavar="FILE", help="wav, flac, mp3, ogg or opus; several songs add -SEED")
@@ -98,6 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="how long a song takes here, stage by stage", allow_abbrev=False)
     bench.set_defaults(run=_bench)
     bench_command.add_arguments(bench)
+    build = commands.add_parser("build", help="compile CUDA kernels before their first use", allow_abbrev=False)
+    build.set_defaults(run=_build)
+    build_command.add_arguments(build)
     return parser
 
 
@@ -309,6 +312,10 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
 
 def _kernels(args: argparse.Namespace) -> int:
     return kernels_command.run(args)
+
+
+def _build(args: argparse.Namespace) -> int:
+    return build_command.run(args)
 
 
 def _bench(args: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 from acefast.backends import BackendUnavailable
 from acefast.bench.command import outputs_of
 from acefast.console import out, tell
+from acefast.cuda import toolkit
 from acefast.files import check_writable, write_together
 from acefast.request import RequestError
 
@@ -24,23 +25,23 @@ def add_arguments(study: argparse.ArgumentParser) -> None:
     study.add_argument("--sm", type=int, choices=GPUS, default=80, help="the GPU, 80 for an A100 (default: 80)")
     study.add_argument("--family", choices=("triton", "cuda"), default="triton", help="(default: triton)")
     study.add_argument("--json", action="store_true", help="as a JSON list")
-    study.add_argument("--write-budgets", metavar="FILE", help="make these figures the budgets, kernels/budgets.json")
+    study.add_argument(
+        "--write-budgets",
+        metavar="FILE",
+        help="make these figures the budgets, kernels/budgets.json or csrc/budgets.json",
+    )
     study.add_argument("--judged", metavar="FILE", help="predict with the constants that bench --calibrate has fitted")
 
 
 def run(args: argparse.Namespace) -> int:
     """Compile, simulate and show the proved kernels; returns the exit code."""
-    if args.family == "cuda":
-        out("[]" if args.json else "there are no CUDA kernels yet; --family triton shows those of Triton")
-        return OK
-
     from acefast.sim.budgets import write_budgets
     from acefast.sim.calibrate import read_judged
     from acefast.sim.roofline import JUDGED
     from acefast.sim.study import study
     from acefast.sim.table import lines
 
-    known = _known_cases()
+    known = _known_cases(args.family)
     judged = read_judged(Path(args.judged)) if args.judged else JUDGED
     cases = [case for case in known if args.kernel in (None, case.kernel)]
     if not cases:
@@ -68,11 +69,13 @@ def run(args: argparse.Namespace) -> int:
     return OK
 
 
-def _known_cases() -> tuple[Any, ...]:
+def _known_cases(family: str = "triton") -> tuple[Any, ...]:
     from acefast.cases import all_cases
 
+    if family == "cuda" and toolkit.find_nvcc() is None:
+        raise BackendUnavailable("kernels: nvcc compiles CUDA kernels and is not here; pip install nvidia-cuda-nvcc")
     try:
-        return all_cases()
+        return all_cases(family)
     except ModuleNotFoundError as error:
         way_out = "pip install acefast[gpu], on Linux, compiles kernels without a GPU"
         raise BackendUnavailable(f"kernels: {error.name} is not installed; {way_out}") from error

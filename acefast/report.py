@@ -12,6 +12,7 @@ import torch
 
 from acefast.backends import BACKENDS, why_unavailable
 from acefast.checkpoint import Checkpoint, open_checkpoint
+from acefast.cuda import loader
 from acefast.inventory import list_models
 from acefast.memory import GB, Job, Networks, fits, free_memory, plan
 
@@ -20,12 +21,13 @@ PACKAGES = ("acefast", "torch", "transformers", "triton", "safetensors", "soundf
 
 
 def machine() -> dict[str, Any]:
-    """Versions, devices, backends (and why one cannot run) and the models found here."""
+    """Versions, devices, backends (and why one cannot run), how CUDA kernels are loaded, and the models found here."""
     return {
         "versions": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "devices": devices(),
         "backends": {name: why_unavailable(name) or "available" for name in BACKENDS},
+        "cuda": loader.paths(loader.current_sm() if torch.cuda.is_available() else None),
         "models": [
             {"name": found.name, "path": str(found.path), "problem": found.problem}
             if found.checkpoint is None
@@ -146,6 +148,7 @@ def as_text(facts: dict[str, Any]) -> str:
             lines.append(f"device   {d['device']:10} {', '.join(x for x in details if x)}")
         for name, state in facts["backends"].items():
             lines.append(f"backend  {name:10} {state}")
+        lines += [f"cuda     {path:13} {state}" for path, state in facts["cuda"].items()]
         lines.append("")
     for m in facts["models"]:
         if m.get("problem"):

@@ -9,6 +9,7 @@ import torch
 
 from acefast import backends
 from acefast.backends import BackendUnavailable, choose_backend, emulated, emulated_sm, use_backend
+from acefast.cuda import loader
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -121,6 +122,24 @@ def test_triton_runs_without_a_gpu_while_it_is_emulated(no_gpu, device):
     assert emulated_sm() is None
     with pytest.raises(BackendUnavailable, match="torch sees no CUDA GPU"):
         choose_backend("op", "triton", device, ("triton",))
+
+
+def test_cuda_kernels_are_recorded_without_a_gpu_and_with_neither_way_to_load_them(no_gpu, monkeypatch):
+    monkeypatch.setattr(backends, "_why_not_installed", lambda name: "not installed")
+    with loader.recorded(lambda *launch: None):
+        assert choose_backend("op", "cuda", CPU, ("cuda",)) == "cuda"
+    with pytest.raises(BackendUnavailable, match="op: backend='cuda' cannot run: not installed; try"):
+        choose_backend("op", "cuda", CPU, ("cuda",))
+
+
+def test_on_a_gpu_that_no_way_of_loading_serves_the_reasons_are_told(no_gpu, monkeypatch):
+    monkeypatch.setattr(backends, "_sees_gpu", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(backends, "_sm", lambda index: 75)
+    monkeypatch.setattr(backends, "_why_not_loaded", backends._why_not_loaded.__wrapped__)
+    monkeypatch.setattr(loader, "why_unavailable", lambda sm: f"nothing for sm_{sm}")
+    with pytest.raises(BackendUnavailable, match="op: backend='cuda' cannot run: nothing for sm_75; try"):
+        choose_backend("op", "cuda", GPU, ("cuda",))
 
 
 def test_emulation_leaves_the_choice_of_a_cpu_alone(no_gpu):

@@ -245,7 +245,8 @@ def test_info_reads_well(models, capsys):
     assert re.search(r"^ +transformer +[\d.]+ M +[\d.]+ [kM]B +float32$", text, re.M)
     assert re.search(r"^model +acestep-mine: cannot be used: ", text, re.M)
     assert re.search(r"^device +cpu ", text, re.M) and re.search(r"^backend +reference +available$", text, re.M)
-    assert re.search(r"^backend +cuda +(available|this installation|torch sees no)", text, re.M)
+    assert re.search(r"^backend +cuda +(available|acefast was installed without|torch sees no)", text, re.M)
+    assert re.search(r"^cuda +ahead of time +\w+", text, re.M) and re.search(r"^cuda +at first use +\w+", text, re.M)
 
 
 def test_info_of_one_model_downloads_nothing(models, downloads, capsys):

@@ -9,6 +9,7 @@ import pytest
 
 from acefast import cases, kernels_command
 from acefast.cli import main
+from acefast.cuda import toolkit
 from acefast.sim.driver import BLOCK_SHARED_LIMIT
 
 KEYS = {
@@ -25,7 +26,7 @@ def toys(monkeypatch):
     from tests.sim.toy_cases import MATMUL, SCALE
 
     def put(*found):
-        monkeypatch.setattr(cases, "all_cases", lambda: found)
+        monkeypatch.setattr(cases, "all_cases", lambda family: found)
 
     put(MATMUL, SCALE)
     return put
@@ -86,9 +87,18 @@ def test_budgets_are_written(toys, capsys, tmp_path):
     assert budgets["scale/narrow"]["80"]["sectors"] == 192
 
 
-def test_cuda_has_none_yet(capsys):
-    assert main(["kernels", "--family", "cuda"]) == 0 and "no CUDA kernels yet" in capsys.readouterr().out
-    assert main(["kernels", "--family", "cuda", "--json"]) == 0 and json.loads(capsys.readouterr().out) == []
+@pytest.mark.skipif(toolkit.find_nvcc() is None, reason="no nvcc here")
+def test_cuda_kernels_are_studied_as_tritons_are(capsys):
+    assert main(["kernels", "snake", "--family", "cuda", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    row = {row["config"]: row for row in rows}["c128-bf16"]
+    assert row.keys() >= KEYS and row["shared_bytes"] == 1024 and row["sectors"] == row["sectors_min"] > 0
+
+
+def test_without_nvcc_it_says_how_to_get_it(monkeypatch, capsys):
+    monkeypatch.setattr(toolkit, "find_nvcc", lambda: None)
+    assert main(["kernels", "--family", "cuda"]) == 2
+    assert "nvcc compiles CUDA kernels and is not here; pip install nvidia-cuda-nvcc" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -110,7 +120,7 @@ def test_what_cannot_work_is_one_sentence(toys, arguments, sentence, capsys):
 
 @pytest.mark.parametrize("missing", ["triton", "acefast.kernels"])
 def test_without_triton_it_says_how_to_get_it(missing, monkeypatch, capsys):
-    def all_cases():
+    def all_cases(family):
         raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
 
     monkeypatch.setattr(cases, "all_cases", all_cases)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OPS = sorted(p.stem for p in (ROOT / "acefast/ops").glob("*.py") if p.stem != "__init__")
 
+SOURCES = sorted((ROOT / "csrc").glob("*.cu"))
 KERNELS = sorted(p for p in (ROOT / "kernels").glob("*.py") if p.stem != "__init__")
 
 
@@ -32,8 +34,9 @@ def test_op_has_a_reference_and_dispatch_of_its_own_name(op):
 
 def test_every_kernel_belongs_to_an_op():
     kernels = [p.stem for p in (ROOT / "kernels").glob("*.py") if p.stem != "__init__"]
-    kernels += [p.stem for p in (ROOT / "csrc").glob("*.cu")]
-    assert set(kernels) <= set(OPS)
+    cuda = [p.stem for p in (ROOT / "csrc").glob("*.cu")]
+    assert {*kernels, *cuda} <= set(OPS)
+    assert all((ROOT / f"acefast/cuda/{name}.py").exists() for name in cuda)
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -46,6 +49,14 @@ def test_op_says_what_it_takes_gives_and_refuses_and_where_it_is_from(op):
         told = ast.get_docstring(function)
         assert "Args:" in told and "backend:" in told
         assert ("Returns:" in told and "Raises:" in told) or "Returns, raises:" in told
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_cuda_kernels_say_what_they_compute_and_what_bounds_them(path):
+    text = path.read_text()
+    head = text[: text.index("#include")]
+    assert all(re.search(rf"^// {word} +\S", head, re.M) for word in ("Math", "Tiling", "Bytes", "Bound"))
+    assert "atomic" not in text and 'extern "C" __global__ __launch_bounds__' in text
 
 
 @pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.stem)
@@ -114,11 +125,14 @@ def test_wheel_installs_one_top_level_package(tmp_path):
         [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT],
         check=True,
         capture_output=True,
+        env={**os.environ, "ACEFAST_CUDA": "0"},  # tests/cuda/test_wheels.py builds with it
     )
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {n.split("/")[0] for n in names if ".dist-info/" not in n} == {"acefast"}
     assert "acefast/kernels/__init__.py" in names and "acefast/kernels/budgets.json" not in names
+    sources = {p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*.cu*")}
+    assert {f"acefast/{source}" for source in sources} <= set(names)
     modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "acefast").rglob("*.py")}
     assert modules <= set(names)
 

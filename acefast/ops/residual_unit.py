@@ -14,19 +14,29 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_contiguous, check_shape
-from acefast.guarded import GUARD, check_rows, clear_guards, handed_over, room, with_guards
+from acefast.cuda import residual_unit as cuda
+from acefast.guarded import GUARD, check_rows, clear_guards, elements, handed_over, room, with_guards
 from acefast.guarded import guarded as between_guards
+from acefast.operators import operator
 from acefast.ops.conv1d import Pair, check_dtype, check_results, conv1d_reference, pair
 from acefast.ops.snake import Wave, block_elements, check_wave, snake, snake_rows
 
 OP = "residual_unit"
-ORDER = ("triton",)
+ORDER = ("cuda", "triton")
 TAPS = 7
 
 
 def fused(channels: int) -> bool:
     """Whether the kernel takes units of this width: all their channels are one tile's."""
     return channels in (16, 32, 64, 128, 256)
+
+
+def from_x_alone(channels: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a kernel is in force that makes its own first snake: it has no use for ``activated``, and its results
+    need memory of their own."""
+    if not cuda.fits(channels, dtype):
+        return False
+    return choose_backend(OP, None, device, ORDER) == "cuda"
 
 
 def residual_unit_reference(
@@ -91,6 +101,21 @@ def residual_unit_reference(
     return y if wave is None else (y, waved)
 
 
+def _order(x: Tensor, dilation: int, out: tuple[Tensor | None, ...]) -> list[str]:
+    """The kernels that take such rows and results, fastest first."""
+    if x.dtype not in (torch.bfloat16, torch.float16) or TAPS // 2 * dilation > GUARD or x.numel() == 0:
+        return []
+    apart = not any(t is not None and _overlap(t, x) for t in out)
+    takes = {"cuda": cuda.fits(x.shape[2], x.dtype) and apart, "triton": fused(x.shape[2])}
+    return [name for name in ORDER if takes[name]]
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether guarded rows of one shape share memory."""
+    near = abs(a.storage_offset() - b.storage_offset()) < elements(*a.shape)
+    return a.untyped_storage()._cdata == b.untyped_storage()._cdata and near
+
+
 def _outputs(
     x: Tensor, wave: Wave | None, keep: bool, guarded: bool, out: Tensor | Pair | None
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -109,6 +134,11 @@ def _same_memory(a: Tensor, b: Tensor) -> bool:
     return a.untyped_storage()._cdata == b.untyped_storage()._cdata and a.storage_offset() == b.storage_offset()
 
 
+@operator(
+    "(Tensor x, Tensor alpha1, Tensor inv_beta1, Tensor weight1, Tensor bias1, Tensor alpha2, Tensor inv_beta2, "
+    "Tensor weight2, Tensor bias2, *, int dilation, Tensor? activated=None, str? backend=None) -> Tensor",
+    fake=lambda x, *_, **__: torch.empty_like(x, memory_format=torch.contiguous_format),
+)
 def residual_unit(
     x: Tensor,
     alpha1: Tensor,
@@ -136,14 +166,16 @@ def residual_unit(
         weight1: [C, 7, C] (output, tap, input), contiguous, x's dtype; bias1: [C].
         weight2: [C, C] (output, input), contiguous, x's dtype; bias2: [C].
         dilation: rows between taps, at least 1.
-        activated: snake1(x) if it is there already, like x; alpha1 and inv_beta1 are then not read.
+        activated: snake1(x) if it is there already, like x. "cuda" makes its own, of x as it is rounded; for the others
+            alpha1 and inv_beta1 are then not read.
         wave: alpha and inv_beta of the snake that reads the result next; None: no second result.
         keep: whether y itself is wanted beside the second result.
         guarded: x, ``activated`` and ``out`` lie as acefast.guarded lays them, zeros in x's and ``activated``'s guards,
             and results do so too, zeros in their guards. Else all are contiguous, and a kernel works on copies.
         out: like what is returned, written and returned. Each may be x; none shares memory with ``activated``.
-        backend: "triton" (16 bits, widths that are ``fused``, dilation at most 10, not empty) or "reference"; None
-            leaves the choice to acefast.backends.
+        backend: "triton" (16 bits, widths that are ``fused``, dilation at most 10, not empty), "cuda" (of those, 128 or
+            256 wide and, if guarded, no result in x's memory) or "reference"; None leaves the choice to
+            acefast.backends.
     Returns:
         y, [B, L, C] in x's dtype; with ``wave`` the pair of y, None unless ``keep``, and its snake.
     Raises:
@@ -173,19 +205,22 @@ def residual_unit(
     check_results(OP, tuple(x.shape), "[B, L, C]", x, wave, keep, guarded, out)
     if activated is not None and any(t is not None and _same_memory(t, activated) for t in pair(out)):
         raise ValueError(f"{OP}: out must not be activated, whose rows are read by their neighbours too")
-    fits = fused(C) and x.dtype in (torch.bfloat16, torch.float16) and TAPS // 2 * dilation <= GUARD and x.numel() > 0
-    if choose_backend(OP, backend, x.device, ORDER if fits else ()) == "triton":
-        from acefast.kernels.residual_unit import residual_unit as kernel
-
+    into = pair(out)
+    order = _order(x, dilation, into if guarded else ())
+    if (chosen := choose_backend(OP, backend, x.device, order)) != "reference":
         rows = x if guarded else with_guards(x)
-        if activated is None:
-            activated = snake(rows, alpha1, inv_beta1, guarded=True, backend="triton")
-        elif not guarded:
-            activated = with_guards(activated)
-        into = pair(out)
         written = room(rows, x.shape, (keep, wave is not None), into, guarded)
-        second = (alpha2, inv_beta2, weight2, bias2)
-        kernel(rows, activated, weight1, bias1, *second, dilation=dilation, wave=wave, out=written)
+        rest = (weight1, bias1, alpha2, inv_beta2, weight2, bias2)
+        if chosen == "cuda":
+            cuda.residual_unit(rows, alpha1, inv_beta1, *rest, dilation=dilation, wave=wave, out=written)
+        else:
+            from acefast.kernels.residual_unit import residual_unit as kernel
+
+            if activated is None:
+                activated = snake(rows, alpha1, inv_beta1, guarded=True, backend="triton")
+            elif not guarded:
+                activated = with_guards(activated)
+            kernel(rows, activated, *rest, dilation=dilation, wave=wave, out=written)
         results = handed_over(written, into, guarded)
         return results[0] if wave is None else results
     return residual_unit_reference(

@@ -1,36 +1,44 @@
-"""A Triton driver for a GPU that is not there: real launch code specialises and compiles, nothing runs.
+"""A driver for a GPU that is not there: real launch code specialises and compiles, nothing runs.
 
     with dry_run(80) as launches:
         op(x, backend="triton")  # x on the CPU, on "meta" or fake: only shapes, dtypes and addresses matter
     launches[0].grid, launches[0].ptx, launches[0].kernel.metadata.shared
 
 Within the block every ``kernel[grid](...)`` goes through Triton's own specialisation (divisible by 16, equal to 1) and
-compiler for the chosen sm, exactly as on such a GPU, and is recorded. What the GPU would refuse is refused: more
-shared memory than a block may have (Triton's OutOfResources), a grid beyond the hardware's limits. A running
-``graph.check_step`` is told of every launch. Afterwards Triton's driver is the one it was. Triton's active driver
-belongs to the process, so use it from one thread.
+compiler for the chosen sm, exactly as on such a GPU, and is recorded; so is every launch of a CUDA kernel, which nvcc
+compiles. What the GPU would refuse is refused: more shared memory than a block may have (Triton's OutOfResources,
+CompileError), a grid beyond the hardware's limits. A running ``graph.check_step`` is told of every launch. Afterwards
+Triton's driver is the one it was. Triton's active driver belongs to the process, so use it from one thread.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 from acefast.backends import emulated
+from acefast.cuda import loader, toolkit
+from acefast.cuda.toolkit import CompileError
 from acefast.sim.graph import note_launch
 
 BLOCK_SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}  # bytes a block may ask
 MULTIPROCESSORS = {80: 108, 86: 84, 89: 128, 90: 132, 100: 148, 120: 170}  # A100, A40, L40-class, H100, B200, RTX 5090
 GRID_LIMIT = (2**31 - 1, 65535, 65535)
+_LETTERS = {"u64": "l", "s64": "l", "b64": "l", "u32": "i", "s32": "i", "b32": "i", "f32": "f"}  # of loader.launch
 
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument of a launch, as Triton specialised it; no tensor is kept alive, ``address`` may outlive its own."""
+    """One argument of a launch, as Triton specialised it; no tensor is kept alive, ``address`` may outlive its own.
+
+    Those of a CUDA kernel have the letter that ``loader.launch`` was given as their type.
+    """
 
     type: str  # Triton's: "*bf16", "i32", "fp32"; "constexpr" also for a number that is 1 and for None
     value: Any = None  # of anything but a tensor
@@ -43,13 +51,13 @@ class Argument:
 
 @dataclass(frozen=True)
 class Launch:
-    """One ``kernel[grid](...)``: what would have run, and the compiled kernel it would have run on."""
+    """One ``kernel[grid](...)``, or one launch of a CUDA kernel: what would have run, and the compiled kernel."""
 
     name: str
     sm: int
     grid: tuple[int, int, int]
     arguments: dict[str, Argument]  # every parameter by name, constexprs included
-    kernel: Any  # triton's CompiledKernel: .asm["ttgir" | "ptx" | "cubin" | ...], .metadata
+    kernel: Any  # triton's CompiledKernel: .asm["ttgir" | "ptx" | "cubin" | ...], .metadata; of CUDA the like of it
 
     @property
     def constexprs(self) -> dict[str, Any]:
@@ -95,7 +103,7 @@ def dry_run(sm: int = 80) -> Iterator[list[Launch]]:
     before, stub = driver._active, _stub_driver()(sm)
     driver._active = stub  # set_active, without which a machine that has no driver could not be put back
     try:
-        with emulated(sm):
+        with emulated(sm), loader.recorded(_CudaRecorder(sm, stub.launches)):
             yield stub.launches
     finally:
         driver._active = before
@@ -173,10 +181,8 @@ class _Recorder:
         if not isinstance(stub, _stub_driver()):
             raise RuntimeError(f"{name}: compiled in a dry run, cannot be launched after it")
         grid = (x, y, z)
-        if any(have > limit for have, limit in zip(grid, GRID_LIMIT)):
-            raise ValueError(f"{name}: grid must be at most {GRID_LIMIT}, got {grid}")
-        if 0 in grid:
-            return  # as on a GPU, where Triton launches nothing
+        if not _has_blocks(name, grid):
+            return
         values = rest[3:]  # after the launch's metadata and two hooks
         arguments = {n: self._argument(i, n, value) for i, (n, value) in enumerate(zip(self.src.fn.arg_names, values))}
         compiled = self.src.fn.device_caches[stub.get_current_device()][0].values()
@@ -187,7 +193,63 @@ class _Recorder:
     def _argument(self, index: int, name: str, value: Any) -> Argument:
         type = self.src.signature[name]
         divisible = ["tt.divisibility", 16] in (self.src.attrs.get((index,)) or [])
-        if not hasattr(value, "data_ptr"):
-            return Argument(type, value, divisible_by_16=divisible)
-        shape, strides = tuple(value.shape), tuple(value.stride())
-        return Argument(type, None, shape, strides, value.dtype, divisible, value.data_ptr())
+        return _as_argument(type, value, divisible)
+
+
+@dataclass(frozen=True)
+class _CudaRecorder:
+    """Stands where ``acefast.cuda.loader`` would launch."""
+
+    sm: int
+    launches: list[Launch]
+
+    def __call__(
+        self,
+        source: str,
+        entry: str,
+        grid: tuple[int, int, int],
+        threads: int,
+        shared: int,
+        arguments: Sequence[Any],
+        types: str,
+    ) -> None:
+        if not _has_blocks(entry, grid):
+            return
+        if shared > BLOCK_SHARED_LIMIT[self.sm]:
+            limit = f"a block of sm_{self.sm} has {BLOCK_SHARED_LIMIT[self.sm]}"
+            raise CompileError(f"{entry}: out of resource: {shared} bytes of shared memory, {limit}")
+        ptx, cubin = toolkit.compiled(source, entry, self.sm)
+        _check_types(entry, ptx, types, arguments)
+        metadata = SimpleNamespace(name=entry, num_warps=threads // 32, num_stages=1, shared=shared)
+        kernel = SimpleNamespace(asm={"ptx": ptx, "cubin": cubin}, metadata=metadata)
+        named = {f"argument {i}": _as_argument(*one) for i, one in enumerate(zip(types, arguments))}
+        self.launches.append(Launch(entry, self.sm, grid, named, kernel))
+        note_launch(entry, *(value for value in arguments if hasattr(value, "data_ptr")))
+
+
+def _check_types(entry: str, ptx: str, types: str, arguments: Sequence[Any]) -> None:
+    """Raise CompileError unless an entry's parameters are what ``types`` calls them, and every integer fits its own.
+
+    A GPU would be handed the wrong bytes and not notice.
+    """
+    parameters = re.search(rf"\.entry {entry}\(([^)]*)\)", ptx)[1]
+    have = "".join(_LETTERS.get(kind, "?") for kind in re.findall(r"\.param \.(\w+)", parameters))
+    if have != types.replace("p", "l"):
+        raise CompileError(f"{entry}: takes {have} (a pointer is an l), and is launched with {types}")
+    for letter, value in zip(types, arguments):
+        if letter == "i" and not -(2**31) <= value < 2**31:
+            raise CompileError(f"{entry}: {value} is no int32")
+
+
+def _has_blocks(name: str, grid: tuple[int, int, int]) -> bool:
+    """Whether anything is launched: not with a size of 0, by Triton or acefast.cuda; ValueError beyond the limits."""
+    if any(have > limit for have, limit in zip(grid, GRID_LIMIT)):
+        raise ValueError(f"{name}: grid must be at most {GRID_LIMIT}, got {grid}")
+    return 0 not in grid
+
+
+def _as_argument(type: str, value: Any, divisible: bool = False) -> Argument:
+    if not hasattr(value, "data_ptr"):
+        return Argument(type, value, divisible_by_16=divisible)
+    shape, strides = tuple(value.shape), tuple(value.stride())
+    return Argument(type, None, shape, strides, value.dtype, divisible, value.data_ptr())

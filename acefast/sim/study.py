@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from acefast.cases import Arguments, Case
+from acefast.cuda.toolkit import CompileError
 from acefast.sim.driver import BLOCK_SHARED_LIMIT, Argument, Launch, dry_run
 from acefast.sim.errors import SimError
 from acefast.sim.launch import launch
@@ -95,7 +96,7 @@ def study(case: Case, sm: int = 80, judged: Judged = JUDGED) -> dict[str, Any]:
     fault that ends compiling or running it, which is then in "faults".
 
     Raises:
-        RuntimeError: triton is not installed.
+        RuntimeError: triton is not installed; of a CUDA kernel, there is no nvcc.
         ValueError: the case itself cannot be compared.
     """
     from triton.errors import TritonError
@@ -106,7 +107,7 @@ def study(case: Case, sm: int = 80, judged: Judged = JUDGED) -> dict[str, Any]:
     found: list[str] = []
     try:
         compiled = compile_case(case, sm)
-    except TritonError as error:
+    except (TritonError, CompileError) as error:
         found.append(f"does not compile: {' '.join(str(error).split())}")
     else:
         figures |= compiled.row()
@@ -251,12 +252,12 @@ def _simulate(one: Launch, arrays: Arrays, case: Case, approx: str, seed: int):
     values = [_value(one, n, a, arrays) for n, a in one.arguments.items() if a.type != "constexpr"]
     sizes = {"grid": one.grid, "block": 32 * one.num_warps, "shared": one.shared_bytes}
     checks = {"registers": True, "races_between_blocks": not case.ordered}
-    return launch(one.ptx, None, values, **sizes, **checks, approx=approx, seed=seed)
+    return launch(one.ptx, one.name, values, **sizes, **checks, approx=approx, seed=seed)
 
 
 def _value(one: Launch, name: str, argument: Argument, arrays: Arrays) -> Any:
     if argument.address is None:
-        return argument.value
+        return argument.value or 0  # a null pointer is None
     pointer = arrays.at(argument.address)
     if pointer is None:
         raise ValueError(f"{one.name}: {name} is no argument of its wrapper, which must allocate nothing")

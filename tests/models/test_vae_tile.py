@@ -14,9 +14,12 @@ import torch
 import acefast
 from acefast.backends import use_backend
 from acefast.graphs import Graphs
-from acefast.models.v15 import names, vae, vae_tiling
+from acefast.models.v15 import names, vae, vae_tile, vae_tiling
 from acefast.models.v15.config import VAEConfig
+from acefast.models.v15.vae_tile import DecoderTile, EncoderTile
+from acefast.ops.residual_unit import residual_unit
 from acefast.sim.interpreter import interpreted
+from acefast.sim.tensors import tensors_of
 from tests.models.test_vae import build, poisoned_frames, relative
 
 SIZES = dict(encoder_hidden_size=8, decoder_channels=8, decoder_input_channels=4)  # widths 8 (padded), 16, 32, 64, 128
@@ -88,6 +91,26 @@ def test_a_tile_keeps_the_rows_that_are_asked_for_and_their_peaks(decoder):
     tile.launch()
     kept = tile.audio[:, :, :HOP]
     assert relative(kept, decoder(z)[:, :, HOP : 2 * HOP]) <= REORDERED and tile.peaks.amax() == kept.abs().amax()
+
+
+def test_units_that_make_their_own_snake_leave_out_all_others(decoder, encoder, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(vae_tile, "from_x_alone", lambda *kind: True)
+        tile = DecoderTile(decoder, Graphs(torch.device("cpu")), 2, 1)
+        other = EncoderTile(encoder, Graphs(torch.device("cpu")), 2, 1)
+    units = [launch for launch in (*tile.launches, *other.launches) if launch.func is residual_unit]
+    assert len(units) == 30 and not any("activated" in unit.keywords for unit in units)
+    assert sum(unit.keywords["wave"] is not None for unit in units) == 10
+    for unit in units:  # y is not over x
+        assert all(t.data_ptr() != unit.args[0].data_ptr() for t in tensors_of(unit.keywords["out"]))
+    z, x = latents(2, 1), sound(2, HOP)
+    tile.load(z, torch.tensor([0, HOP, 0], dtype=torch.int32))
+    tile.launch()
+    assert relative(tile.audio, decoder(z)) <= REORDERED
+    other.load(x)
+    other.launch()
+    for got, want in zip(encoder.posterior(other.moments[..., :8]), encoder(x)):
+        assert relative(got, want) <= REORDERED
 
 
 @pytest.mark.parametrize("B, T, extra", [(1, 1, 0), (2, 3, 0), (1, 2, 1), (1, 2, 1919)])

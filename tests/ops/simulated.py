@@ -22,9 +22,9 @@ def simulated(launch: Callable[..., Any], arguments: dict[str, Any], change: Cal
     reports = []
     for one in launches:
         given = [a for a in one.arguments.values() if a.type != "constexpr"]
-        values = [a.value if a.address is None else arrays.at(a.address) for a in given]
+        values = [a.value or 0 if a.address is None else arrays.at(a.address) for a in given]
         sizes = {"grid": one.grid, "block": 32 * one.num_warps, "shared": one.shared_bytes}
-        reports.append(sim.launch(change(one.ptx), None, values, **sizes, **options))
+        reports.append(sim.launch(change(one.ptx), one.name, values, **sizes, **options))
     return reports
 
 

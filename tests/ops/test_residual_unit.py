@@ -168,3 +168,15 @@ def test_out_that_does_not_match_what_is_asked_for_is_refused():
 def test_a_backend_without_a_kernel_is_refused():
     with pytest.raises(BackendUnavailable, match="residual_unit: backend='triton' cannot run"):
         residual_unit(*inputs(1, 4, 8), dilation=1, backend="triton")
+
+
+def test_torch_sees_one_call_where_it_exports():
+    class Unit(torch.nn.Module):
+        def forward(self, *arguments):
+            return residual_unit(*arguments, dilation=3)
+
+    arguments = tuple(inputs(1, 7, 4))
+    exported = torch.export.export(Unit(), arguments)
+    calls = [str(node.target) for node in exported.graph.nodes if node.op == "call_function"]
+    assert calls == ["acefast.residual_unit.default"]
+    assert torch.equal(exported.module()(*arguments), residual_unit(*arguments, dilation=3))

@@ -7,6 +7,9 @@ work: ``x``, what the next residual adds to; ``activated``, the snake of it that
     decoder  first convolution; five times a transposed one and three residual units; last convolution
     encoder  first convolution; five times three residual units and a strided convolution; last convolution
 
+Units whose kernel makes its own snake of x (acefast.ops.residual_unit.from_x_alone) go from one piece to another, and
+only the last of a block leaves a snake behind.
+
 A unit is one launch up to 256 channels and two beyond, which makes 28 for the published decoder, 28 for its encoder.
 What differs from tile to tile lies on the device: latents or samples, and which rows of a tile's audio are kept. What
 goes in and what comes out lies in the arena too, which tiles of all sizes share: a tile is loaded, launched and copied
@@ -33,7 +36,7 @@ from acefast.ops.audio_conv1d import audio_conv1d, peak_slots
 from acefast.ops.conv1d import conv1d
 from acefast.ops.conv_transpose1d import conv_transpose1d
 from acefast.ops.pcm import PARTS, pcm
-from acefast.ops.residual_unit import TAPS, fused, residual_unit
+from acefast.ops.residual_unit import TAPS, from_x_alone, fused, residual_unit
 
 if TYPE_CHECKING:
     from acefast.models.v15.vae import Decoder, Encoder
@@ -101,11 +104,27 @@ class Tile:
         x, activated, free = self._pieces
         self._pieces = [x, free, activated]
 
+    def _alone(self, units: list[Unit]) -> bool:
+        """Whether a block's units read x only."""
+        return from_x_alone(len(units[0].bias1), self.like.dtype, self.like.device)
+
     def _units(self, units: list[Unit], rows: int, after: Wave) -> None:
         """A block's units: from x and its first snake, leave the snake ``after`` of the last as what is activated."""
+        alone = self._alone(units)
         for unit, wave in zip(units, [*(u.wave1 for u in units[1:]), after]):
             keep = unit is not units[-1]  # only a snake reads the last one's result
             x, activated, free = self._rows(rows, len(unit.bias1))
+            if alone:
+                self._add(
+                    *(residual_unit, x, *unit.wave1, unit.weight1, unit.bias1, *unit.wave2, unit.weight2, unit.bias2),
+                    **dict(dilation=unit.dilation, wave=None if keep else wave, keep=keep),
+                    out=free if keep else (None, free),
+                )
+                if keep:
+                    self._pieces.reverse()  # what was written to the free piece is the next one's x
+                else:
+                    self._turn()
+                continue
             if fused(len(unit.bias1)):
                 self._add(
                     *(residual_unit, x, *unit.wave1, unit.weight1, unit.bias1, *unit.wave2, unit.weight2, unit.bias2),
@@ -150,9 +169,11 @@ class DecoderTile(Tile):
             x, _, free = self._rows(rows, len(bias))
             self._add(
                 *(conv_transpose1d, source, weight, bias),
-                **dict(stride=block.stride, wave=units[0].wave1, out=(x, free)),
+                **dict(stride=block.stride, wave=None if self._alone(units) else units[0].wave1),
+                out=x if self._alone(units) else (x, free),
             )
-            self._turn()
+            if not self._alone(units):
+                self._turn()
             self._units(units, rows, after)
         weight, _ = conv_of(decoder.conv2, outputs=False)
         self.audio = planes(self._pieces[2], batch, decoder.channels, rows)

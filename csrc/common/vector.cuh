@@ -1,0 +1,49 @@
+// 16 bytes at a time: the widest access of a thread, and the values in it.
+#pragma once
+#include "types.cuh"
+
+template <typename T>
+constexpr int PER_16_BYTES = 16 / sizeof(T);
+
+template <typename T>
+__device__ __forceinline__ void unpack(uint4 raw, float (&v)[PER_16_BYTES<T>]) {
+  const u32 words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    if constexpr (sizeof(T) == 4) {
+      v[i] = __uint_as_float(words[i]);
+    } else {
+      const float2 pair = unpack2<T>(words[i]);
+      v[2 * i] = pair.x, v[2 * i + 1] = pair.y;
+    }
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ uint4 pack(const float (&v)[PER_16_BYTES<T>]) {
+  u32 words[4];
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    if constexpr (sizeof(T) == 4)
+      words[i] = __float_as_uint(v[i]);
+    else
+      words[i] = pack2<T>(v[2 * i], v[2 * i + 1]);
+  }
+  return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+template <typename T>
+__device__ __forceinline__ uint4 load16(const T* from) {
+  return *reinterpret_cast<const uint4*>(from);
+}
+
+template <typename T>
+__device__ __forceinline__ void store16(T* to, uint4 v) {
+  *reinterpret_cast<uint4*>(to) = v;
+}
+
+// 8 neighbours of fp32.
+__device__ __forceinline__ void load8(const float* from, float (&v)[8]) {
+  const float4 a = reinterpret_cast<const float4*>(from)[0], b = reinterpret_cast<const float4*>(from)[1];
+  v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+}
