@@ -51,7 +51,7 @@ class Session:
 
     device: torch.device
     dtype: torch.dtype
-    backend: str | None  # of mode fused
+    backend: str | None  # of the modes fused and graph
     steps: int
     effort: Effort
     gpu: nvml.Gpu | None = None  # is watched; None where there is none or NVML cannot be asked
@@ -71,7 +71,7 @@ class Session:
         for mode, asked in itertools.groupby(plan, key=lambda case: case[0]):
             engine, reason = None, why_unavailable(mode)
             try:
-                backend = self.backend if mode == "fused" else None
+                backend = self.backend if mode in ("fused", "graph") else None
                 engine = None if reason else MODES[mode](weights.path, self.device, self.dtype, backend)
             except ModeUnavailable as error:
                 reason = str(error)

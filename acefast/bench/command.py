@@ -32,7 +32,7 @@ def add_arguments(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--mode", default="fused", metavar="M,M", help="eager, compile, fused, graph (default: fused)")
     bench.add_argument("--device", help="cuda, cuda:1, cpu (default: cuda where there is one)")
     bench.add_argument("--dtype", help="bfloat16, float16 or float32 (default: bfloat16)")
-    bench.add_argument("--backend", help="of mode fused: auto, reference, triton, cuda or cpu")
+    bench.add_argument("--backend", help="of fused and graph: auto, reference, triton, cuda or cpu")
     bench.add_argument("--warmup-seconds", default="30", metavar="S", help="time to settle in (default: 30)")
     bench.add_argument("--runs", default="20", metavar="N", help="(default: 20)")
     bench.add_argument("--run-seconds", default="30", metavar="S", help="enough, even of fewer runs (default: 30)")
