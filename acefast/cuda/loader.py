@@ -180,8 +180,10 @@ def _function(source: str, entry: str, shared: int, device: int) -> tuple[Any, i
     """
     with _lock:
         driver, module = _module(source, entry, device)
-        most = _allowed[entry, device] = max(shared, _allowed.get((entry, device), 0))
-        return driver, driver.function(module, entry, most)
+        most = max(shared, _allowed.get((entry, device), 0))
+        function = driver.function(module, entry, most)
+        _allowed[entry, device] = most  # now that the driver has agreed
+        return driver, function
 
 
 @functools.cache

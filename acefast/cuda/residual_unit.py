@@ -112,6 +112,7 @@ def cases() -> tuple[Case, ...]:
             real=lambda device: given(of.real(device)),
             small=lambda generator: given(of.small(generator)),
             bytes=lambda a: 2 * a["x"].nbytes + a["weight1"].nbytes + a["weight2"].nbytes,
+            tolerance=2 * of.tolerance,  # snake1 is rounded here too: a unit's is twice a convolution's
         )
 
     same = ("c256-d9-last", "c128-d1", "c128-d9-last", "c128-d9-last-fp16")

@@ -141,6 +141,22 @@ def test_what_an_entry_point_is_allowed_does_not_fall(ahead):
     assert [call[3] for call in module.calls if call[0] == "function"] == [80_000, 80_000, 90_000]
 
 
+def test_more_than_the_driver_allows_is_refused_and_asked_for_no_more(ahead, monkeypatch):
+    module, x = ahead(Ahead()), torch.ones(4)
+    allow = module.function
+
+    def function(handle, entry, shared):
+        if shared > 200_000:
+            raise RuntimeError("CUDA_ERROR_INVALID_VALUE")
+        return allow(handle, entry, shared)
+
+    monkeypatch.setattr(module, "function", function)
+    with pytest.raises(RuntimeError, match="CUDA_ERROR_INVALID_VALUE"):
+        loader.launch("snake", "entry", (1, 1, 1), 128, 10**6, (x,), "p")
+    loader.launch("snake", "entry", (1, 1, 1), 128, 1024, (x,), "p")
+    assert [call[3] for call in module.calls if call[0] == "function"] == [1024]
+
+
 @pytest.mark.parametrize(
     ("changes", "sm", "reason"),
     [

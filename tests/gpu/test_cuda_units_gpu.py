@@ -24,7 +24,7 @@ from acefast.ops.snake import snake
 from acefast.sim.driver import BLOCK_SHARED_LIMIT
 from acefast.sim.kernel_times import time_case
 from tests.models.test_vae_tile import latents, made
-from tests.ops.test_residual_unit_triton import GATE, check_guards, exact, poisoned, relative, weights
+from tests.ops.units import GATE, check_guards, exact, poisoned, relative, weights
 
 DEVICE = "cuda"
 TILES = {tile.entry: tile for tile in (*KERNELS.values(), WIDE)}

@@ -21,7 +21,7 @@ from acefast.ops.residual_unit import from_x_alone, residual_unit
 from acefast.sim.driver import BLOCK_SHARED_LIMIT, dry_run
 from acefast.sim.resources import read_cubin
 from tests.ops.simulated import simulated
-from tests.ops.test_residual_unit_triton import GATE, check_guards, exact, poisoned, relative, rows, weights
+from tests.ops.units import GATE, check_guards, exact, poisoned, relative, rows, weights
 
 pytestmark = pytest.mark.skipif(toolkit.find_nvcc() is None, reason="no nvcc here")
 NAMES = ("x", "alpha1", "inv_beta1", "weight1", "bias1", "alpha2", "inv_beta2", "weight2", "bias2")
