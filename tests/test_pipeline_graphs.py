@@ -40,6 +40,13 @@ def with_graphs(monkeypatch, tiny_pipe, tiny_base_pipe):
     return begin
 
 
+def failing(reason):
+    def fail(*_, **__):
+        raise RuntimeError(reason)
+
+    return fail
+
+
 def latents(pipe, *kinds, **options):
     made = [song(pipe, **{**kind, **options}) for kind in kinds]
     return [one.latents for each in made for one in (each if isinstance(each, list) else [each])]
@@ -128,6 +135,17 @@ def test_conditions_that_lie_there_are_not_computed_again(tiny_base_pipe, with_g
         assert torch.equal(made, want.setdefault(seconds, made))
         computed.append(len(projected) // layers)
     assert computed == [1, 0, 0, 1, 1, 1, 1, 1]
+
+
+def test_conditions_that_failed_halfway_do_not_count_as_loaded(tiny_base_pipe, with_graphs, monkeypatch):
+    """Memory ran out, say: the same song asked for again is that song."""
+    graphs = with_graphs(tiny_base_pipe, True)
+    want = song(tiny_base_pipe).latents
+    graphs.clear()
+    with monkeypatch.context() as broken, pytest.raises(RuntimeError, match="no memory"):
+        broken.setattr(CrossAttention, "keys_values", failing("no memory"))
+        song(tiny_base_pipe)
+    assert len(graphs._kept["step"]) == 1 and torch.equal(song(tiny_base_pipe).latents, want)
 
 
 def test_a_hook_and_a_progress_may_make_a_song_in_between(tiny_base_pipe, with_graphs):
