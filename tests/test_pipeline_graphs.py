@@ -14,6 +14,7 @@ from acefast.models.v15.dit import DiT
 from acefast.models.v15.dit_layer import CrossAttention
 from acefast.models.v15.step import Step
 from acefast.models.v15.text import Conditioning
+from acefast.request import RequestError
 from acefast.sim.replay import Recording
 from tests.songs import counted, distance, song
 
@@ -177,3 +178,9 @@ def test_warmup_makes_what_later_songs_take(tiny_pipe, with_graphs, monkeypatch)
     assert len(made) == 4 and len(graphs._kept["step"]) == 4
     assert {name for name, _ in graphs._pinned} == {"step", "prompt", "lyrics"}
     assert graphs._kept["prompt"] and graphs._kept["lyrics"]
+
+
+def test_warmup_refuses_a_batch_of_no_songs(tiny_pipe):
+    for batches in ((0,), ("two",)):
+        with pytest.raises(RequestError, match="batches"):
+            tiny_pipe.warmup(durations=(5.0,), batches=batches, steps=1)
