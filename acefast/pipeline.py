@@ -215,8 +215,9 @@ class Pipeline:
     ) -> None:
         """Make a batch of songs of every duration, so that later ones of such sizes wait for nothing but their music.
 
-        On a GPU that compiles and loads kernels and captures graphs, which then are kept for good. Sizes are rounded
-        up: that of a song by its duration, that of its conditions by the length of ``prompt`` and ``lyrics``.
+        On a GPU that compiles and loads kernels and captures graphs, which then are kept until a larger song needs a
+        larger arena. Sizes are rounded up: that of a song by its duration, that of its conditions by the length of
+        ``prompt`` and ``lyrics``.
 
         Args:
             durations: in seconds.

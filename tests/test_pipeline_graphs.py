@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from acefast import graphs as graphs_module
+from acefast.backends import use_backend
 from acefast.conditions import ConditionCache
 from acefast.graphs import Graphs
 from acefast.models.v15.dit import DiT
@@ -178,6 +179,15 @@ def test_warmup_makes_what_later_songs_take(tiny_pipe, with_graphs, monkeypatch)
     assert len(made) == 4 and len(graphs._kept["step"]) == 4
     assert {name for name, _ in graphs._pinned} == {"step", "prompt", "lyrics"}
     assert graphs._kept["prompt"] and graphs._kept["lyrics"]
+
+
+def test_another_backend_has_graphs_of_its_own(tiny_pipe, with_graphs):
+    graphs = with_graphs(tiny_pipe, True)
+    song(tiny_pipe, steps=1)
+    with use_backend("reference"):
+        song(tiny_pipe, steps=1)
+    assert {name: len(entries) for name, entries in graphs._kept.items()} == {"step": 2, "prompt": 2, "lyrics": 2}
+    assert {"auto", "reference"} <= {backend for _, backend, _ in tiny_pipe.model.silences}
 
 
 def test_warmup_refuses_a_batch_of_no_songs(tiny_pipe):

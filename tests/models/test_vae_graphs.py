@@ -170,6 +170,14 @@ def test_two_streams_and_a_song_take_turns(models, recorded):
         assert torch.equal(torch.cat([*heard[i], *(piece for _, piece in streams[i])], 2), want[i])
 
 
+def test_another_backend_has_graphs_of_its_own(models, recorded):
+    models[1].tile_graphs._begin()
+    for backend in ("auto", "reference"):
+        with use_backend(backend):
+            models[1].decode(latents(1, 150, 8), None, -1.0)
+    assert {name: len(kept) for name, kept in models[1].tile_graphs._kept.items()} == {"tile": 2, "finish": 2}
+
+
 @pytest.mark.usefixtures("offline")
 def test_no_song_of_a_size_that_is_warm_captures_anything(models, recorded, monkeypatch):
     """A stream's largest tile may be larger than a song's, which makes the arena anew and forgets the song's."""
