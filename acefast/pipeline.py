@@ -28,6 +28,7 @@ from acefast.scheduler import Scheduler
 from acefast.song import Song
 from acefast.stages import Progress, memory_told, stage
 from acefast.tasks import Recording, Task, read_audio
+from acefast.values import whole
 
 if TYPE_CHECKING:
     from acefast.stream import Stream
@@ -214,23 +215,35 @@ class Pipeline:
     ) -> None:
         """Make a batch of songs of every duration, so that later ones of such sizes wait for nothing but their music.
 
-        On a GPU that compiles and loads kernels and captures graphs, which then are kept for good. Sizes are rounded
-        up: that of a song by its duration, that of its conditions by the length of ``prompt`` and ``lyrics``.
+        On a GPU that compiles and loads kernels and captures graphs, which then are kept until a larger song needs a
+        larger arena. Sizes are rounded up: that of a song by its duration, that of its conditions by the length of
+        ``prompt`` and ``lyrics``.
 
         Args:
             durations: in seconds.
             batches: numbers of songs, of different prompts.
             options: of ``acefast.Request``, as later songs will have them.
+        Raises:
+            RequestError: see ``generate``; or a number of songs is none.
         """
-        sizes = sorted(itertools.product(durations, batches), key=lambda size: -size[0] * size[1])  # arenas grow once
-        self.model.encodings.clear()  # so that texts are encoded, whose graphs these are
-        with self.model.graphs.pinning(), self.model.tile_graphs.pinning():
-            for duration, songs in sizes:
-                prompts = [f"{prompt}, {i}" for i in range(songs)] if songs > 1 else prompt
-                made = self.generate(prompts, lyrics, **{"seed": 0, **options}, duration=duration)
-                if songs == 1:  # a stream's tiles are other ones
-                    with self.at_work(self.model.coding):
-                        list(self.model.decode_tiles(made.latents[None].to(self.model.device)))
+        batches = [whole("batches", songs, 1, 64, "numbers of songs, 1 to 64") for songs in batches]
+        sizes = sorted(itertools.product(durations, batches), key=lambda size: -size[0] * size[1])
+        kept = self.model.graphs, self.model.tile_graphs
+        with self.at_work():
+            self.model.encodings.clear()  # so that texts are encoded, whose graphs these are
+        with kept[0].pinning(), kept[1].pinning():
+            for _ in range(2):
+                arenas = []
+                for duration, songs in sizes:
+                    prompts = [f"{prompt}, {i}" for i in range(songs)] if songs > 1 else prompt
+                    made = self.generate(prompts, lyrics, **{"seed": 0, **options}, duration=duration)
+                    arenas.append([graphs.arena_bytes for graphs in kept])
+                    if songs == 1:  # a stream's tiles are other ones
+                        with self.at_work(self.model.coding):
+                            list(self.model.decode_tiles(made.latents[None].to(self.model.device)))
+                    arenas.append([graphs.arena_bytes for graphs in kept])
+                if not arenas or arenas[0] == arenas[-1]:
+                    break  # else an arena has grown meanwhile, which forgot what was captured before
 
     def requests(self, prompt: Any, lyrics: Any = "", **options: Any) -> tuple[list[Request], bool]:
         """The requests of a call, with the checkpoint's defaults, and whether several were asked for."""

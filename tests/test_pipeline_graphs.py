@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from acefast import graphs as graphs_module
+from acefast.backends import use_backend
 from acefast.conditions import ConditionCache
 from acefast.graphs import Graphs
 from acefast.models.v15.dit import DiT
 from acefast.models.v15.dit_layer import CrossAttention
 from acefast.models.v15.step import Step
 from acefast.models.v15.text import Conditioning
+from acefast.request import RequestError
 from acefast.sim.replay import Recording
 from tests.songs import counted, distance, song
 
@@ -38,6 +40,13 @@ def with_graphs(monkeypatch, tiny_pipe, tiny_base_pipe):
         return graphs
 
     return begin
+
+
+def failing(reason):
+    def fail(*_, **__):
+        raise RuntimeError(reason)
+
+    return fail
 
 
 def latents(pipe, *kinds, **options):
@@ -130,6 +139,17 @@ def test_conditions_that_lie_there_are_not_computed_again(tiny_base_pipe, with_g
     assert computed == [1, 0, 0, 1, 1, 1, 1, 1]
 
 
+def test_conditions_that_failed_halfway_do_not_count_as_loaded(tiny_base_pipe, with_graphs, monkeypatch):
+    """Memory ran out, say: the same song asked for again is that song."""
+    graphs = with_graphs(tiny_base_pipe, True)
+    want = song(tiny_base_pipe).latents
+    graphs.clear()
+    with monkeypatch.context() as broken, pytest.raises(RuntimeError, match="no memory"):
+        broken.setattr(CrossAttention, "keys_values", failing("no memory"))
+        song(tiny_base_pipe)
+    assert len(graphs._kept["step"]) == 1 and torch.equal(song(tiny_base_pipe).latents, want)
+
+
 def test_a_hook_and_a_progress_may_make_a_song_in_between(tiny_base_pipe, with_graphs):
     with_graphs(tiny_base_pipe, True)
     want = song(tiny_base_pipe, steps=3)
@@ -159,3 +179,18 @@ def test_warmup_makes_what_later_songs_take(tiny_pipe, with_graphs, monkeypatch)
     assert len(made) == 4 and len(graphs._kept["step"]) == 4
     assert {name for name, _ in graphs._pinned} == {"step", "prompt", "lyrics"}
     assert graphs._kept["prompt"] and graphs._kept["lyrics"]
+
+
+def test_another_backend_has_graphs_of_its_own(tiny_pipe, with_graphs):
+    graphs = with_graphs(tiny_pipe, True)
+    song(tiny_pipe, steps=1)
+    with use_backend("reference"):
+        song(tiny_pipe, steps=1)
+    assert {name: len(entries) for name, entries in graphs._kept.items()} == {"step": 2, "prompt": 2, "lyrics": 2}
+    assert {"auto", "reference"} <= {backend for _, backend, _ in tiny_pipe.model.silences}
+
+
+def test_warmup_refuses_a_batch_of_no_songs(tiny_pipe):
+    for batches in ((0,), ("two",)):
+        with pytest.raises(RequestError, match="batches"):
+            tiny_pipe.warmup(durations=(5.0,), batches=batches, steps=1)

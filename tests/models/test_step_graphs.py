@@ -75,6 +75,7 @@ def test_replayed_steps_are_the_launched_ones(model, recording, monkeypatch, son
     for a, b in zip(got, want, strict=True):
         assert torch.equal(a, b)
     step = steps[0][0]
+    assert step.latents.untyped_storage().data_ptr() not in {a.untyped_storage().data_ptr() for a in got}
     captured = {replayed.name for replayed in (*step.replay.values(), step.prepare) if replayed.graph}
     assert captured == {"prep"} | {"step_cfg" if guidance.active(t) else "step" for t in TIMES}
 

@@ -35,21 +35,30 @@ def meta(*shape, dtype=torch.float32):
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def stepping(model, songs, frames, conditions, guidance, steps=2):
+def stepping(model, songs, frames, conditions, guidance, steps=2, **structure):
     """The step of such songs, with nothing loaded."""
     c = model.config
     states = meta(songs, conditions, c.encoder_hidden_size)
     context = meta(songs, frames, 2 * c.audio_acoustic_hidden_dim)
     given = model.prepare(states, meta(songs, dtype=torch.int64), context, null_condition=meta(1, states.shape[2]))
-    return Step(model, Step.shape_of(model, songs, given, steps, guidance), Graphs(torch.device("meta")))
+    return Step(model, Step.shape_of(model, songs, given, steps, guidance, **structure), Graphs(torch.device("meta")))
 
 
-@pytest.mark.parametrize("scale, songs", [(1.0, 1), (7.0, 1), (7.0, 2)], ids=["plain", "guided", "guided, two songs"])
-def test_a_step_is_the_plans_launches_and_can_be_captured(model, scale, songs):
+CASES = {
+    "plain": (1.0, 1, {}),
+    "guided": (7.0, 1, {}),
+    "guided, two songs": (7.0, 2, {}),
+    "sde of a repaint": (1.0, 1, dict(sde=True, repaint=True)),
+    "guided sde of a repaint": (7.0, 1, dict(sde=True, repaint=True)),
+}
+
+
+@pytest.mark.parametrize("scale, songs, structure", CASES.values(), ids=CASES)
+def test_a_step_is_the_plans_launches_and_can_be_captured(model, scale, songs, structure):
     """120 s with 300 conditions; two songs of unequal lengths take the same launches."""
     layers, guided = model.config.num_hidden_layers, scale > 1
     with torch.inference_mode(), dry_run(80) as launches, use_backend("triton"):
-        step = stepping(model, songs, 3000, 300, Guidance(scale))
+        step = stepping(model, songs, 3000, 300, Guidance(scale), **structure)
         launches.clear()
         report = check_step(lambda: step.launch(guided), static=(model, vars(step)), runs=2, warmup=0)
     assert report.launches.total() == 12 * layers + 4 + guided == {24: 292, 32: 388}[layers] + guided

@@ -23,6 +23,7 @@ from acefast.models.v15 import vae, vae_static, vae_tiling
 from acefast.models.v15.config import VAEConfig
 from acefast.models.v15.vae_tile import Tile
 from acefast.ops.pcm import pcm
+from acefast.pipeline import Pipeline
 from acefast.sim.interpreter import interpreted
 from acefast.sim.replay import Recording
 from acefast.testing import write_checkpoint
@@ -167,6 +168,28 @@ def test_two_streams_and_a_song_take_turns(models, recorded):
     assert torch.equal(twice, whole)
     for i in (0, 1):
         assert torch.equal(torch.cat([*heard[i], *(piece for _, piece in streams[i])], 2), want[i])
+
+
+def test_another_backend_has_graphs_of_its_own(models, recorded):
+    models[1].tile_graphs._begin()
+    for backend in ("auto", "reference"):
+        with use_backend(backend):
+            models[1].decode(latents(1, 150, 8), None, -1.0)
+    assert {name: len(kept) for name, kept in models[1].tile_graphs._kept.items()} == {"tile": 2, "finish": 2}
+
+
+@pytest.mark.usefixtures("offline")
+def test_no_song_of_a_size_that_is_warm_captures_anything(models, recorded, monkeypatch):
+    """A stream's largest tile may be larger than a song's, which makes the arena anew and forgets the song's."""
+    monkeypatch.setitem(vae_tiling.TILE_FRAMES, "decode", 512)
+    monkeypatch.setattr(models[1], "tile_graphs", Graphs(torch.device("cpu")))
+    models[1].tile_graphs.enabled, models[1].decoder.graphs = True, models[1].tile_graphs
+    pipe, options = Pipeline(models[1]), dict(steps=1, seed=0)
+    pipe.warmup(durations=(8.0, 30.0), **options)
+    before = len(recorded)
+    pipe.generate("drill", duration=30.0, **options), pipe.generate("drill", duration=8.0, **options)
+    list(models[1].decode_tiles(latents(1, 750, 8)))
+    assert len(recorded) == before and models[1].tile_graphs.failed == []
 
 
 # -- the kernels, in the interpreter ---------------------------------------------------------------------------------

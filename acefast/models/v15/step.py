@@ -182,16 +182,17 @@ class Step:
         source = self.source.view(len(self.source), -1, context.shape[2])
         source[:, T:].zero_()
         source[:, :T].copy_(context)
-        key, self._loaded = self._loaded, conditions.key
-        if conditions.key is not None and conditions.key == key:
+        if conditions.key is not None and conditions.key == self._loaded:
             self._derive_context()
             return
+        self._loaded = None  # until all of it is there
         self.lengths.copy_(conditions.lengths)
         self.states[:, states.shape[1] :].zero_()
         self.states[:, : states.shape[1]].copy_(states)
         if self.null is not None:
             self.null.copy_(self.model.constants(conditions.prepared["null"]))
         self.prepare()
+        self._loaded = conditions.key
 
     def derive(self) -> None:
         """What no step changes: all layers' keys and values, and the context's half of the patch projection."""
