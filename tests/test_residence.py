@@ -128,6 +128,25 @@ def test_networks_that_come_back_from_the_host_are_the_same_ones(short):
     assert pipe.model.transformer is first and all(map(torch.equal, tensors(first), weights))
 
 
+def test_networks_that_the_host_has_no_room_for_stay_and_those_that_left_come_back(short, fast, monkeypatch):
+    pipe = parted(short, "parked")
+    model, full = pipe.model, []
+    assert model.text_encoder and model.condition_encoder
+    real = Parked._send
+
+    def send(self, name, module):
+        if name == "condition_encoder" and not full:
+            full.append(name)
+            raise MemoryError("no room")
+        real(self, name, module)
+
+    monkeypatch.setattr(Parked, "_send", send)
+    with pytest.raises(MemoryError):
+        _ = model.decoder
+    assert set(model.residence.here) == {"condition_encoder"}
+    assert np.array_equal(pipe.generate(**SONG).audio, fast.generate(**SONG).audio)
+
+
 def begin_another(pipe):
     """A song that is given up after its first step: the transformer is what is on the device then."""
     with pytest.raises(sampling.Cancelled):
