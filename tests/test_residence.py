@@ -54,7 +54,7 @@ def low(short, request):
 def parted(folder, kind):
     pipe = acefast.load(folder, device="cpu", dtype="float32", memory="low")
     if kind == "parked":
-        pipe.model.residence = Parked(CPU, "low", pipe.model._forget)
+        pipe.model.residence = Parked(CPU, "low", pipe.model.residence.forget)
     return pipe
 
 
@@ -111,7 +111,7 @@ def test_low_makes_the_same_bytes_on_static_memory_too(tmp_path, seen):
         pipe = acefast.load(folder, device="cpu", dtype="bfloat16", backend="triton")
         want = pipe.generate(**options).audio
         pipe = acefast.load(folder, device="cpu", dtype="bfloat16", backend="triton", memory="low")
-        pipe.model.residence = Parked(CPU, "low", pipe.model._forget)
+        pipe.model.residence = Parked(CPU, "low", pipe.model.residence.forget)
         pipe.generate(**{**options, "prompt": "trap"})
         assert np.array_equal(pipe.generate(**options).audio, want)
     assert pipe.model.graphs.arena_bytes == 0 < pipe.model.tile_graphs.arena_bytes and one_stage_at_a_time(seen)
