@@ -96,7 +96,7 @@ def decode(
         waiting: see ``acefast.lanes.Lane.work``.
     """
     model, task = pipe.model, made.task
-    lower = partial(pipe.lower, len(requests), task.seconds)
+    lower = partial(pipe.lower, requests, task.seconds)
     lengths = task.lengths or [task.frames] * len(requests)
     total, done = sum(set(lengths)), 0  # frames of a song; those of one length are decoded together
     waves: dict[int, np.ndarray] = {}

@@ -54,9 +54,30 @@ class Lane:
         with self._changed:
             wanted = bool(self._line) and self._owner == threading.get_ident() and self._depth == 1
         if wanted:
-            self._rest()
-            self._leave()
+            with self.left():
+                pass
+
+    @contextlib.contextmanager
+    def left(self) -> Iterator[None]:
+        """Within the block the lane is not this thread's, if it was before: whoever waits goes first.
+
+        For what waits for another lane, so that no two threads wait for each other. Nothing may be left in the lane's
+        shared memory.
+        """
+        with self._changed:
+            depth = self._depth if self._owner == threading.get_ident() else 0
+        if not depth:
+            yield
+            return
+        self._rest()
+        with self._changed:
+            self._owner, self._depth = None, 0
+            self._changed.notify_all()
+        try:
+            yield
+        finally:
             self._enter(None)
+            self._depth = depth
 
     def _enter(self, waiting: Callable[[], None] | None) -> None:
         me, turn = threading.get_ident(), object()

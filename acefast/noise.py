@@ -31,10 +31,10 @@ def start_noise(requests: list[Request], task: Task, model: Any) -> Tensor:
     else:
         given = [r.noise for r in requests]
         rows = [n if torch.is_tensor(n) else torch.from_numpy(np.array(n, np.float32)) for n in given]
-        noise = torch.stack([row.reshape(row.shape[-2:]) for row in rows]).to(model.device, torch.float32)
-        if tuple(noise.shape[1:]) != shape:
-            got = list(noise.shape[1:])
-            raise RequestError(f"noise must be [T, {shape[1]}] with T = {shape[0]} here, got {got}")
+        rows = [row.reshape(row.shape[-2:]) for row in rows]
+        if wrong := [list(row.shape) for row in rows if tuple(row.shape) != shape]:
+            raise RequestError(f"noise must be [T, {shape[1]}] with T = {shape[0]} here, got {wrong[0]}")
+        noise = torch.stack(rows).to(model.device, torch.float32)
     if request.variation:
         noise = sampling.mix_noise(noise, draw([r.variation_seed for r in requests]), request.variation)
     return noise

@@ -259,14 +259,17 @@ class Pipeline:
             waiting: see ``acefast.lanes.Lane.work``.
         """
         backend = use_backend(self.backend) if self.backend else contextlib.nullcontext()
-        lane = self.composing if lane is None else lane
-        with current(self.model.device), lane.work(waiting), torch.inference_mode(), backend:
+        lane, coding = self.composing if lane is None else lane, self.model.coding
+        # Who composes may wait for the autoencoder, so who waits to compose, amid a song's tiles, does not hold it.
+        apart = contextlib.nullcontext() if lane is coding else coding.left()
+        with current(self.model.device), apart, lane.work(waiting), torch.inference_mode(), backend:
             yield
 
-    def lower(self, songs: int, seconds: float | None, source: bool = False) -> str:
-        """What to lower where memory runs out, and the plan of so many songs of ``seconds``."""
-        model = self.model
-        job = Job(seconds or 60.0, songs, source=source)
+    def lower(self, requests: list[Request], seconds: float, source: bool = False) -> str:
+        """What to lower where memory runs out, and the plan of a batch whose songs are ``seconds`` long."""
+        model, request = self.model, requests[0]
+        guided = request.guidance_scale > 1
+        job = Job(seconds, len(requests), steps=request.steps, guided=guided, source=source)
         return plan(Networks.of(model.checkpoint), job, model.dtype, model.device, model.memory).way_out
 
     def compose(
@@ -295,7 +298,8 @@ class Pipeline:
 
         timesteps = start_times(request, model)
         seconds = task.seconds if task else recording.seconds if recording else request.duration
-        lower = partial(self.lower, len(requests), seconds, recording is not None or reference is not None)
+        seconds = seconds or len(request.codes) / 5  # diffusers' semantics: as long as its codes
+        lower = partial(self.lower, requests, seconds, recording is not None or reference is not None)
         with stage("text", timings, told, way_out=lower):
             task = task or model.task(requests, recording)
             noise = start_noise(requests, task, model)

@@ -56,11 +56,11 @@ class Residence:
         self.forget()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # another stream may still read them
-        if self.parks:
-            with torch.inference_mode(False):
-                for name, module in self.here.items():
+        for name, module in list(self.here.items()):
+            if self.parks:
+                with torch.inference_mode(False):
                     self._send(name, module)
-        self.here.clear()
+            del self.here[name]  # one by one: where the host is full, the others are still on the device
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -17,6 +17,7 @@ import math
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -145,7 +146,7 @@ def song_of(pipe: Any, request: Request, audio: Any, gain: float, told: Progress
         made = pipe.compose([request], audio, told, {})
     frames = made.task.frames
     finish = Finish(request, frames * SAMPLES_PER_FRAME, made.task, gain)
-    for samples, final in _decoded(pipe, made.latents, (0, frames), finish, True, told, lead):
+    for samples, final in _decoded(pipe, request, made.latents, (0, frames), finish, True, told, lead):
         yield Piece(samples, final, 0, request, made.cuts[0])
 
 
@@ -175,7 +176,7 @@ def segments_of(
                 kept = torch.cat([kept[:, : kept.shape[1] - blend], made.latents[:, hear - blend : hear + new]], 1)
         end += new
         base, until = end - kept.shape[1], end if last else end - blend - halo
-        for samples, final in _decoded(pipe, kept, (done - base, until - base), finish, last, told, lead):
+        for samples, final in _decoded(pipe, own, kept, (done - base, until - base), finish, last, told, lead):
             yield Piece(samples, final, k, own, made.cuts[0])
         if last:
             return
@@ -185,15 +186,23 @@ def segments_of(
 
 
 def _decoded(
-    pipe: Any, latents: Tensor, keep: tuple[int, int], finish: Finish, ends: bool, told: Progress, lead: Lead
+    pipe: Any,
+    request: Request,
+    latents: Tensor,
+    keep: tuple[int, int],
+    finish: Finish,
+    ends: bool,
+    told: Progress,
+    lead: Lead,
 ) -> Iterator[tuple[np.ndarray, bool]]:
     """Finished samples, and whether they are the last, of each window of the frames ``keep`` of ``latents``."""
     begin, until = keep
     tiles = pipe.model.decode_tiles(latents, keep)
+    lower = partial(pipe.lower, [request], latents.shape[1] / RATE)
     told("decode", 0, until - begin)
     frame = begin
     while frame < until:
-        with pipe.at_work(pipe.model.coding, lead.check), memory_told("decode", "let other programs go first"):
+        with pipe.at_work(pipe.model.coding, lead.check), memory_told("decode", lower):
             wave = next(tiles)[1][0].numpy()
         frame += wave.shape[1] // SAMPLES_PER_FRAME
         told("decode", frame - begin, until - begin)

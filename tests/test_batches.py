@@ -197,3 +197,11 @@ def test_all_are_refused_before_the_first_is_made(tiny_pipe, folder, monkeypatch
             tiny_pipe.generate(what, **rest)
         sentence(str(caught.value), words)
     assert not composed
+
+
+def test_given_noise_of_a_wrong_length_is_told_in_a_list_as_alone(tiny_pipe):
+    wrong = [Request("a", noise=torch.zeros(frames, 8), **SHORT) for frames in (128, 150)]
+    for what in (wrong, wrong[1]):
+        with pytest.raises(acefast.RequestError) as caught:
+            tiny_pipe.generate(what)
+        sentence(str(caught.value), "noise must be [T, 8] with T = 128 here, got [150, 8]")

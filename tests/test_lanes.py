@@ -80,6 +80,26 @@ def test_giving_way_lets_those_in_line_go_first_and_comes_back():
     assert lane._owner is None
 
 
+def test_a_lane_that_is_left_within_any_blocks_is_free_and_comes_back_as_it_was():
+    lane, order = Lane(CPU), []
+
+    def work() -> None:
+        with lane.work():
+            order.append("other")
+
+    with lane.work(), lane.work():
+        thread = started(lane, work)
+        with lane.left():
+            thread.join(10)
+            with lane.left():  # of who is not in it: nothing
+                assert order == ["other"] and lane._owner is None
+        assert (lane._owner, lane._depth) == (threading.get_ident(), 2)
+        with pytest.raises(ZeroDivisionError), lane.left():
+            raise ZeroDivisionError
+        assert (lane._owner, lane._depth) == (threading.get_ident(), 2)
+    assert lane._owner is None
+
+
 def test_who_gives_up_waiting_is_out_of_the_line():
     lane, told = Lane(CPU), []
 

@@ -195,6 +195,29 @@ def test_out_of_memory_answers_with_the_plan_and_what_to_lower(tiny, policy, mon
         assert message.endswith(told) and f"2 songs of 5.2 s with memory={policy!r} is " in told and "weights" in told
 
 
+def test_the_plan_in_the_answer_is_of_the_songs_own_steps_guidance_and_length(tiny_base_pipe, monkeypatch):
+    def fail(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB.")
+
+    jobs, real = [], memory.plan
+    monkeypatch.setattr(
+        "acefast.pipeline.plan", lambda networks, job, *how: jobs.append(job) or real(networks, job, *how)
+    )
+    monkeypatch.setattr(tiny_base_pipe.model, "conditions", fail)
+    for options in (
+        {"duration": 5.2, "steps": 3, "guidance_scale": 1.0},
+        {"codes": [1] * 30, "semantics": "diffusers"},
+        {"codes": [1] * 30},
+    ):
+        with pytest.raises(stages.OutOfMemory):
+            tiny_base_pipe.generate("drill", **options)
+    assert jobs == [
+        Job(5.2, 1, steps=3, guided=False),
+        Job(6.0, 1, steps=8, guided=True),
+        Job(6.0, 1, steps=50, guided=True),
+    ]
+
+
 def test_info_plans_a_model_that_is_not_here(offline, capsys):
     assert main(["info", "--plan", "xl-base", "--duration", "120", "--batch", "2", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)

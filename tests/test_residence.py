@@ -54,7 +54,7 @@ def low(short, request):
 def parted(folder, kind):
     pipe = acefast.load(folder, device="cpu", dtype="float32", memory="low")
     if kind == "parked":
-        pipe.model.residence = Parked(CPU, "low", pipe.model._forget)
+        pipe.model.residence = Parked(CPU, "low", pipe.model.residence.forget)
     return pipe
 
 
@@ -111,7 +111,7 @@ def test_low_makes_the_same_bytes_on_static_memory_too(tmp_path, seen):
         pipe = acefast.load(folder, device="cpu", dtype="bfloat16", backend="triton")
         want = pipe.generate(**options).audio
         pipe = acefast.load(folder, device="cpu", dtype="bfloat16", backend="triton", memory="low")
-        pipe.model.residence = Parked(CPU, "low", pipe.model._forget)
+        pipe.model.residence = Parked(CPU, "low", pipe.model.residence.forget)
         pipe.generate(**{**options, "prompt": "trap"})
         assert np.array_equal(pipe.generate(**options).audio, want)
     assert pipe.model.graphs.arena_bytes == 0 < pipe.model.tile_graphs.arena_bytes and one_stage_at_a_time(seen)
@@ -126,6 +126,25 @@ def test_networks_that_come_back_from_the_host_are_the_same_ones(short):
     first, weights = pipe.model.transformer, [t.clone() for t in tensors(pipe.model.transformer)]
     assert pipe.model.decoder and all(t.isnan().all() for t in tensors(first))
     assert pipe.model.transformer is first and all(map(torch.equal, tensors(first), weights))
+
+
+def test_networks_that_the_host_has_no_room_for_stay_and_those_that_left_come_back(short, fast, monkeypatch):
+    pipe = parted(short, "parked")
+    model, full = pipe.model, []
+    assert model.text_encoder and model.condition_encoder
+    real = Parked._send
+
+    def send(self, name, module):
+        if name == "condition_encoder" and not full:
+            full.append(name)
+            raise MemoryError("no room")
+        real(self, name, module)
+
+    monkeypatch.setattr(Parked, "_send", send)
+    with pytest.raises(MemoryError):
+        _ = model.decoder
+    assert set(model.residence.here) == {"condition_encoder"}
+    assert np.array_equal(pipe.generate(**SONG).audio, fast.generate(**SONG).audio)
 
 
 def begin_another(pipe):

@@ -221,6 +221,43 @@ def test_encoding_a_source_waits_for_a_decoder_at_work(pipe, tune, monkeypatch):
     future.result(WAIT)
 
 
+def test_a_song_made_amid_a_decode_and_one_that_encodes_its_source_do_not_wait_for_each_other(pipe, tune, monkeypatch):
+    """One thread decodes and would compose, the other composes and would encode."""
+    composing, decoding, inner, real = threading.Event(), threading.Event(), [], pipe.model.encode
+
+    def encode(audio):
+        composing.set()
+        assert decoding.wait(WAIT)
+        return real(audio)
+
+    def decode(latents, *_):
+        if not inner:
+            inner.append(pipe.submit("cover", task="cover-nofsq", source=tune, seed=2, steps=1))
+            assert composing.wait(WAIT)
+            threading.Timer(0.05, decoding.set).start()
+            inner.append(pipe.generate("inner", seed=3, **SHORT))
+        return torch.zeros(len(latents), 2, latents.shape[1] * 1920)
+
+    monkeypatch.setattr(pipe.model, "encode", encode)
+    monkeypatch.setattr(pipe.model, "decode", decode)
+    songs = []
+    thread = threading.Thread(target=lambda: songs.append(pipe.generate("outer", seed=1, **SHORT)), daemon=True)
+    thread.start()
+    thread.join(WAIT / 6)
+    assert songs and songs[0].seed == 1 and inner[0].result(WAIT).seed == 2 and inner[1].seed == 3
+
+
+def test_warming_up_forgets_no_text_that_another_thread_is_encoding(pipe):
+    with pipe.at_work():
+        pipe.model.encodings.get("mine", lambda: torch.zeros(1))
+        thread = threading.Thread(target=lambda: pipe.warmup((5.0,), steps=1))
+        thread.start()
+        until(lambda: pipe.composing._line)
+        assert pipe.model.encodings._kept
+    thread.join(WAIT)
+    assert not thread.is_alive()
+
+
 # -- the queue ---------------------------------------------------------------------------------------------------------
 
 

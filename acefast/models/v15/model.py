@@ -68,18 +68,15 @@ class Model(Conditioning):
         self.graphs = Graphs(device, enabled=graphs)  # of conditions and steps
         # of audio, which may be made beside another song's steps
         self.tile_graphs = Graphs(device, enabled=graphs, limit=TILE_SIZES)
-        self.residence = Residence(device, memory, self._forget)
+        # Static memory, and what was captured on it, goes with the networks that it was made for. No reference back to
+        # the model, which so is gone at once when it is dropped.
+        self.residence = Residence(device, memory, partial(_forget, self.graphs, self.tile_graphs))
         self.encodings, self.silences = ConditionCache(), {}
         # work of the audio autoencoder, whose memory is its own; where networks take turns, so do all threads
         self.coding = Lane(device, beside=memory != "low")
         self.tokenizer = checkpoint.tokenizer()
         if memory != "low":
             _ = self.decoder, self.text_encoder, self.condition_encoder, self.transformer
-
-    def _forget(self) -> None:
-        """Static memory, and what was captured on it, goes with the networks that it was made for."""
-        self.graphs.clear()
-        self.tile_graphs.clear()
 
     def _coder(self, kind: type[nn.Module]) -> nn.Module:
         coder = load_coder(partial(self._load, kind, self.checkpoint.vae_config), self.dtype, self.device)
@@ -246,3 +243,8 @@ class Model(Conditioning):
         """How many frames on either side a frame's audio depends on."""
         with torch.device("meta"):
             return vae.Decoder(self.checkpoint.vae_config).halo
+
+
+def _forget(*graphs: Graphs) -> None:
+    for each in graphs:
+        each.clear()
