@@ -191,3 +191,10 @@ def test_demo_is_small_whole_and_described():
     card = (DEMO / "README.md").read_text("utf-8")
     for heading in ("Data", "Licence", "What it can do", "What it cannot do", "Retrain"):
         assert f"## {heading}" in card, heading
+
+
+def test_a_streamed_song_is_the_song_bit_for_bit(pipe):
+    options = {"duration": 6.0, "steps": 2, "seed": 1, "normalize": None}
+    whole = pipe.generate("boom bap, 90 bpm", **options).audio
+    chunks = [chunk.samples for chunk in pipe.stream("boom bap, 90 bpm", **options)]
+    assert len(chunks) > 1 and np.array_equal(np.concatenate(chunks, 1), whole) and whole.any()

@@ -138,14 +138,16 @@ def lines(kernels: Sequence[dict[str, Any]], sm: int, fitted: Fit, start: Judged
         after = "no kernel tells" if name in fitted.kept else f"{getattr(fitted.judged, name):.3g}"
         told.append(f"| {name} | {getattr(start, name):.3g} | {after} |")
     columns = ("kernel", "measured us", "floor us", "% compute", "% memory", "before us", "after us")
-    told += ["", f"| {' | '.join((*columns, 'measured/before', 'measured/after'))} |", "|---" * 9 + "|"]
+    columns += ("measured/before", "measured/after", "registers", "blocks/SM")
+    told += ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for k in kernels:
         us, before, after = k["measured_us"], predict(k, sm, start), predict(k, sm, fitted.judged)
         floor = floor_us(k["flops"], k["bytes"], sm, dots=bool(k.get("dots")))
         compute, memory = (f"{100 * share:.0f}" for share in shares(k, sm))
         name = "/".join(filter(None, (k.get("kernel"), k.get("config"))))
         times = f"{before:.2f} | {after:.2f} | {us / before:.2f} | {us / after:.2f}"
-        told.append(f"| {name} | {us:.2f} | {floor:.2f} | {compute} | {memory} | {times} |")
+        held = f"{k.get('registers', '-')} | {k.get('blocks_per_sm', '-')}"
+        told.append(f"| {name} | {us:.2f} | {floor:.2f} | {compute} | {memory} | {times} | {held} |")
     return told
 
 

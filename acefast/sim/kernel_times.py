@@ -21,6 +21,7 @@ from acefast.guarded import clear_guards, is_guarded
 from acefast.request import RequestError
 from acefast.sim.calibrate import TIMES, shares
 from acefast.sim.roofline import GPUS, JUDGED, Judged, floor_us, predicted_us
+from acefast.sim.study import compile_case
 from acefast.sim.tensors import copy_of, tensors_of, whole
 
 ROWS, LAUNCHES = 5, 20
@@ -110,8 +111,18 @@ def time_here(cases: Callable[[], Iterable[Case]], device: str | None) -> dict[s
     if sm not in GPUS:
         known = ", ".join(f"sm_{each}" for each in GPUS)
         raise RequestError(f"calibrate: the peaks of {about.name}, sm_{sm}, are not known; those of {known} are")
+    every = list(cases())
     with torch.inference_mode(), current(found):
-        return time_cases(cases(), found, sm, about.name)
+        times = time_cases(every, found, sm, about.name)
+    for row, case in zip(times["kernels"], every):  # behind all that is timed
+        row |= resources(case, sm)
+    return times
+
+
+def resources(case: Case, sm: int) -> dict[str, int]:
+    """What a kernel takes of a multiprocessor, as compiled anew."""
+    compiled = compile_case(case, sm)
+    return {"registers": max(r.registers for r in compiled.resources), "blocks_per_sm": compiled.blocks_per_sm}
 
 
 def _captured(work: Callable[[], None]) -> Callable[[], None]:

@@ -32,6 +32,7 @@ FIGURES = (
 )
 SIMULATED = (80, 86, 89)  # whose PTX the simulator runs
 LOOP_MIX_SM = 80  # where Case.loop_mix holds: others have smaller tiles, or another kind of tensor core
+SM_REGISTERS, SM_THREADS = 65536, {80: 2048, 86: 1536, 89: 1536, 90: 2048, 100: 2048, 120: 1536}
 WORSE_THAN_TORCH = 1.1  # times PyTorch's own error
 FP32_ERROR = 1e-6  # relative L2 that the order of an fp32 sum may cost, whatever PyTorch's own error is
 
@@ -46,6 +47,11 @@ class Compiled:
     sm: int
     launches: tuple[Launch, ...]
     resources: tuple[Resources, ...]
+
+    @property
+    def blocks_per_sm(self) -> int:
+        """How many blocks of the largest launch a multiprocessor holds."""
+        return min(blocks_per_sm(launch, of.registers) for launch, of in zip(self.launches, self.resources))
 
     def row(self) -> dict[str, int | float | None]:
         found = self.resources
@@ -197,6 +203,13 @@ def faults(case: Case, compiled: Compiled, simulated: Simulated | None = None) -
         if not error <= most:
             found.append(f"relative L2 {error:.2e} against fp64, PyTorch's own is {own:.2e}; at most {most:.2e}")
     return found
+
+
+def blocks_per_sm(launch: Launch, registers: int) -> int:
+    """How many blocks of a launch a multiprocessor holds, by registers, threads and shared memory."""
+    threads, shared = 32 * launch.num_warps, BLOCK_SHARED_LIMIT[launch.sm] + 1024
+    of_registers = SM_REGISTERS // (-(-registers // 8) * 8 * threads)
+    return min(of_registers, SM_THREADS[launch.sm] // threads, shared // (launch.shared_bytes + 1024))
 
 
 def largest_error(case: Case, own: float, dtype: torch.dtype) -> float:

@@ -13,11 +13,9 @@ from typing import Any
 import torch
 
 from acefast.cases import Case, all_cases
-from acefast.sim.driver import BLOCK_SHARED_LIMIT, Launch
 from acefast.sim.study import compile_case, simulate_case, study
 
 FAMILIES = {"triton": "Triton", "cuda": "CUDA"}
-REGISTERS, THREADS = 65536, {80: 2048, 86: 1536, 89: 1536, 90: 2048, 100: 2048, 120: 1536}  # of a multiprocessor
 HEAD = """# Kernels that exist twice
 
 Made by `python -m acefast.sim.twins`. Compiled and simulated for sm_80; times are predicted, and alike where tensor
@@ -30,14 +28,6 @@ those on a multiprocessor, MB what must move at real size.
 |---|---|---|---|---|---|---|---|---|---|---|---|---|"""
 
 
-def blocks(launch: Launch, registers: int) -> int:
-    """How many blocks of a launch a multiprocessor holds."""
-    threads = 32 * launch.num_warps
-    of_registers = REGISTERS // (-(-registers // 8) * 8 * threads)
-    shared = BLOCK_SHARED_LIMIT[launch.sm] + 1024
-    return min(of_registers, THREADS[launch.sm] // threads, shared // (launch.shared_bytes + 1024))
-
-
 def rows(sm: int = 80) -> Iterator[dict[str, Any]]:
     """A row for each case that both families have, twins side by side."""
     cases = {family: {case.name: case for case in all_cases(family)} for family in FAMILIES}
@@ -48,12 +38,12 @@ def rows(sm: int = 80) -> Iterator[dict[str, Any]]:
 
 
 def row(case: Case, sm: int) -> dict[str, Any]:
-    figures, launch = study(case, sm), compile_case(case, sm).launches[0]
+    figures = study(case, sm)
     return {
         "name": case.name,
         **figures,
         "instructions": simulate_case(case, sm).counts["instructions"],
-        "blocks": blocks(launch, figures["registers"]),
+        "blocks": compile_case(case, sm).blocks_per_sm,
         "megabytes": case.bytes(case.real(torch.device("meta"))) / 1e6,
     }
 

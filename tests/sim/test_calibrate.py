@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from acefast.cases import Case
+from acefast.cases import Case, all_cases
 from acefast.cli import main
 from acefast.request import RequestError
 from acefast.sim import kernel_times
-from acefast.sim.calibrate import BOUNDS, as_file, fit, predict, read_judged, read_times, shares
+from acefast.sim.calibrate import BOUNDS, as_file, fit, lines, predict, read_judged, read_times, shares
 from acefast.sim.roofline import JUDGED, Judged, predicted_us
 
 TRUE = Judged(
@@ -111,7 +111,7 @@ def test_the_command_writes_constants_and_shows_before_and_after(tmp_path, monke
     assert text.startswith("Fitted to 24 kernels measured on sm_80; predictions were off by a factor of 1.")
     assert "| memory | 0.85 | 0.7 |" in text and "| k23 |" in text
     row = next(line for line in text.splitlines() if line.startswith("| k7 |"))
-    measured, floor, _, _, before, after, off, right = (float(cell) for cell in row.strip("| ").split(" | ")[1:])
+    measured, floor, _, _, before, after, off, right = (float(cell) for cell in row.split(" | ")[1:9])
     assert off == pytest.approx(measured / before, abs=0.02) and right == pytest.approx(1, abs=0.01)
     assert 0 < floor < after
     found = read_judged(out)
@@ -178,6 +178,16 @@ def test_a_kernel_is_timed_on_copies_that_outgrow_l2():
     assert len(set(log)) == 2
 
 
+def test_a_row_tells_what_a_kernel_takes_of_a_multiprocessor():
+    pytest.importorskip("triton", "3.9", reason="triton 3.9 is not installed")
+    (case,) = (one for one in all_cases() if one.name == "snake/tiny-bf16")
+    held = kernel_times.resources(case, 80)
+    assert 16 <= held["registers"] <= 255 and 1 <= held["blocks_per_sm"] <= 32
+    row = {"kernel": "toy", "measured_us": 9.0, "flops": 0.0, "bytes": 1e6, "dots": False, "attention": False}
+    told = lines([{**row, **held}], 80, fit([row], 80))
+    assert told[-1].endswith(f"| {held['registers']} | {held['blocks_per_sm']} |") and told[-1].count("|") == 12
+
+
 def test_measured_kernels_are_what_the_fit_reads(tmp_path):
     told = kernel_times.time_cases([toy([])], torch.device("cpu"), 80, "A100")
     path = tmp_path / "times.json"
@@ -204,7 +214,7 @@ def test_kernels_are_predicted_with_fitted_constants(tmp_path, monkeypatch, caps
     from acefast import cases
     from tests.sim.toy_cases import SCALE
 
-    monkeypatch.setattr(cases, "all_cases", lambda: (SCALE,))
+    monkeypatch.setattr(cases, "all_cases", lambda family: (SCALE,))
     path, found = tmp_path / "judged.json", []
     slow = kernels(true=replace(JUDGED, launch_us=40.0))
     path.write_text(as_file(fit(slow, 80), {"sm": 80, "kernels": slow}))

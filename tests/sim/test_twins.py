@@ -9,6 +9,7 @@ import pytest
 
 from acefast.cases import all_cases
 from acefast.sim import twins
+from acefast.sim.study import blocks_per_sm
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,7 @@ from acefast.sim import twins
 )
 def test_blocks_on_a_multiprocessor(sm, warps, registers, shared, held):
     launch = SimpleNamespace(sm=sm, num_warps=warps, shared_bytes=shared)
-    assert twins.blocks(launch, registers) == held
+    assert blocks_per_sm(launch, registers) == held
 
 
 def test_the_committed_table_has_every_twin_there_is():
