@@ -31,7 +31,6 @@ from acefast.models.v15.step import Step
 from acefast.models.v15.vae import Decoder
 from acefast.models.v15.vae_layers import Snake
 from acefast.models.v15.vae_tiling import even_size, frames_that_fit, windows
-from acefast.ops.audio_conv1d import peak_slots
 from acefast.ops.pcm import pcm
 from bench.calculator.gpus import Device
 from bench.calculator.song import VAE, Job
@@ -162,16 +161,14 @@ def recorded_decode(frames: int, songs: int, device: Device) -> tuple[int, list[
     decoder = _decoder()
     size = even_size(frames, frames_that_fit(decoder, songs, device.memory * 10**9), decoder.halo)
     tiles = len(list(windows(frames, size, decoder.halo)))
-    rows = min(size, frames) * decoder.hop
     with recorded(device.sm) as calls:
         tile = decoder.tile(songs, min(size, frames))
-        peaks = _meta(songs, peak_slots(rows))
         calls.clear()
-        tile.launch(_meta(songs, VAE.audio_channels, rows), peaks)
+        tile.launch()
         launched = list(calls)
         calls.clear()
         audio = _meta(songs, VAE.audio_channels, frames * decoder.hop)
-        pcm(audio, _meta(songs, dtype=torch.float64), peaks=peaks, out=audio)
+        pcm(audio, _meta(songs, dtype=torch.float64), peaks=tile.peaks, out=audio)
     return tiles, launched, list(calls)
 
 
