@@ -68,6 +68,13 @@ def tiny_base_pipe(tiny_base):
     return acefast.load(tiny_base, device="cpu", dtype="float32")
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_known_from_another_test(request):
+    """What one test encoded, perhaps by a stand-in of its own, is no other's."""
+    for name in {"tiny_pipe", "tiny_base_pipe"} & set(request.fixturenames):
+        request.getfixturevalue(name).model.encodings.clear()
+
+
 @pytest.fixture
 def own_pipe(tiny_pipe):
     """The tiny turbo model with lanes and a scheduler that no other test uses."""

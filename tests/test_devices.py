@@ -18,6 +18,7 @@ from acefast.backends import use_backend
 from acefast.conditions import Conditions
 from acefast.devices import current
 from acefast.guidance import VARIANTS, Guidance, guided
+from acefast.lanes import Lane
 from acefast.matmul import linear
 from acefast.models.v15 import vae
 from acefast.models.v15.codes import AudioDetokenizer, AudioTokenizer
@@ -144,9 +145,8 @@ def test_work_on_a_gpu_makes_it_the_current_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", device)
     with current(torch.device("cpu")), current(META):
         assert not entered
-    pipe = Pipeline(
-        SimpleNamespace(device=GPU, memory="fast", traits=CheckpointTraits("ace-step-1.5-turbo", True, "turbo"))
-    )
+    traits, coding = CheckpointTraits("ace-step-1.5-turbo", True, "turbo"), Lane(torch.device("cpu"))
+    pipe = Pipeline(SimpleNamespace(device=GPU, memory="fast", traits=traits, coding=coding))
     stream = SimpleNamespace(synchronize=lambda: entered.append("at rest"))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
     with pipe.at_work():
