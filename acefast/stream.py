@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
+import time
 import warnings
 import weakref
 from dataclasses import dataclass
@@ -143,8 +144,9 @@ class Stream:
             with self._starting:
                 if self._run is not None:
                     thread, self._run = threading.Thread(target=self._run, name="acefast-stream", daemon=True), None
+                    # Also before Python ends. First this: Ctrl-C may be heard while the thread starts.
+                    self._end = weakref.finalize(self, _end, self._lead, thread)
                     thread.start()
-                    self._end = weakref.finalize(self, _end, self._lead, thread)  # also before Python ends
             found = self._lead.get()
         except BaseException:
             self.close()
@@ -192,5 +194,11 @@ class Stream:
 
 def _end(lead: Lead, thread: threading.Thread) -> None:
     lead.stop()
-    if thread is not threading.current_thread():  # the garbage collector runs in any thread
-        thread.join()
+    if thread is threading.current_thread():  # the garbage collector runs in any thread
+        return
+    for _ in range(100):
+        try:
+            thread.join()
+            return
+        except RuntimeError:  # Ctrl-C came while it was being started: it is about to run, or never will
+            time.sleep(0.01)

@@ -188,6 +188,23 @@ def test_ctrl_c_while_a_chunk_is_waited_for_leaves_no_thread(tiny_pipe, monkeypa
     assert not workers()  # though the stream is still held
 
 
+def test_ctrl_c_while_the_thread_starts_leaves_no_thread(tiny_pipe, monkeypatch):
+    def interrupted(*_) -> None:
+        raise KeyboardInterrupt
+
+    class Thread(threading.Thread):
+        def start(self) -> None:
+            if self.name == "acefast-stream":
+                self._started.wait = interrupted  # what ``start`` waits for
+            super().start()
+
+    stream = tiny_pipe.stream("boom bap", **{**SHORT, "duration": 60}, ahead=0)
+    monkeypatch.setattr(threading, "Thread", Thread)
+    with pytest.raises(KeyboardInterrupt):
+        next(stream)
+    assert not workers()  # though the stream is still held
+
+
 def test_closing_stops_the_steps(tiny_pipe, monkeypatch):
     steps, first, stopped = [], threading.Event(), threading.Event()
 
