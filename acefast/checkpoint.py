@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,7 @@ class Part:
 class Checkpoint:
     """A checkpoint whose headers have been read; ``check`` says whether it is whole, ``load`` takes weights from it."""
 
+    family: ClassVar[str] = "1.5"
     name: str  # "ace-step-1.5-turbo", or the folder's or file's own name
     layout: str  # "official", "diffusers", "comfyui" or "all-in-one"
     folder: Path  # of the DiT bundle

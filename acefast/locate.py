@@ -29,6 +29,11 @@ def variant_of(name: str) -> str | None:
     return short if short in VARIANTS else None
 
 
+def family_of(variant: str) -> str:
+    """The model family, "1.5" or "v1", of what ``variant_of`` gives."""
+    return "v1" if variant == "v1" else "1.5"
+
+
 @access_told()
 def find(model: str | os.PathLike, *, offline: bool | None = None, paths: bool = True) -> Path:
     """The folder or file of ``model``.

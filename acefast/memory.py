@@ -11,84 +11,99 @@ cannot use) is not in a plan; ``policy`` leaves room for it.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import nn
 
 from acefast.checkpoint import Checkpoint, open_checkpoint
-from acefast.conditions import CACHE_BYTES
-from acefast.config_files import text_config_for
 from acefast.devices import current
-from acefast.locate import PREFIX, variant_of
-from acefast.models.v15 import vae
-from acefast.models.v15.buffers import Shape, padded_conditions, padded_steps, padded_tokens, plan_bytes, step_plan
-from acefast.models.v15.codes import AudioDetokenizer, AudioTokenizer
-from acefast.models.v15.conditions import ConditionEncoder
-from acefast.models.v15.config import Config, VAEConfig
-from acefast.models.v15.dit import DiT
-from acefast.models.v15.layers import residual_dtype
-from acefast.models.v15.tasks import frames_of
-from acefast.models.v15.vae_range import compute_dtype
-from acefast.models.v15.vae_tiling import TILE_FRAMES, arena_bytes, even_size, frames_that_fit, kernels_take
-from acefast.prompts import LYRIC_TOKENS, TEXT_TOKENS
+from acefast.locate import family_of, variant_of
+from acefast.models.v15.vae_tiling import kernels_take
 from acefast.request import RequestError
 from acefast.residence import POLICIES
-from acefast.sizes import text_encoder_tensors
 from acefast.weights import CheckpointError
 
 MB, GB = 10**6, 10**9
 LIBRARY = 32 << 20  # scratch of cuBLAS on sm_90, for each stream: there is one more that captures graphs
 SMALL = 16 << 20  # of a GPU's many small tensors: tables, clocks, positions, what allocations are rounded up by
-LONGEST_SONG = 600.0  # seconds: what "auto" makes room for
 ROOM = 1.03, 400 * MB  # times a GPU's plan and beyond it: the driver, code, memory that is in too small pieces
-STAGES = {  # networks that work in each, named as the Model's, and the kinds of working memory
-    "text": (("text_encoder", "condition_encoder"), ("text",)),
-    "source": (("encoder", "audio_tokenizer", "audio_detokenizer"), ("tile",)),
-    "diffusion": (("transformer",), ("steps", "sampling")),
-    "decode": (("decoder",), ("tile", "song")),
-}
-SIXTEEN = (torch.float16, torch.bfloat16)
 
 
-@dataclass(frozen=True)
-class Networks:
-    """Sizes of a model's networks."""
+class Networks(ABC):
+    """Sizes of a model's networks; a family has its own.
+
+    Attributes:
+        name: the model's.
+        longest: seconds of the longest song; what "auto" makes room for.
+        stages: the networks that work in each, named as the Model's, and the kinds of working memory.
+    """
 
     name: str
-    config: Config
-    vae_config: VAEConfig
-    text_config: dict[str, Any] = dataclasses.field(hash=False)
+    longest: ClassVar[float]
+    stages: ClassVar[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]]
 
-    @classmethod
-    def of(cls, checkpoint: Checkpoint) -> Networks:
-        return cls(checkpoint.name, checkpoint.config, checkpoint.vae_config, checkpoint.text_config)
+    @staticmethod
+    def of(checkpoint: Checkpoint) -> Networks:
+        """Of a checkpoint."""
+        return _family(checkpoint.family).of_checkpoint(checkpoint)
 
-    @classmethod
-    def named(cls, model: str) -> Networks:
+    @staticmethod
+    def named(model: str) -> Networks:
         """Of a checkpoint that is here, else of a published model by its name: nothing is downloaded.
 
         Raises:
             CheckpointError: it is neither.
         """
         try:
-            return cls.of(open_checkpoint(model, offline=True))
+            return Networks.of(open_checkpoint(model, offline=True))
         except CheckpointError:
             variant = variant_of(model)
             if variant is None:
                 raise
-        from acefast.testing import full_size
+        return _family(family_of(variant)).published(variant)
 
-        config = dataclasses.replace(full_size(variant)["config"], is_turbo="turbo" in variant)
-        return cls(PREFIX + variant, config, VAEConfig(), text_config_for(config))
+    @classmethod
+    @abstractmethod
+    def of_checkpoint(cls, checkpoint: Checkpoint) -> Networks:
+        """Of a checkpoint of the family."""
 
+    @classmethod
+    @abstractmethod
+    def published(cls, variant: str) -> Networks:
+        """Of a published model, by what ``acefast.locate.variant_of`` gives."""
+
+    @abstractmethod
+    def completed(self, job: Job) -> Job:
+        """The job with the model's defaults in place of None."""
+
+    @abstractmethod
     def weights(self, dtype: torch.dtype, device: torch.device) -> dict[str, int]:
         """Bytes of each network in a pipeline of ``dtype``; a GPU rounds every tensor up."""
-        return _weights(self, dtype, device.type == "cuda", compute_dtype(dtype, device))
+
+    @abstractmethod
+    def work(
+        self,
+        job: Job,
+        dtype: torch.dtype,
+        device: torch.device,
+        kernels: bool,
+        total: int | None,
+        captures: bool,
+    ) -> tuple[dict[str, int], int]:
+        """Working memory by kind, in bytes, and the frames of a tile; arguments as of ``plan``."""
+
+
+def _family(family: str) -> type[Networks]:
+    if family == "v1":
+        from acefast.models.v1.plan import V1Networks
+
+        return V1Networks
+    from acefast.models.v15.plan import V15Networks
+
+    return V15Networks
 
 
 @dataclass(frozen=True)
@@ -97,16 +112,14 @@ class Job:
 
     seconds: float = 240.0
     songs: int = 1
-    conditions: int = TEXT_TOKENS + 1 + LYRIC_TOKENS  # tokens of prompt, timbre and lyrics: the most there can be
-    steps: int | None = None  # None: 8 for turbo, else 50
-    guided: bool | None = None  # None: unless turbo
+    conditions: int | None = None  # tokens of prompt and lyrics; None: the most there can be
+    steps: int | None = None  # None: the model's default
+    guided: bool | None = None  # None: as the model's default is
     source: bool = False  # source or reference audio is encoded
 
-    def for_model(self, config: Config) -> Job:
-        """With the model's defaults in place of None."""
-        steps = self.steps or (8 if config.is_turbo else 50)
-        guided = not config.is_turbo if self.guided is None else self.guided
-        return dataclasses.replace(self, steps=steps, guided=guided)
+    def or_else(self, **defaults: Any) -> Job:
+        """With ``defaults`` in place of None."""
+        return dataclasses.replace(self, **{n: v for n, v in defaults.items() if getattr(self, n) is None})
 
 
 @dataclass(frozen=True)
@@ -119,7 +132,7 @@ class Plan:
     dtype: torch.dtype
     memory: str  # "fast" or "low"
     weights: dict[str, int]  # of each network that the job needs
-    work: dict[str, int]  # of each kind of working memory, see ``work_of``
+    work: dict[str, int]  # of each kind of working memory, see ``Networks.work``
     tile_frames: int
     stages: dict[str, int]  # all that is held in each
 
@@ -170,18 +183,18 @@ def plan(
         total: memory of the GPU, by which tiles are made; None: that of ``device``.
         kernels: whether Triton's kernels run; None: whether they would here.
     """
-    job = job.for_model(networks.config)
+    job = networks.completed(job)
     if kernels is None:
         with current(device):
             kernels = kernels_take(torch.float16, device)
     if total is None and device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
-    unused = () if job.source else STAGES["source"][0]
+    unused = () if job.source else networks.stages["source"][0]
     weights = {name: size for name, size in networks.weights(dtype, device).items() if name not in unused}
     low, stages = memory == "low", {}
-    work, tile_frames = work_of(networks, job, dtype, device, kernels, total, captures=kernels and not low)
+    work, tile_frames = networks.work(job, dtype, device, kernels, total, captures=kernels and not low)
     stays = set() if low or not kernels else {"steps", "tile"}  # from song to song
-    for stage, (parts, kinds) in STAGES.items():
+    for stage, (parts, kinds) in networks.stages.items():
         if parts[0] in weights:
             there = sum(weights[name] for name in (parts if low else weights))
             stages[stage] = there + sum(work[kind] for kind in {"libraries", "cache", *kinds} | stays)
@@ -199,7 +212,7 @@ def policy(memory: str, networks: Networks, dtype: torch.dtype, device: torch.de
     free = free_memory(device) if memory == "auto" else None
     if memory != "auto" or free is None:
         return "fast" if memory == "auto" else memory
-    return "fast" if fits(plan(networks, Job(LONGEST_SONG), dtype, device), free) else "low"
+    return "fast" if fits(plan(networks, Job(networks.longest), dtype, device), free) else "low"
 
 
 def fits(planned: Plan, free: int) -> bool:
@@ -223,99 +236,8 @@ def free_memory(device: torch.device) -> int | None:
         return None
 
 
-@cache
-def _weights(networks: Networks, dtype: torch.dtype, rounded: bool, vae_dtype: torch.dtype) -> dict[str, int]:
-    def of(kind: type[nn.Module], config: Any, dtype: torch.dtype) -> int:
-        with torch.device("meta"):
-            module = kind(config)
-        table = kind.weight_table(config)
-        return total((p.numel(), table[name].dtype or dtype) for name, p in module.named_parameters())
-
-    def total(tensors: Any) -> int:
-        sizes = (count * kind.itemsize for count, kind in tensors)
-        return sum(map(held, sizes) if rounded else sizes)
-
-    c, v = networks.config, networks.vae_config
-    text = text_encoder_tensors(networks.text_config).values()
-    return {
-        "transformer": of(DiT, c, dtype),
-        "condition_encoder": of(ConditionEncoder, c, dtype),
-        "text_encoder": total((math.prod(shape), dtype) for shape in text),
-        "decoder": of(vae.Decoder, v, vae_dtype),
-        "encoder": of(vae.Encoder, v, vae_dtype),
-        "audio_tokenizer": of(AudioTokenizer, c, dtype),
-        "audio_detokenizer": of(AudioDetokenizer, c, dtype),
-    }
-
-
 def held(size: int) -> int:
     """What a GPU's allocator counts for so many bytes: in steps of 512, and a rest of up to 1 MiB of 2 MiB with it."""
     size = -(-size // 512) * 512
     whole = -(-size // (2 << 20)) * (2 << 20)
     return whole if size >= 10 << 20 and whole - size <= 1 << 20 else size
-
-
-def work_of(
-    networks: Networks,
-    job: Job,
-    dtype: torch.dtype,
-    device: torch.device,
-    kernels: bool,
-    total: int | None,
-    captures: bool,
-) -> tuple[dict[str, int], int]:
-    """Working memory by kind, and the frames of a tile.
-
-    text       what the encoders of prompt and lyrics need for one song
-    cache      prompts and lyrics encoded, kept by content, and where one is encoded
-    steps      the steps' arena: activations, conditions with their keys and values, modulations
-    sampling   beside it: latents, noise, a schedule's modulations and a weight of the time embedding in fp32
-    tile       buffers of the audio autoencoder
-    song       while it is decoded: its latents and audio in fp32; of a GPU two tiles' on their way to the host, else
-               what it is finished in
-    libraries  of a GPU: scratch of cuBLAS and many small things
-    """
-    c, v, gpu, size = networks.config, networks.vae_config, device.type == "cuda", dtype.itemsize
-    frames, rows = frames_of(job.seconds, "official"), padded_conditions(job.conditions)
-    encoded = rows * c.encoder_hidden_size * size
-    text = rows * (3 * c.encoder_intermediate_size + 8 * networks.config.text_hidden_dim) * size + 6 * encoded
-    tokens = padded_tokens(-(-frames // c.patch_size))
-    shape = Shape(job.songs, job.songs, tokens, rows, padded_steps(job.steps), guided=bool(job.guided))
-    arena = step_plan(c, shape, dtype, residual_dtype(dtype))
-    steps, latents = plan_bytes(arena), 4 * job.songs * frames * c.audio_acoustic_hidden_dim
-    schedule = 4 * job.steps * (6 * c.num_hidden_layers + 2) * c.hidden_size
-    if not kernels:  # activations come and go, and attention is computed in fp32
-        kept = plan_bytes({name: arena[name] for name in ("cache", "context", "modulation", "modulation_out")})
-        steps = kept + 3 * (steps - kept)
-    tile, tile_frames = _tile(v, job.songs, frames, device, kernels and dtype in SIXTEEN, total)
-    frame = 4 * job.songs * v.audio_channels * v.hop  # of audio in fp32
-    audio = (frames + 2 * min(tile_frames, frames)) * frame if gpu else 3 * frames * frame
-    return {
-        "text": text,
-        "cache": min(CACHE_BYTES, job.songs * encoded) + encoded,
-        "steps": steps,
-        "sampling": 6 * latents + schedule + 4 * 6 * c.hidden_size**2,
-        "tile": tile,
-        "song": 2 * latents + audio,
-        "libraries": LIBRARY * (1 + captures) + SMALL if gpu else 0,
-    }, tile_frames
-
-
-def _tile(
-    v: VAEConfig, songs: int, frames: int, device: torch.device, kernels: bool, total: int | None
-) -> tuple[int, int]:
-    """Memory and frames of a tile of the decoder; one of the encoder takes the same."""
-    with torch.device("meta"):
-        decoder = vae.Decoder(v)
-    if kernels:
-        decoder.conv1.weight.data = decoder.conv1.weight.data.half()
-        most = frames_that_fit(decoder, songs, total) if total else TILE_FRAMES["decode"]  # the latter in an emulation
-        size = even_size(frames, most, decoder.halo)
-        return arena_bytes(decoder.levels(size), songs, torch.float16), size
-    size = min(frames, TILE_FRAMES["decode"])
-    levels = decoder.levels(size)
-    if device.type == "cpu":  # its outer blocks run over spans, see acefast.models.v15.vae
-        widest = math.prod(levels[max(len(levels) - 1 - vae.SPAN_BLOCKS, 0)])
-        return int(4.2 * 4 * songs * widest), size
-    folded = 2 * 4 * sum(p.numel() for p in decoder.parameters())
-    return int(3.2 * 4 * songs * math.prod(levels[-1])) + folded, size

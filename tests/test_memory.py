@@ -68,10 +68,10 @@ def test_published_models_need_no_weights_on_disk(offline):
 def test_the_arena_of_the_steps_is_what_is_planned(name, songs, seconds):
     """At full size; what lies beside the arena is small and within what is planned for small things."""
     job, networks = Job(seconds, songs), Networks.named(name)
-    planned, given = on_gpu(name, job), job.for_model(networks.config)
+    planned, given = on_gpu(name, job), networks.completed(job)
     model = full_size(DiT, networks.config)
     tokens = padded_tokens(math.ceil(seconds * 25 / 2))
-    shape = Shape(songs, songs, tokens, padded_conditions(job.conditions), padded_steps(given.steps), given.guided)
+    shape = Shape(songs, songs, tokens, padded_conditions(given.conditions), padded_steps(given.steps), given.guided)
     graphs = Graphs(torch.device("meta"))
     with LiveBytes() as counted:
         step = Step(model, shape, graphs)
@@ -83,7 +83,7 @@ def test_the_arena_of_the_steps_is_what_is_planned(name, songs, seconds):
 def test_what_is_computed_beside_the_arena_is_within_the_plan(name):
     """A schedule's modulations, of which the time embedding's weights in fp32 are most."""
     job, networks = Job(240.0), Networks.named(name)
-    model, steps = full_size(DiT, networks.config), job.for_model(networks.config).steps
+    model, steps = full_size(DiT, networks.config), networks.completed(job).steps
     with torch.inference_mode(), LiveBytes() as counted:
         model.scheduled([1 - i / steps for i in range(steps)])
     assert 0.6 < counted.peak / on_gpu(name, job).work["sampling"] <= 1

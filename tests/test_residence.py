@@ -11,8 +11,8 @@ import torch
 import acefast
 from acefast import sampling
 from acefast.graphs import Graphs
-from acefast.memory import STAGES
 from acefast.models.v15.config import VAEConfig
+from acefast.models.v15.plan import STAGES
 from acefast.residence import Part, Residence, tensors
 from acefast.testing import TINY_BASE, write_checkpoint
 
