@@ -145,7 +145,7 @@ def song_of(pipe: Any, request: Request, audio: Any, gain: float, told: Progress
     with pipe.at_work(waiting=lead.check):
         made = pipe.compose([request], audio, told, {})
     frames = made.task.frames
-    finish = Finish(request, frames * SAMPLES_PER_FRAME, made.task, gain)
+    finish = Finish(request, pipe.model.samples(frames), made.task, gain)
     for samples, final in _decoded(pipe, request, made.latents, (0, frames), finish, True, told, lead):
         yield Piece(samples, final, 0, request, made.cuts[0])
 
@@ -196,17 +196,17 @@ def _decoded(
     lead: Lead,
 ) -> Iterator[tuple[np.ndarray, bool]]:
     """Finished samples, and whether they are the last, of each window of the frames ``keep`` of ``latents``."""
-    begin, until = keep
-    tiles = pipe.model.decode_tiles(latents, keep)
-    lower = partial(pipe.lower, [request], latents.shape[1] / RATE)
+    model, (begin, until) = pipe.model, keep
+    tiles, total = model.decode_tiles(latents, keep), model.samples(until) - model.samples(begin)
+    lower = partial(pipe.lower, [request], model.samples(latents.shape[1]) / model.sample_rate)
     told("decode", 0, until - begin)
-    frame = begin
-    while frame < until:
-        with pipe.at_work(pipe.model.coding, lead.check), memory_told("decode", lower):
+    done = 0
+    while done < total:
+        with pipe.at_work(model.coding, lead.check), memory_told("decode", lower):
             wave = next(tiles)[1][0].numpy()
-        frame += wave.shape[1] // SAMPLES_PER_FRAME
-        told("decode", frame - begin, until - begin)
-        final = ends and frame == until
+        done += wave.shape[1]
+        told("decode", (until - begin) * done // total, until - begin)
+        final = ends and done == total
         samples = finish(wave, final)
         if final or samples.size:
             yield samples, final

@@ -103,6 +103,11 @@ class Stream:
         ahead = real("ahead", ahead, 0, 600, "0 to 600 seconds")
         gain = real("gain", gain, -60, 60, "-60 to 60 dB")
         plan = check_plan(duration, segment, context, options)
+        if plan is not None and not pipe.model.continues:
+            raise RequestError(
+                f"{pipe.name} makes no stream in segments; take a model of ACE-Step 1.5, or leave segment out and give "
+                "a duration that is one song's"
+            )
         length = {} if duration is None else {"duration": min(duration, LONGEST)}
         requests, many = expand(prompt, lyrics, **length, **options)
         if many:

@@ -38,6 +38,7 @@ class Model(Conditioning):
     """A checkpoint's networks on one device. Parts that only some tasks need are loaded when one asks for them."""
 
     sample_rate = 48_000
+    continues = True  # a song can be made that goes on from the latents of another: streams in segments
 
     text_encoder = Part("text", lambda m: load_text_encoder(m.checkpoint, m.device, m.dtype))
     condition_encoder = Part("text", lambda m: m._load(ConditionEncoder, m.config))
@@ -228,6 +229,10 @@ class Model(Conditioning):
             if level is None:
                 on_tile(end // hop, T)
         return host
+
+    def samples(self, frames: int) -> int:
+        """Samples at 48 kHz of so many latent frames."""
+        return frames * self.checkpoint.vae_config.hop
 
     def decode_tiles(self, latents: Tensor, keep: tuple[int, int] | None = None) -> Iterator[tuple[int, Tensor]]:
         """(first frame, audio [B, 2, N] float32 on the CPU) of each tile as it is decoded: the bits of ``decode``.
