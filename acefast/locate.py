@@ -14,7 +14,10 @@ from acefast.weights import CheckpointError, access_told
 
 PREFIX = "ace-step-1.5-"
 VARIANTS = ("turbo", "turbo-shift1", "turbo-shift3", "turbo-continuous", "sft", "base", "xl-turbo", "xl-sft", "xl-base")
+V1 = "ace-step-v1-3.5b"
+NAMES = {variant: PREFIX + variant for variant in VARIANTS} | {"v1": V1}  # of published models, by their short ones
 MAIN_REPO = "ACE-Step/Ace-Step1.5"  # the turbo model, and the audio and text parts that every model shares
+V1_REPO = "ACE-Step/ACE-Step-v1-3.5B"
 TEXT_REPO = "Qwen/Qwen3-Embedding-0.6B"
 DEMO = Path(__file__).parent / "demo"
 WAY_OUT = "put it into a folder of $ACEFAST_MODELS, or try `--model demo`, which works offline"
@@ -24,9 +27,10 @@ _FILES = ("*.safetensors", "*.json", "merges.txt", "vocab.txt", "silence_latent.
 
 
 def variant_of(name: str) -> str | None:
-    """The variant that ``name`` means ("turbo", "ace-step-1.5-turbo", "acestep-v15-turbo"), or None."""
+    """The variant that ``name`` means ("turbo", "ace-step-1.5-turbo", "acestep-v15-turbo"; "v1"), or None."""
     short = name.lower().removeprefix(PREFIX).removeprefix("acestep-v15-").removesuffix("-diffusers")
-    return short if short in VARIANTS else None
+    short = {V1: "v1", "v1-3.5b": "v1"}.get(short.replace("_", "-"), short)
+    return short if short in NAMES else None
 
 
 @access_told()
