@@ -24,7 +24,7 @@ from acefast.checkpoint import Checkpoint, open_checkpoint
 from acefast.conditions import CACHE_BYTES
 from acefast.config_files import text_config_for
 from acefast.devices import current
-from acefast.locate import PREFIX, variant_of
+from acefast.locate import NAMES, variant_of
 from acefast.models.v15 import vae
 from acefast.models.v15.buffers import Shape, padded_conditions, padded_steps, padded_tokens, plan_bytes, step_plan
 from acefast.models.v15.codes import AudioDetokenizer, AudioTokenizer
@@ -84,7 +84,7 @@ class Networks:
         from acefast.testing import full_size
 
         config = dataclasses.replace(full_size(variant)["config"], is_turbo="turbo" in variant)
-        return cls(PREFIX + variant, config, VAEConfig(), text_config_for(config))
+        return cls(NAMES[variant], config, VAEConfig(), text_config_for(config))
 
     def weights(self, dtype: torch.dtype, device: torch.device) -> dict[str, int]:
         """Bytes of each network in a pipeline of ``dtype``; a GPU rounds every tensor up."""

@@ -33,9 +33,9 @@ _GAINS = (
 )
 _GAIN = 0.85
 
-# v1 names -> the mean of a vector, the norm of a weight-normed convolution's rows, or what a weight's usual deviation is
-# multiplied by. SiLU leaves 0.36 of the second moment; a transposed convolution spreads each row over its stride and has
-# twice as many inputs as outputs; branches of a residual block add a small share.
+# Of v1, by name: the mean of a vector, the norm of a weight-normed convolution's rows, or what a weight's deviation is
+# multiplied by. SiLU leaves 0.36 of the second moment; a transposed convolution spreads each row over its stride and
+# has twice as many inputs as outputs; branches of a residual block add a small share.
 _V1_MEANS = {
     r"vocoder\..*\.gamma": 0.3,
     r"vocoder\.head\.conv_pre\.weight_g": 1.0,

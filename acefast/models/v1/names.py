@@ -25,13 +25,14 @@ SPIECE = "text_encoders.spiece_model"  # the text tokeniser in that file: Senten
 TIME_FEATURES = 256
 REPA_WIDTHS = 1024, 768  # of the features that training compared with: MERT's and mHuBERT's
 
-# What published files hold and inference never calls, by the part that ``acefast info`` shows.
+# What published files hold and inference never calls, as ``acefast info`` names it: cross-attention's projections of its
+# other direction, heads that training alone used, and a window and filters that are computed in fp32.
 UNUSED = {
-    "cross-attention of text to music": re.compile(
+    "unused projections": re.compile(
         r"dit\.transformer_blocks\.\d+\.cross_attn\.(add_[qkv]_proj|to_add_out)\.(weight|bias)"
     ),
-    "training heads": re.compile(r"dit\.projectors\.\d+\.\d+\.(weight|bias)"),
-    "mel filters": re.compile(r"vocoder\.mel_transform\.(spectrogram\.window|mel_scale\.fb)"),  # computed in fp32
+    "REPA heads": re.compile(r"dit\.projectors\.\d+\.\d+\.(weight|bias)"),
+    "mel filters": re.compile(r"vocoder\.mel_transform\.(spectrogram\.window|mel_scale\.fb)"),
 }
 
 
