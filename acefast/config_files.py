@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from acefast.models.v1.config import MEL_HOP, MELS, RATE, DCAEConfig, VocoderConfig
+from acefast.models.v1.config import Config as V1Config
 from acefast.models.v15.config import Config
 
 
@@ -99,3 +101,35 @@ MODEL_INDEX = {
     "audio_tokenizer": ["ace_step", "AceStepAudioTokenizer"],
     "audio_token_detokenizer": ["ace_step", "AceStepAudioTokenDetokenizer"],
 }
+
+
+def v1_configs(c: V1Config, d: DCAEConfig, v: VocoderConfig, text: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The ``config.json`` of each part of ACE-Step v1, whose names ``acefast.models.v1.names`` has."""
+    inner = len(d.block_out_channels) - 1
+    transformer = {
+        "_class_name": "ACEStepTransformer2DModel",
+        **{name: getattr(c, name) for name in ("num_layers", "num_attention_heads", "attention_head_dim")},
+        **{name: getattr(c, name) for name in ("mlp_ratio", "in_channels", "out_channels", "patch_size", "rope_theta")},
+        **{name: getattr(c, name) for name in ("speaker_embedding_dim", "text_embedding_dim")},
+        **{name: getattr(c, name) for name in ("lyric_encoder_vocab_size", "lyric_hidden_size")},
+        **{"inner_dim": c.hidden_size, "max_position": 32_768, "max_height": 16, "max_width": 32_768},
+        **{"ssl_encoder_depths": [8, 8], "ssl_names": ["mert", "m-hubert"], "ssl_latent_dims": [1024, 768]},
+    }
+    autoencoder = {"_class_name": "AutoencoderDC", "scaling_factor": 0.41407}
+    for side, layers in (("encoder", d.encoder_layers_per_block), ("decoder", d.decoder_layers_per_block)):
+        autoencoder |= {
+            f"{side}_block_out_channels": d.block_out_channels,
+            f"{side}_block_types": ["ResBlock"] * inner + ["EfficientViTBlock"],
+            f"{side}_layers_per_block": layers,
+            f"{side}_qkv_multiscales": [[]] * inner + [[5]],
+        }
+    autoencoder |= {name: getattr(d, name) for name in ("in_channels", "latent_channels", "attention_head_dim")}
+    autoencoder |= {"downsample_block_type": "Conv", "upsample_block_type": "interpolate"}
+    autoencoder |= {"decoder_norm_types": "rms_norm", "decoder_act_fns": "silu"}
+    vocoder = {"_class_name": "ADaMoSHiFiGANV1", **dataclasses.asdict(v), "num_mels": v.dims[-1], "kernel_sizes": [7]}
+    dilations = vocoder.pop("resblock_dilations")
+    vocoder |= {"resblock_dilation_sizes": [dilations] * len(v.resblock_kernel_sizes), "use_template": False}
+    vocoder |= {"drop_path_rate": 0.0, "sampling_rate": RATE, "n_fft": 2048, "win_length": 2048, "hop_length": MEL_HOP}
+    vocoder |= {"f_min": 40, "f_max": 16_000, "n_mels": MELS}
+    umt5 = {"architectures": ["UMT5EncoderModel"], "model_type": "umt5", **text, "tie_word_embeddings": False}
+    return {"dit": transformer, "dcae": autoencoder, "vocoder": vocoder, "umt5": umt5}

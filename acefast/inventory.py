@@ -24,16 +24,16 @@ class Listing:
 def list_models() -> list[Listing]:
     """The models in ``$ACEFAST_MODELS``, in the hub's cache and in the package, each under a name that loads it."""
     found: dict[Path, str] = {}
-    for variant in locate.VARIANTS:
+    for variant, name in locate.NAMES.items():
         try:
-            found.setdefault(locate.find(variant, offline=True), locate.PREFIX + variant)
+            found.setdefault(locate.find(variant, offline=True), name)
         except CheckpointError:
             continue
     found[locate.DEMO] = "demo"
     for folder in locate.model_folders():
         for child in sorted(folder.iterdir()) if folder.is_dir() else []:
             known = any(child == path or child in path.parents for path in found)
-            if not known and _is_model(child):
+            if not known and child.name not in layouts.V1_FOLDERS.values() and _is_model(child):
                 found[child] = child.name.removesuffix(".safetensors")
     return [_listing(name, path) for path, name in found.items()]
 
@@ -44,9 +44,12 @@ def _is_model(path: Path) -> bool:
         if path.is_dir():
             if (path / "model_index.json").is_file() or path.name.startswith("acestep"):
                 return True
+            if (path / layouts.V1_FOLDERS["dit"]).is_dir():
+                return True
         elif path.suffix != ".safetensors":
             return False
-        return layouts.BUNDLE_KEY in layouts.read_bundle(layouts.find_bundle(path)).index
+        bundle = layouts.find_bundle(path)
+        return bundle.family == "v1" or layouts.BUNDLE_KEY in layouts.read_bundle(bundle).index
     except CheckpointError:
         return False
     except OSError:  # without access

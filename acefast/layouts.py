@@ -5,6 +5,9 @@ official    a folder per part: acestep-v15-*/ (model.safetensors or shards, conf
 diffusers   a folder per module: transformer/, condition_encoder/, audio_tokenizer/, audio_token_detokenizer/, vae/, ...
 comfyui     one file with the DiT bundle; text encoder and VAE are files beside it
 all-in-one  one file with everything, under the prefixes model.diffusion_model., text_encoders.<name>. and vae.
+
+These are ACE-Step 1.5's. v1 has two, which ``acefast.models.v1.checkpoint`` reads: official, the hub's four folders,
+and all-in-one.
 """
 
 from __future__ import annotations
@@ -19,14 +22,18 @@ from typing import Any
 
 import torch
 
+from acefast.models.v1.names import FOLDERS as V1_FOLDERS
 from acefast.models.v15 import names
 from acefast.weights import CheckpointError, Index, Stored, read_header
 
 BUNDLE_KEY = "encoder.lyric_encoder.layers.0.input_layernorm.weight"  # only an ACE-Step 1.5 DiT bundle has it
+V1_KEY = "genre_embedder.weight"  # only an ACE-Step v1 transformer has it
 AIO_PREFIX, VAE_PREFIX = "model.diffusion_model.", "vae."
 PLANNER_VOCABULARY = 217_204  # rows of the language models' embedding, whose 0.6B is as wide as the text encoder
-FOLDERS = ("acestep-v15-*", "checkpoints/acestep-v15-*")
-SINGLE_FILES = ("", "diffusion_models", "split_files/diffusion_models", "checkpoints")
+FOLDERS = ("acestep-v15-*", "checkpoints/acestep-v15-*", "ACE-Step-v1-3.5B", "checkpoints/ACE-Step-v1-3.5B")
+SINGLE_FILES = ("", "diffusion_models", "split_files/diffusion_models", "checkpoints", "all_in_one")
+V1_FILE = "ace_step_v1_3.5b"
+V1_REPO = "ACE-Step/ACE-Step-v1-3.5B"
 SHARD = re.compile(r"(.*)-\d{5}-of-(\d{5})\.safetensors")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -43,7 +50,8 @@ class Bundle:
 
     layout: str  # "official", "diffusers", "comfyui" or "all-in-one"
     folder: Path  # of the bundle; for a single file the folder it lies in
-    parts: dict[str, list[Path]]  # "" or diffusers folder -> safetensors files
+    parts: dict[str, list[Path]]  # "", diffusers folder or part of v1 -> safetensors files
+    family: str = "1.5"  # or "v1"
 
     @property
     def beside(self) -> list[Path]:
@@ -87,10 +95,13 @@ def find_bundle(path: Path) -> Bundle:
     if not found:
         weight_files(path)  # says what is there instead
         raise CheckpointError(
-            f"{path} holds no ACE-Step 1.5 model; give a folder with acestep-v15-*/ or transformer/ in it"
+            f"{path} holds no ACE-Step model; give a folder with acestep-v15-*/, transformer/ or "
+            f"{V1_FOLDERS['dit']}/ in it"
         )
     if found != [path]:
         return find_bundle(found[0])
+    if (path / V1_FOLDERS["dit"]).is_dir():
+        return Bundle("official", path, {p: weight_files(path / sub) for p, sub in V1_FOLDERS.items()}, "v1")
     if (path / "transformer").is_dir():
         return Bundle("diffusers", path, {f: weight_files(path / f) for f in names.DIFFUSERS_PARTS})
     return Bundle("official", path, {"": weight_files(path)})
@@ -98,8 +109,11 @@ def find_bundle(path: Path) -> Bundle:
 
 def models_in(path: Path) -> list[Path]:
     """What looks like a model in the folder ``path``: itself, or the folders or files of models in it."""
+    if path.name == V1_FOLDERS["dit"]:  # one of the four that make the model
+        return [path.parent]
     own = (path / "config.json").is_file() and any(path.glob("*.safetensors"))
-    if own or (path / "transformer").is_dir() or any(path.glob("model*.safetensors")):
+    split = any((path / sub).is_dir() for sub in ("transformer", V1_FOLDERS["dit"]))
+    if own or split or any(path.glob("model*.safetensors")):
         return [path]
     found = [f for pattern in FOLDERS for f in sorted(path.glob(pattern)) if f.is_dir()]
     if not found:
@@ -107,6 +121,7 @@ def models_in(path: Path) -> list[Path]:
             found += [
                 *(path / sub).glob("acestep_v1.5_*.safetensors"),
                 *(path / sub).glob("ace_step_1.5_*.safetensors"),
+                *(path / sub).glob(f"{V1_FILE}*.safetensors"),
             ]
     return found
 
@@ -124,7 +139,15 @@ def _single_file(path: Path) -> Bundle:
         return Bundle("all-in-one", path.parent, {"": [path]})
     if BUNDLE_KEY in stored:
         return Bundle("official" if _config_fits(path, stored) else "comfyui", path.parent, {"": [path]})
-    raise CheckpointError(f"{path} is not an ACE-Step 1.5 model: it has no tensor {BUNDLE_KEY}; give the DiT's file")
+    if AIO_PREFIX + V1_KEY in stored:
+        return Bundle("all-in-one", path.parent, {"": [path]}, "v1")
+    if V1_KEY in stored:
+        if path.parent.name == V1_FOLDERS["dit"]:
+            return find_bundle(path.parent.parent)
+        raise CheckpointError(f"{path} is ACE-Step v1's transformer alone; give the folder of all four parts")
+    raise CheckpointError(
+        f"{path} is not an ACE-Step model: it has neither {BUNDLE_KEY} nor {V1_KEY}; give the transformer's file"
+    )
 
 
 def _config_fits(path: Path, stored: dict[str, Stored]) -> bool:
@@ -159,6 +182,8 @@ def weight_files(folder: Path) -> list[Path]:
     if files:
         raise CheckpointError(f"{folder} holds several weight files ({', '.join(f.name for f in files)}); keep one")
     pickles = [f.name for f in sorted(folder.glob("*")) if f.suffix in _PICKLES and f.name != "silence_latent.pt"]
+    if any(name.endswith("_int4wo.bin") for name in pickles):
+        raise CheckpointError(f"{folder} holds int4 weights, which are not supported; take those of {V1_REPO}")
     if pickles:
         raise CheckpointError(
             f"{folder} holds a pickle ({pickles[0]}), which can run code when read; convert it to safetensors"

@@ -8,12 +8,14 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from acefast.layouts import SHARD, models_in
+from acefast.layouts import SHARD, SINGLE_FILES, V1_FILE, V1_FOLDERS, V1_REPO, models_in
 from acefast.models.v15.names import DIFFUSERS_PARTS
 from acefast.weights import CheckpointError, access_told
 
 PREFIX = "ace-step-1.5-"
 VARIANTS = ("turbo", "turbo-shift1", "turbo-shift3", "turbo-continuous", "sft", "base", "xl-turbo", "xl-sft", "xl-base")
+V1 = "ace-step-v1-3.5b"
+NAMES = {variant: PREFIX + variant for variant in VARIANTS} | {"v1": V1}  # of published models, by their short ones
 MAIN_REPO = "ACE-Step/Ace-Step1.5"  # the turbo model, and the audio and text parts that every model shares
 TEXT_REPO = "Qwen/Qwen3-Embedding-0.6B"
 DEMO = Path(__file__).parent / "demo"
@@ -21,12 +23,14 @@ WAY_OUT = "put it into a folder of $ACEFAST_MODELS, or try `--model demo`, which
 
 # What a download takes of a repository: weights as safetensors, sizes, tokeniser, silence; never code.
 _FILES = ("*.safetensors", "*.json", "merges.txt", "vocab.txt", "silence_latent.pt")
+_V1_FILES = tuple(f"{folder}/{pattern}" for folder in V1_FOLDERS.values() for pattern in _FILES[:2])
 
 
 def variant_of(name: str) -> str | None:
-    """The variant that ``name`` means ("turbo", "ace-step-1.5-turbo", "acestep-v15-turbo"), or None."""
+    """The variant that ``name`` means ("turbo", "ace-step-1.5-turbo", "acestep-v15-turbo"; "v1"), or None."""
     short = name.lower().removeprefix(PREFIX).removeprefix("acestep-v15-").removesuffix("-diffusers")
-    return short if short in VARIANTS else None
+    short = {V1: "v1", "v1-3.5b": "v1"}.get(short.replace("_", "-"), short)
+    return short if short in NAMES else None
 
 
 def family_of(variant: str) -> str:
@@ -39,9 +43,9 @@ def find(model: str | os.PathLike, *, offline: bool | None = None, paths: bool =
     """The folder or file of ``model``.
 
     Args:
-        model: a path, a model name ("ace-step-1.5-turbo", short "turbo"), ``demo``, the name of a folder or file in
-            ``$ACEFAST_MODELS``, or a hub repository "org/name". A bare model name always means the model; write
-            "./turbo" for a folder of that name.
+        model: a path, a model name ("ace-step-1.5-turbo", short "turbo"; "ace-step-v1-3.5b", short "v1"), ``demo``,
+            the name of a folder or file in ``$ACEFAST_MODELS``, or a hub repository "org/name". A bare model name
+            always means the model; write "./turbo" for a folder of that name.
         offline: do not download; None asks ``$HF_HUB_OFFLINE``.
         paths: False where ``model`` comes from a request: only names are taken then, never a path.
     Raises:
@@ -58,6 +62,8 @@ def find(model: str | os.PathLike, *, offline: bool | None = None, paths: bool =
     repo = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name)
     if not repo and not re.fullmatch(r"\w[\w. +-]*", name):
         raise CheckpointError(f"model name {name!r} is not understood; {_known(name)}")
+    if name.lower().endswith("-q4-k-m"):
+        raise CheckpointError(f"{name} holds int4 weights, which are not supported; take {V1}")
     if ".." in name:
         raise CheckpointError(f"model name {name!r} must not leave the model folder; {_known(name)}")
     if name == "demo":
@@ -66,16 +72,14 @@ def find(model: str | os.PathLike, *, offline: bool | None = None, paths: bool =
     for folder in model_folders():
         if found := _in_folder(folder, name if not repo else "", variant):
             return found
-    if re.match(r"(.*/)?ace-step-v1-", name.lower()):
-        raise CheckpointError(
-            f"{name} is ACE-Step v1, which is not supported yet; take {PREFIX}turbo or another 1.5 model"
-        )
     if not repo and not variant:
         raise CheckpointError(f"model {name!r} is unknown; {_known(name)}")
     repo_id, sub = (name, "") if repo else _repo(variant)
     if (found := snapshot(repo_id)) and any(map(_is_whole_model, models_in(found / sub))):
         return found / sub
     patterns = [f"{sub}/{p}" for p in _FILES] if sub else [p for f in _FILES for p in (f, f"*/{f}")]
+    if repo_id == V1_REPO:
+        patterns = list(_V1_FILES)
     return download(repo_id, patterns, name, offline=offline) / sub
 
 
@@ -89,6 +93,8 @@ def _is_path(model: str | os.PathLike) -> bool:
 
 def _repo(variant: str) -> tuple[str, str]:
     """(hub repository, folder in it) of an official model."""
+    if variant == "v1":
+        return V1_REPO, ""
     return (MAIN_REPO, "acestep-v15-turbo") if variant == "turbo" else (f"ACE-Step/acestep-v15-{variant}", "")
 
 
@@ -100,6 +106,10 @@ def model_folders() -> list[Path]:
 def _in_folder(folder: Path, name: str, variant: str | None) -> Path | None:
     if not folder.is_dir():
         return None
+    if variant == "v1":
+        roots = ("", "ACE-Step-v1-3.5B", "checkpoints/ACE-Step-v1-3.5B", V1)
+        whole = (folder / sub for sub in roots if (folder / sub / V1_FOLDERS["dit"]).is_dir())
+        return next(whole, next(_comfy_files(folder, variant), None))
     if variant:
         official = f"acestep-v15-{variant}"
         for sub in (official, f"checkpoints/{official}", f"Ace-Step1.5/{official}", f"{PREFIX}{variant}/{official}"):
@@ -115,8 +125,9 @@ def _in_folder(folder: Path, name: str, variant: str | None) -> Path | None:
 def _comfy_files(folder: Path, variant: str) -> Iterator[Path]:
     """Single files of ``variant`` under the names ComfyUI's own downloads have."""
     stem = re.escape(variant.replace("-", "_"))
-    pattern = re.compile(rf"(acestep_v1\.5_{stem}|ace_step_1\.5_{stem}_aio)(_(bf16|fp16|fp32))?\.safetensors")
-    for sub in ("", "diffusion_models", "split_files/diffusion_models", "checkpoints"):
+    names = re.escape(V1_FILE) if variant == "v1" else rf"acestep_v1\.5_{stem}|ace_step_1\.5_{stem}_aio"
+    pattern = re.compile(rf"({names})(_(bf16|fp16|fp32))?\.safetensors")
+    for sub in SINGLE_FILES:
         if (folder / sub).is_dir():
             yield from sorted(f for f in (folder / sub).iterdir() if pattern.fullmatch(f.name))
 
@@ -151,13 +162,16 @@ def is_whole(path: Path) -> bool:
     """Whether the weights of ``path``, a folder or one file, are all there: an interrupted download leaves some out."""
     if (path / "transformer").is_dir():
         return all(is_whole(path / part) for part in (*DIFFUSERS_PARTS, "vae", "text_encoder"))
+    if (path / V1_FOLDERS["dit"]).is_dir():
+        tokenizer = path / V1_FOLDERS["umt5"] / "tokenizer.json"
+        return tokenizer.is_file() and all(is_whole(path / sub) for sub in V1_FOLDERS.values())
     files = [path] if path.is_file() else list(path.glob("*.safetensors"))
     shards = [m for f in files if (m := SHARD.fullmatch(f.name))]
     return bool(files) and (not shards or len(shards) == int(shards[0][2]))
 
 
 def _is_whole_model(path: Path) -> bool:
-    single = path.is_file() or (path / "transformer").is_dir()
+    single = path.is_file() or any((path / sub).is_dir() for sub in ("transformer", V1_FOLDERS["dit"]))
     return is_whole(path) and (single or (path / "silence_latent.pt").is_file())
 
 
@@ -201,8 +215,8 @@ def download(repo_id: str, patterns: Sequence[str], what: str, *, offline: bool 
 
 def _known(name: str) -> str:
     local = [f.name for folder in model_folders() if folder.is_dir() for f in folder.iterdir()]
-    names = [PREFIX + v for v in VARIANTS]
-    near = difflib.get_close_matches(name, [*names, *VARIANTS, *local], n=1, cutoff=0.5)
+    names = [*NAMES.values()]
+    near = difflib.get_close_matches(name, [*names, *NAMES, *local], n=1, cutoff=0.5)
     return (
         f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}, a local path and org/name on the hub"
     )

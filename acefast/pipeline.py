@@ -124,11 +124,9 @@ def load(
         dtype = as_dtype(dtype, device)
         checkpoint = open_checkpoint(model)
         checkpoint.check()
-        from acefast.models.v15.model import Model
-
         memory = policy(memory, Networks.of(checkpoint), dtype, device)
         with memory_told("loading", "take memory='low', dtype='bfloat16', or a device with more memory"):
-            return Pipeline(Model(checkpoint, device, dtype, graphs, memory), backend)
+            return Pipeline(checkpoint.model(device, dtype, graphs, memory), backend)
 
 
 class Pipeline:

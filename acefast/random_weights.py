@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -15,10 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from acefast.models.v1.names import SPIECE
+
 SILENCE_FRAMES = 15_000  # 600 s
 _BLOCK = 4_194_301  # normal numbers drawn once; a prime, so that no tensor's rows line up with its repeats
 _PIECE = 1 << 15  # numbers handled at once: they stay in cache, and torch starts no threads for so few
-_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
+_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.uint8: "U8"}
 
 # Two parts of a VAE convolution's name -> norm of its folded rows. Before each of them a snake raises the second moment
 # by about a third; a residual unit's last one adds a small share only; a transposed one spreads its rows over its
@@ -29,6 +32,27 @@ _GAINS = (
     ("decoder.conv2.", "", 0.35),
 )
 _GAIN = 0.85
+
+# Of v1, by name: the mean of a vector, the norm of a weight-normed convolution's rows, or what a weight's deviation is
+# multiplied by. SiLU leaves 0.36 of the second moment; a transposed convolution spreads each row over its stride and
+# has twice as many inputs as outputs; branches of a residual block add a small share.
+_V1_MEANS = {
+    r"vocoder\..*\.gamma": 0.3,
+    r"vocoder\.head\.conv_pre\.weight_g": 1.0,
+    r"vocoder\.head\.ups\.[01]\.weight_g": 2.3,  # stride 4
+    r"vocoder\.head\.ups\.\d\.weight_g": 1.6,
+    r"vocoder\.head\..*convs1\.\d\.weight_g": 1.6,
+    r"vocoder\.head\..*convs2\.\d\.weight_g": 0.4,
+    r"vocoder\.head\.conv_post\.weight_g": 0.3,
+    r"dcae\..*_blocks\..*\.(norm|norm_out)\.weight": 0.3,
+}
+_V1_FACTORS = {
+    r"umt5\..*\.relative_attention_bias\.weight": 0.3,
+    r"dcae\.encoder\.conv_out\.weight": 4.0,  # latents of the autoencoder are wide
+    r"dcae\.decoder\.conv_out\.weight": 0.5,  # mel frames within -1 .. 1
+}
+_V1_PARTS = ("dit.", "dcae.", "vocoder.", "umt5.")
+_V1_EMBEDDINGS = r"dit\.lyric_embs\.weight|umt5\.shared\.weight|umt5\..*\.relative_attention_bias\.weight"
 
 
 class RandomTensors:
@@ -47,14 +71,14 @@ class RandomTensors:
             count, place = count - len(piece), (place + len(piece)) % _BLOCK
 
     def pieces(self, name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
-        """The float32 tensor of an official name (see ``acefast.models.v15.names``) or of the text encoder.
+        """The float32 tensor of an official name (see ``names`` of ``acefast.models.v15`` and ``v1``).
 
         It comes flat and in pieces that fit the processor's cache: a full-size checkpoint is billions of numbers.
         """
         if name == "silence_latent":
             yield self.silence(shape[-1]).flatten()
             return
-        mean, deviation = _moments(name, shape)
+        mean, deviation = (_v1_moments if name.startswith(_V1_PARTS) else _moments)(name, shape)
         for piece in self.normal(name, math.prod(shape)):
             yield piece * deviation + mean if mean else piece * deviation
 
@@ -87,6 +111,25 @@ def _moments(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
     return 0.0, 1.0  # embeddings, special tokens, and weight_v, whose scale weight norm takes away
 
 
+def _v1_moments(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
+    """``_moments`` of the first ACE-Step."""
+    mean = next((mean for pattern, mean in _V1_MEANS.items() if re.fullmatch(pattern, name)), 1.0)
+    factor = next((factor for pattern, factor in _V1_FACTORS.items() if re.fullmatch(pattern, name)), 1.0)
+    leaf = name.rpartition(".")[2]
+    if leaf in ("weight_g", "gamma") or (leaf == "weight" and len(shape) == 1):
+        return mean, 0.1 * mean
+    if leaf == "bias":
+        return 0.0, 0.02
+    if leaf in ("scale_shift_table", "pos_bias_u", "pos_bias_v"):
+        return 0.0, 0.1
+    if leaf in ("weight_v", "window", "fb") or re.fullmatch(_V1_EMBEDDINGS, name):
+        return 0.0, factor
+    fan_in = math.prod(shape[1:])
+    if name.endswith("SelfAttention.q.weight"):  # nothing divides UMT5's scores by the root of the head size
+        fan_in *= 64
+    return 0.0, factor * fan_in**-0.5
+
+
 def conv_gain(name: str) -> float:
     """Norm of a weight-normed convolution's rows that keeps its output at its input's scale."""
     for part, inner, gain in _GAINS:
@@ -112,17 +155,18 @@ def write_safetensors(
     """Write a safetensors file piece by piece; memory holds one piece, however large the file."""
     header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     items, end = list(items), 0
-    for name, shape, _ in items:
-        start, end = end, end + dtype.itemsize * math.prod(shape)
-        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    kinds = [torch.uint8 if name == SPIECE else dtype for name, _, _ in items]
+    for (name, shape, _), kind in zip(items, kinds):
+        start, end = end, end + kind.itemsize * math.prod(shape)
+        header[name] = {"dtype": _NAMES[kind], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for _, _, values in items:
+        for (_, _, values), kind in zip(items, kinds):
             for piece in values():
-                file.write(piece.to(dtype).view(torch.uint8).numpy().data)
+                file.write(piece.to(kind).view(torch.uint8).numpy().data)
 
 
 def write_sharded(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from acefast.backends import BACKENDS, why_unavailable
-from acefast.checkpoint import Checkpoint, open_checkpoint
+from acefast.checkpoint import Checkpoint, Part, open_checkpoint
 from acefast.cuda import loader
 from acefast.inventory import list_models
 from acefast.memory import GB, Job, Networks, fits, free_memory, plan
@@ -45,18 +45,21 @@ def model(name: str) -> dict[str, Any]:
 
 
 def checkpoint(found: Checkpoint) -> dict[str, Any]:
-    """Layout, traits and parts of a checkpoint; sizes are of the files, in bytes."""
+    """Layout, traits and parts of a checkpoint, and what is not loaded of it; sizes are of the files, in bytes."""
     return {
         "path": str(found.parts[0].files[0] if found.layout in ("comfyui", "all-in-one") else found.folder),
         "layout": found.layout,
         "version": found.traits.version,
         "xl": found.traits.xl,
-        "bytes": sum(part.bytes for part in found.parts),
-        "parts": [
-            {"name": p.name, "params": p.params, "bytes": p.bytes, "dtype": str(p.dtype).removeprefix("torch.")}
-            for p in found.parts
-        ],
+        "bytes": sum(part.bytes for part in [*found.parts, *found.unused]),
+        "parts": [_part(part) for part in found.parts],
+        "unused": [_part(part) for part in found.unused],
     }
+
+
+def _part(part: Part) -> dict[str, Any]:
+    dtype = str(part.dtype).removeprefix("torch.")
+    return {"name": part.name, "params": part.params, "bytes": part.bytes, "dtype": dtype}
 
 
 def devices() -> list[dict[str, Any]]:
@@ -155,8 +158,12 @@ def as_text(facts: dict[str, Any]) -> str:
             lines.append(f"model    {m['name']}: cannot be used: {m['problem']}")
             continue
         lines.append(f"model    {m['name']}  {m['layout']} layout, {m['version']}, {_bytes(m['bytes'])}  {m['path']}")
-        for p in m["parts"]:
+        for p in [*m["parts"], *m["unused"]]:
             lines.append(f"           {p['name']:18} {p['params'] / 1e6:9.1f} M  {_bytes(p['bytes']):>9}  {p['dtype']}")
+        if m["unused"]:
+            names, size = ", ".join(p["name"] for p in m["unused"]), _bytes(sum(p["bytes"] for p in m["unused"]))
+            params = sum(p["params"] for p in m["unused"]) / 1e6
+            lines.append(f"           not loaded, as no song needs it: {names}; {params:.1f} M, {size}")
     if {m["name"] for m in facts["models"]} == {"demo"}:
         where = os.environ.get("ACEFAST_MODELS")
         lines.append(

@@ -40,16 +40,19 @@ VERSIONS = ("turbo", "turbo-shift1", "turbo-shift3", "turbo-continuous", *GUIDED
 class CheckpointTraits:
     """What a request must know of a checkpoint.
 
-    ``version`` is "turbo", "turbo-shift1", "turbo-shift3", "turbo-continuous", "sft" or "base"; ``name`` only serves
-    messages.
+    ``version`` is "turbo", "turbo-shift1", "turbo-shift3", "turbo-continuous", "sft" or "base", and "v1" in the family
+    "v1"; ``name`` only serves messages.
     """
 
     name: str
     is_turbo: bool
     version: str
     xl: bool = False
+    family: str = "1.5"
 
     def __post_init__(self) -> None:
+        if self.family == self.version == "v1" and not self.is_turbo:
+            return
         if self.version not in VERSIONS or self.is_turbo == (self.version in GUIDED):
             raise ValueError(f"version must be one of {', '.join(VERSIONS)} and agree with is_turbo, got {self}")
 

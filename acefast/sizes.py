@@ -47,17 +47,17 @@ def bundle_config(bundle: Bundle, index: Index, metadata: dict[str, str], name: 
     turbo.
     """
     if bundle.layout == "official" and (bundle.folder / "config.json").is_file():
-        return _read(Config.from_dict, bundle.folder / "config.json", read_json(bundle.folder / "config.json"))
+        return told(Config.from_dict, bundle.folder / "config.json", read_json(bundle.folder / "config.json"))
     if bundle.layout == "diffusers" and (bundle.folder / "transformer/config.json").is_file():
-        return _read(Config.from_dict, bundle.folder, _from_diffusers(bundle.folder))
+        return told(Config.from_dict, bundle.folder, _from_diffusers(bundle.folder))
     kind = next((v for v in ("sft", "base") if v in name), "turbo")
     config = dataclasses.replace(infer_config(index), is_turbo=kind == "turbo", model_version=kind)
     examples = {name: getattr(config, name) for name in UNSEEN}
-    unseen = _read(json.loads, bundle.folder, metadata.get(METADATA_KEY, "{}"))
-    return dataclasses.replace(config, **_read(lambda values: checked(values, examples), bundle.folder, unseen))
+    unseen = told(json.loads, bundle.folder, metadata.get(METADATA_KEY, "{}"))
+    return dataclasses.replace(config, **told(lambda values: checked(values, examples), bundle.folder, unseen))
 
 
-def _read(reader: Callable[[Any], Any], where: Path, values: Any) -> Any:
+def told(reader: Callable[[Any], Any], where: Path, values: Any) -> Any:
     """``reader(values)``, its ValueError told as a CheckpointError that says where they come from."""
     try:
         return reader(values)
@@ -90,14 +90,14 @@ def _optional_json(path: Path) -> dict[str, Any]:
 def vae_config(folder: Path | None, index: Index) -> VAEConfig:
     """Sizes of the VAE in ``folder``; None or no config there: from the shapes."""
     if folder and (folder / "config.json").is_file():
-        return _read(VAEConfig.from_dict, folder / "config.json", read_json(folder / "config.json"))
+        return told(VAEConfig.from_dict, folder / "config.json", read_json(folder / "config.json"))
     return infer_vae_config(index)
 
 
 def text_config(folder: Path | None, index: Index) -> dict[str, Any]:
     """Arguments of transformers' ``Qwen3Config`` for the text encoder in ``folder``, or from the shapes."""
     if folder and (folder / "config.json").is_file():
-        return _read(_text_arguments, folder / "config.json", read_json(folder / "config.json"))
+        return told(_text_arguments, folder / "config.json", read_json(folder / "config.json"))
     return infer_text_config(index)
 
 
@@ -110,7 +110,7 @@ def _text_arguments(values: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in values.items() if k not in dropped} | defaults | known
 
 
-class _Shapes:
+class ByName:
     """Shapes by official name; a missing one becomes a CheckpointError."""
 
     def __init__(self, index: Index) -> None:
@@ -134,7 +134,7 @@ class _Shapes:
 
 def infer_config(index: Index) -> Config:
     """Sizes of a DiT bundle from its shapes; what shapes do not show has the published models' values."""
-    shapes = _Shapes(index)
+    shapes = ByName(index)
     dit, lyric = "decoder.layers.0", "encoder.lyric_encoder.layers.0"
     hidden, encoder_hidden = shapes("decoder.condition_embedder.weight")
     head_dim, heads, kv_heads = shapes.attention(f"{dit}.self_attn")
@@ -164,7 +164,7 @@ def infer_config(index: Index) -> Config:
 
 def infer_vae_config(index: Index) -> VAEConfig:
     """Sizes of the VAE from its shapes."""
-    shapes = _Shapes(index)
+    shapes = ByName(index)
     width, audio_channels, _ = shapes("encoder.conv1.weight_v")
     convs = [shapes(f"encoder.block.{b}.conv1.weight_v") for b in range(shapes.count("encoder.block"))]
     return VAEConfig(
@@ -179,7 +179,7 @@ def infer_vae_config(index: Index) -> VAEConfig:
 
 def infer_text_config(index: Index) -> dict[str, Any]:
     """Sizes of the text encoder from its shapes."""
-    shapes = _Shapes(index)
+    shapes = ByName(index)
     vocabulary, hidden = shapes("embed_tokens.weight")
     head_dim, heads, kv_heads = shapes.attention("layers.0.self_attn")
     return _TEXT_DEFAULTS | {

@@ -20,12 +20,19 @@ import torch
 from acefast.config_files import MODEL_INDEX, diffusers_config, official_config, text_config_for
 from acefast.layouts import AIO_PREFIX
 from acefast.locate import variant_of
+from acefast.models.v1.config import Config as V1Config
+from acefast.models.v1.config import DCAEConfig, VocoderConfig
 from acefast.models.v15 import names
 from acefast.models.v15.config import Config, VAEConfig
 from acefast.random_weights import SILENCE_FRAMES, Item, RandomTensors, write_safetensors, write_sharded
 from acefast.sizes import METADATA_KEY, UNSEEN, text_encoder_tensors
+from acefast.testing_v1 import LAYOUTS as V1_LAYOUTS
+from acefast.testing_v1 import TINY_DCAE, TINY_V1, TINY_VOCODER, Writer
 
-__all__ = ["LAYOUTS", "TINY", "TINY_BASE", "TINY_VAE", "TINY_XL", "main", "write_checkpoint"]
+__all__ = [
+    *("LAYOUTS", "TINY", "TINY_BASE", "TINY_DCAE", "TINY_V1", "TINY_VAE", "TINY_VOCODER", "TINY_XL"),
+    *("full_size", "main", "write_checkpoint"),
+]
 
 LAYOUTS = ("official", "diffusers", "comfyui", "aio")
 END_OF_TEXT = "<|endoftext|>"
@@ -63,8 +70,10 @@ FULL_XL = Config(
 def write_checkpoint(
     folder: str | os.PathLike,
     *,
-    config: Config | None = None,
+    config: Config | V1Config | None = None,
     vae_config: VAEConfig = TINY_VAE,
+    dcae_config: DCAEConfig = TINY_DCAE,
+    vocoder_config: VocoderConfig = TINY_VOCODER,
     layout: str = "official",
     variant: str | None = None,
     dtype: torch.dtype = torch.float32,
@@ -76,18 +85,25 @@ def write_checkpoint(
     Args:
         folder: created where it does not exist.
         config: sizes; None for the tiny ones of ``variant``.
-        layout: "official", "diffusers", "comfyui" (three files) or "aio" (all in one file).
-        variant: as in model names, "turbo" or "xl-base"; it decides ``is_turbo`` and the names of folders and files.
-            None: as ``config`` says.
+        vae_config: of 1.5; ``dcae_config`` and ``vocoder_config``: of v1.
+        layout: "official", "diffusers", "comfyui" (three files) or "aio" (all in one file); v1 has the first and last.
+        variant: as in model names, "turbo", "xl-base" or "v1"; it decides ``is_turbo`` and the names of folders and
+            files. None: as ``config`` says.
         dtype: of all weights: bfloat16, float16 or float32.
         shard_bytes: split the larger files of the folder layouts into shards of this size.
     Returns:
-        What ``acefast.load`` takes: the folder, or the DiT's file in the single-file layouts.
+        What ``acefast.load`` takes: the folder, or the DiT's file in the single-file layouts. A v1 checkpoint has a
+        made-up lyric vocabulary, ``vocab.json``, beside it.
     Raises:
         ValueError: the layout or the variant is not known, or the sizes do not fit each other.
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f"write_checkpoint: layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+    v1 = variant_of(variant) == "v1" if variant else isinstance(config, V1Config)
+    layouts = V1_LAYOUTS if v1 else LAYOUTS
+    if layout not in layouts:
+        raise ValueError(f"write_checkpoint: layout must be one of {', '.join(layouts)}, got {layout!r}")
+    if v1:
+        sizes = (config or TINY_V1, dcae_config, vocoder_config)
+        return getattr(Writer(Path(folder), *sizes, dtype, RandomTensors(seed), shard_bytes), layout)()
     if variant is not None and variant_of(variant) is None:
         raise ValueError(f"write_checkpoint: variant {variant!r} is unknown; give one as in ace-step-1.5-VARIANT")
     variant = variant_of(variant) if variant else None
@@ -108,6 +124,8 @@ def write_checkpoint(
 
 def full_size(variant: str) -> dict[str, Any]:
     """What makes ``write_checkpoint`` write a model of its published size."""
+    if variant_of(variant) == "v1":
+        return {"config": V1Config(), "dcae_config": DCAEConfig(), "vocoder_config": VocoderConfig()}
     return {"config": FULL_XL if "xl-" in variant else Config(), "vae_config": VAEConfig()}
 
 
@@ -257,10 +275,12 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 def main(argv: list[str] | None = None) -> int:
     """``python -m acefast.testing``: write a checkpoint and print its path."""
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-    parser = argparse.ArgumentParser("python -m acefast.testing", description="Write a random ACE-Step 1.5 checkpoint.")
+    parser = argparse.ArgumentParser("python -m acefast.testing", description="Write a random ACE-Step checkpoint.")
     parser.add_argument("folder", help="where to write it")
-    parser.add_argument("--size", choices=("tiny", "full"), default="tiny", help="full: 6.3 GB as bf16, XL 11.5 GB")
-    parser.add_argument("--variant", default="turbo", help="turbo, base, sft, xl-turbo, ... (default: turbo)")
+    parser.add_argument(
+        "--size", choices=("tiny", "full"), default="tiny", help="full: 6.3 GB as bf16, XL 11.5 GB, v1 7.7 GB"
+    )
+    parser.add_argument("--variant", default="turbo", help="turbo, base, sft, xl-turbo, ..., v1 (default: turbo)")
     parser.add_argument("--layout", choices=LAYOUTS, default="official")
     parser.add_argument("--dtype", choices=dtypes, default="bf16")
     parser.add_argument("--seed", type=int, default=0)

@@ -9,8 +9,8 @@ import shutil
 import pytest
 import torch
 
-from acefast import checkpoint as ck
 from acefast.checkpoint import open_checkpoint
+from acefast.models.v15.checkpoint import load_text_encoder
 from acefast.testing import TINY, TINY_BASE, TINY_VAE, TINY_XL, write_checkpoint
 from tests.checkpoints import LAYOUTS, edit, refusal, tensors
 
@@ -146,7 +146,7 @@ def test_computed_buffers_are_ignored_and_a_planner_is_listed(copy):
     edit(path, add)
     checkpoint = open_checkpoint(path)
     checkpoint.check()
-    assert [part.name for part in checkpoint.parts][-2:] == ["text_encoder", "planner (not used)"]
+    assert checkpoint.parts[-1].name == "text_encoder" and [part.name for part in checkpoint.unused] == ["planner"]
 
 
 def test_text_encoder_equals_transformers_own_loading(written):
@@ -156,7 +156,7 @@ def test_text_encoder_equals_transformers_own_loading(written):
     checkpoint = open_checkpoint(written("official"))
     ids = torch.tensor([checkpoint.tokenizer()("the singing").input_ids])
     assert ids[0].tolist() == AutoTokenizer.from_pretrained(path)("the singing").input_ids
-    ours = ck.load_text_encoder(checkpoint, "cpu", torch.float32)
+    ours = load_text_encoder(checkpoint, "cpu", torch.float32)
     theirs = Qwen3Model.from_pretrained(path).float().eval()
     with torch.no_grad():
         assert torch.equal(ours(input_ids=ids).last_hidden_state, theirs(input_ids=ids).last_hidden_state)

@@ -90,7 +90,7 @@ def test_what_is_computed_beside_the_arena_is_within_the_plan(name):
 
 
 def test_the_longest_prompt_and_lyrics_are_within_the_plan():
-    from acefast.checkpoint import empty_text_encoder
+    from acefast.models.v15.checkpoint import empty_text_encoder
 
     networks = Networks.named("turbo")
     text = empty_text_encoder(networks.text_config).to(torch.bfloat16)

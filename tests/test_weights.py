@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from acefast import checkpoint as ck
 from acefast.checkpoint import load, open_checkpoint
+from acefast.models.v15.checkpoint import load_text_encoder
 from acefast.weights import Source, stack
 from tests.checkpoints import refusal, tensors
 
@@ -56,7 +56,7 @@ def test_load_fuses_casts_and_assigns(written, layout, dtype):
 def test_large_tensors_are_cast_in_rows_without_a_seam(written, monkeypatch):
     monkeypatch.setattr("acefast.weights.CHUNK_BYTES", 1000)
     checkpoint = open_checkpoint(written("official"))
-    module = ck.load_text_encoder(checkpoint, "cpu", torch.bfloat16)
+    module = load_text_encoder(checkpoint, "cpu", torch.bfloat16)
     assert torch.equal(module.embed_tokens.weight, tensors(checkpoint)["embed_tokens.weight"].bfloat16())
 
 

@@ -163,7 +163,7 @@ def _weights(args: argparse.Namespace, dtype: Any) -> Iterator[Any]:
     """The weights to measure with, within the block: those found, else random ones."""
     from acefast.bench.weights import Weights, find, write_random
     from acefast.checkpoint import open_checkpoint
-    from acefast.locate import DEMO, PREFIX, variant_of
+    from acefast.locate import DEMO, NAMES, variant_of
     from acefast.pipeline import default_model
 
     model = args.model or default_model()
@@ -171,7 +171,7 @@ def _weights(args: argparse.Namespace, dtype: Any) -> Iterator[Any]:
     if found is not None:
         variant = variant_of(model)
         own = "demo" if found == DEMO else open_checkpoint(found, offline=True).name
-        name = PREFIX + variant if variant else own
+        name = NAMES[variant] if variant else own
         yield Weights(name, found, "checkpoint")
         return
     tell_about = _progress(args.quiet)

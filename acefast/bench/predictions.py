@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from acefast.locate import PREFIX, variant_of
+from acefast.locate import NAMES, variant_of
 from acefast.request import RequestError
 
 Prediction = Mapping[str, Any]
@@ -132,4 +132,4 @@ def _is_for(entry: Prediction, case: Mapping[str, Any]) -> bool:
 
 def _model(name: Any) -> str:
     variant = variant_of(str(name))
-    return PREFIX + variant if variant else str(name)
+    return NAMES[variant] if variant else str(name)

@@ -46,7 +46,7 @@ def write_random(model: str, folder: Path, dtype: torch.dtype) -> Weights:
     variant = locate.variant_of(model)
     if variant is None:
         raise RequestError(f"random weights are made for the published models, such as turbo, and not for {model!r}")
-    name, done = locate.PREFIX + variant, folder / f"{variant}-{str(dtype).removeprefix('torch.')}.random"
+    name, done = locate.NAMES[variant], folder / f"{variant}-{str(dtype).removeprefix('torch.')}.random"
     if not done.exists():
         if folder.exists() and any(folder.iterdir()):
             raise RequestError(

@@ -11,8 +11,9 @@ import torch
 pytest.importorskip("triton", "3.2", reason="triton is not installed")
 
 from acefast.backends import use_backend
-from acefast.checkpoint import load, load_text_encoder, open_checkpoint
+from acefast.checkpoint import load, open_checkpoint
 from acefast.conditions import Encoded
+from acefast.models.v15.checkpoint import load_text_encoder
 from acefast.models.v15.conditions import ConditionEncoder
 from acefast.models.v15.text import ENCODERS, Encoding
 from tests.models.fill import relative

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from acefast.backends import use_backend
-from acefast.checkpoint import empty_text_encoder
 from acefast.conditions import ConditionCache, Encoded
 from acefast.config_files import text_config_for
 from acefast.graphs import Graphs
+from acefast.models.v15.checkpoint import empty_text_encoder
 from acefast.models.v15.conditions import ConditionEncoder
 from acefast.models.v15.config import Config
 from acefast.models.v15.text import ENCODERS, Conditioning, Encoding, padded_text

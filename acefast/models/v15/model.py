@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from acefast.backends import named_backend
-from acefast.checkpoint import Checkpoint, load, load_text_encoder
 from acefast.conditions import ConditionCache, Conditions
 from acefast.graphs import Graphs
 from acefast.guidance import Guidance
@@ -18,6 +17,7 @@ from acefast.host import host_memory, on_host
 from acefast.lanes import Lane
 from acefast.models.v15 import vae, vae_static
 from acefast.models.v15.buffers import padded_tokens
+from acefast.models.v15.checkpoint import Checkpoint, load_text_encoder
 from acefast.models.v15.codes import AudioDetokenizer, AudioTokenizer
 from acefast.models.v15.conditions import ConditionEncoder
 from acefast.models.v15.dit import DiT
@@ -29,6 +29,7 @@ from acefast.ops.pcm import pcm
 from acefast.request import Request
 from acefast.residence import Part, Residence
 from acefast.tasks import Recording, Task, read_audio
+from acefast.weights import load
 
 TILE_SIZES = 32  # whose graphs are kept; they share their memory
 SILENT_FRAMES = 64  # of digital silence to encode where a checkpoint brings no silence latent

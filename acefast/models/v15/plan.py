@@ -14,7 +14,7 @@ from torch import nn
 from acefast.checkpoint import Checkpoint
 from acefast.conditions import CACHE_BYTES
 from acefast.config_files import text_config_for
-from acefast.locate import PREFIX
+from acefast.locate import NAMES
 from acefast.memory import LIBRARY, SMALL, Job, Networks, held
 from acefast.models.v15 import vae
 from acefast.models.v15.buffers import Shape, padded_conditions, padded_steps, padded_tokens, plan_bytes, step_plan
@@ -58,7 +58,7 @@ class V15Networks(Networks):
         from acefast.testing import full_size
 
         config = dataclasses.replace(full_size(variant)["config"], is_turbo="turbo" in variant)
-        return cls(PREFIX + variant, config, VAEConfig(), text_config_for(config))
+        return cls(NAMES[variant], config, VAEConfig(), text_config_for(config))
 
     def completed(self, job: Job) -> Job:
         turbo, most = self.config.is_turbo, TEXT_TOKENS + 1 + LYRIC_TOKENS

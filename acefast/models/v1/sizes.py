@@ -1,0 +1,205 @@
+"""Sizes of the networks in an ACE-Step v1 checkpoint: from its four ``config.json`` files, or from shapes.
+
+The transformer's and the autoencoder's must give all that inference needs: what their classes have by default is
+another model. What is in no ``config.json`` (the lyric encoder's depth) the shapes tell.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from acefast.layouts import read_json
+from acefast.models.v1.config import MEL_HOP, MELS, RATE, Config, DCAEConfig, VocoderConfig
+from acefast.models.v1.names import FOLDERS
+from acefast.models.v15.config import checked
+from acefast.sizes import METADATA_KEY, ByName, told
+from acefast.weights import Index
+
+UNSEEN = ("attention_head_dim", "rope_theta")  # of the transformer, in no shape
+_LYRIC = ("lyric_layers", "lyric_heads", "lyric_intermediate_size", "patch_hidden_size")  # in no config.json
+_TEXT = {
+    **dict.fromkeys(("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"), 1),
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+    "layer_norm_epsilon": 1e-6,
+    "feed_forward_proj": "gated-gelu",
+}
+# What the code takes as given, by part; a file that says otherwise is of another model, as is one that leaves open what
+# the autoencoder's class would do otherwise.
+_FIXED = {
+    "dcae": {
+        "downsample_block_type": "Conv",
+        "upsample_block_type": "interpolate",
+        "decoder_norm_types": "rms_norm",
+        "decoder_act_fns": "silu",
+    },
+    "vocoder": {
+        **{"kernel_sizes": [7], "use_template": False, "sampling_rate": RATE, "n_fft": 2048, "win_length": 2048},
+        **{"hop_length": MEL_HOP, "f_min": 40, "f_max": 16_000, "n_mels": MELS},
+    },
+    "umt5": {"feed_forward_proj": "gated-gelu"},
+}
+
+
+def read_configs(folder: Path, index: Index) -> tuple[Config, DCAEConfig, VocoderConfig, dict[str, Any]]:
+    """Sizes of the hub layout in ``folder``; raises CheckpointError where a ``config.json`` cannot be one."""
+    found = []
+    for part, reader in (("dit", _transformer), ("dcae", _dcae), ("vocoder", _vocoder), ("umt5", _text)):
+        path = folder / FOLDERS[part] / "config.json"
+        values = read_json(path)
+        found.append(told(lambda v, reader=reader, part=part: reader(_fixed(part, v), index), path, values))
+    return tuple(found)
+
+
+def infer_configs(
+    index: Index, metadata: dict[str, str], file: Path
+) -> tuple[Config, DCAEConfig, VocoderConfig, dict[str, Any]]:
+    """The same from shapes; what they do not show is the published model's, unless ``metadata`` of the file has it."""
+    given = told(json.loads, file, metadata.get(METADATA_KEY, "{}"))
+    defaults = {name: getattr(Config(), name) for name in UNSEEN}
+    unseen = defaults | told(lambda values: checked(values, defaults), file, given)
+    return infer_config(index, **unseen), infer_dcae(index), infer_vocoder(index), infer_text(index)
+
+
+def _fixed(part: str, values: dict[str, Any]) -> dict[str, Any]:
+    for name, value in _FIXED.get(part, {}).items():
+        got = values.get(name, None if part == "dcae" else value)
+        if got != value:
+            raise ValueError(f"{name} must be {value}, got {got!r:.60}")
+    return values
+
+
+def _given(values: dict[str, Any], examples: dict[str, Any]) -> dict[str, Any]:
+    """All of ``examples`` from ``values``, each of its example's kind."""
+    found = checked(values, examples)
+    if missing := [name for name in examples if name not in found]:
+        raise ValueError(f"{' and '.join(missing)} must be given, got none")
+    return found
+
+
+def _transformer(values: dict[str, Any], index: Index) -> Config:
+    examples = {f.name: f.default for f in dataclasses.fields(Config) if f.name not in _LYRIC}
+    shown = infer_config(index, Config.attention_head_dim, Config.rope_theta)
+    return Config(**_given(values, examples), **{name: getattr(shown, name) for name in _LYRIC})
+
+
+def _dcae(values: dict[str, Any], index: Index) -> DCAEConfig:
+    examples = {f.name: f.default for f in dataclasses.fields(DCAEConfig) if f.name != "block_out_channels"}
+    widths = _given(values, {f"{side}_block_out_channels": (1,) for side in ("encoder", "decoder")})
+    encoder, decoder = widths.values()
+    if encoder != decoder:
+        raise ValueError(f"decoder_block_out_channels must be the encoder's {list(encoder)}, got {list(decoder)}")
+    for side in ("encoder", "decoder"):
+        inner = len(encoder) - 1
+        _fixed_list(values, f"{side}_block_types", ["ResBlock"] * inner + ["EfficientViTBlock"], slice(None))
+        _fixed_list(values, f"{side}_qkv_multiscales", [[5]], slice(inner, None))  # residual blocks have none
+    return DCAEConfig(block_out_channels=encoder, **_given(values, examples))
+
+
+def _fixed_list(values: dict[str, Any], name: str, needed: list[Any], part: slice) -> None:
+    got = values.get(name)
+    if not isinstance(got, list) or got[part] != needed:
+        raise ValueError(f"{name} must be{' ... and' * bool(part.start)} {needed}, got {got!r:.80}")
+
+
+def _vocoder(values: dict[str, Any], index: Index) -> VocoderConfig:
+    examples = {f.name: f.default for f in dataclasses.fields(VocoderConfig) if f.name != "resblock_dilations"}
+    found = VocoderConfig(**checked(values, examples))
+    kernels = len(found.resblock_kernel_sizes)
+    dilations = values.get("resblock_dilation_sizes", [list(found.resblock_dilations)] * kernels)
+    if not isinstance(dilations, list) or dilations != dilations[:1] * kernels:
+        raise ValueError(f"resblock_dilation_sizes must be {kernels} times the same list, got {dilations!r:.80}")
+    one = _given({"resblock_dilation_sizes": dilations[0]}, {"resblock_dilation_sizes": (1,)})
+    return dataclasses.replace(found, resblock_dilations=one["resblock_dilation_sizes"])
+
+
+def _text(values: dict[str, Any], index: Index) -> dict[str, Any]:
+    return _given(values, _TEXT)
+
+
+def infer_config(index: Index, attention_head_dim: int, rope_theta: float) -> Config:
+    """Sizes of the transformer and its lyric encoder from their shapes."""
+    shapes = ByName(index)
+    width, patch, *_ = shapes("dit.proj_in.early_conv_layers.2.weight")
+    _, channels, *kernel = shapes("dit.proj_in.early_conv_layers.0.weight")
+    lyric = "dit.lyric_encoder.encoders"
+    return Config(
+        num_layers=shapes.count("dit.transformer_blocks"),
+        num_attention_heads=width // attention_head_dim,
+        attention_head_dim=attention_head_dim,
+        mlp_ratio=shapes("dit.transformer_blocks.0.ff.point_conv.conv.weight")[1] / width,
+        in_channels=channels,
+        out_channels=shapes("dit.final_layer.linear.weight")[0] // kernel[0],
+        patch_size=tuple(kernel),
+        rope_theta=rope_theta,
+        speaker_embedding_dim=shapes("dit.speaker_embedder.weight")[1],
+        text_embedding_dim=shapes("dit.genre_embedder.weight")[1],
+        lyric_encoder_vocab_size=shapes("dit.lyric_embs.weight")[0],
+        lyric_hidden_size=shapes("dit.lyric_embs.weight")[1],
+        lyric_layers=shapes.count(lyric),
+        lyric_heads=shapes(f"{lyric}.0.self_attn.pos_bias_u")[0],
+        lyric_intermediate_size=shapes(f"{lyric}.0.feed_forward.w_1.weight")[0],
+        patch_hidden_size=patch,
+    )
+
+
+def infer_dcae(index: Index) -> DCAEConfig:
+    """Sizes of the mel autoencoder from its shapes."""
+    shapes = ByName(index)
+    stages = shapes.count("dcae.encoder.down_blocks")
+    layers = {
+        side: [shapes.count(f"dcae.{side}_blocks.{i}") - (i + 1 < stages) for i in range(stages)]
+        for side in ("encoder.down", "decoder.up")
+    }
+    widths = [shapes("dcae.encoder.conv_in.weight")[0]]
+    for i, count in enumerate(layers["encoder.down"][:-1]):
+        widths.append(shapes(f"dcae.encoder.down_blocks.{i}.{count}.conv.weight")[0])
+    attention = f"dcae.encoder.down_blocks.{stages - 1}.0.attn.to_qkv_multiscale.0.proj_out.weight"
+    return DCAEConfig(
+        in_channels=shapes("dcae.encoder.conv_in.weight")[1],
+        latent_channels=shapes("dcae.encoder.conv_out.weight")[0],
+        attention_head_dim=shapes(attention)[1],
+        block_out_channels=tuple(widths),
+        encoder_layers_per_block=tuple(layers["encoder.down"]),
+        decoder_layers_per_block=tuple(layers["decoder.up"]),
+    )
+
+
+def infer_vocoder(index: Index) -> VocoderConfig:
+    """Sizes of the vocoder from its shapes; a transposed convolution's stride is half its kernel."""
+    shapes, stages, ups = ByName(index), "vocoder.backbone.stages", "vocoder.head.ups"
+    width, channels, _ = shapes("vocoder.backbone.channel_layers.0.0.weight")
+    count = shapes.count(stages)
+    kernels = [shapes(f"{ups}.{i}.weight_v")[2] for i in range(shapes.count(ups))]
+    blocks = range(shapes.count("vocoder.head.resblocks") // max(1, len(kernels)))
+    return VocoderConfig(
+        input_channels=channels,
+        depths=tuple(shapes.count(f"{stages}.{s}") for s in range(count)),
+        dims=(width, *(shapes(f"vocoder.backbone.channel_layers.{s}.1.weight")[0] for s in range(1, count))),
+        upsample_rates=tuple(kernel // 2 for kernel in kernels),
+        upsample_kernel_sizes=tuple(kernels),
+        resblock_kernel_sizes=tuple(shapes(f"vocoder.head.resblocks.{i}.convs1.0.weight_v")[2] for i in blocks),
+        upsample_initial_channel=shapes("vocoder.head.conv_pre.weight_v")[0],
+        pre_conv_kernel_size=shapes("vocoder.head.conv_pre.weight_v")[2],
+        post_conv_kernel_size=shapes("vocoder.head.conv_post.weight_v")[2],
+    )
+
+
+def infer_text(index: Index) -> dict[str, Any]:
+    """Arguments of ``UMT5Config`` from the shapes of the text encoder."""
+    shapes, layer = ByName(index), "umt5.encoder.block.0.layer"
+    vocabulary, width = shapes("umt5.shared.weight")
+    buckets, heads = shapes(f"{layer}.0.SelfAttention.relative_attention_bias.weight")
+    return {
+        **_TEXT,
+        "vocab_size": vocabulary,
+        "d_model": width,
+        "d_kv": shapes(f"{layer}.0.SelfAttention.q.weight")[0] // heads,
+        "d_ff": shapes(f"{layer}.1.DenseReluDense.wo.weight")[1],
+        "num_layers": shapes.count("umt5.encoder.block"),
+        "num_heads": heads,
+        "relative_attention_num_buckets": buckets,
+    }
