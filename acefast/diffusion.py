@@ -52,7 +52,7 @@ def diffusion(
     guidance = Guidance(
         request.guidance_scale,
         request.guidance,
-        request.guidance_interval,
+        request.guidance_interval or (0.0, 1.0),
         request.semantics,
         request.guidance_momentum,
         request.guidance_norm,

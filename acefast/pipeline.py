@@ -19,11 +19,12 @@ from acefast.batches import Composed, make
 from acefast.checkpoint import open_checkpoint
 from acefast.devices import as_device, as_dtype, current
 from acefast.diffusion import diffusion
+from acefast.expand import expand
 from acefast.lanes import Lane
 from acefast.memory import Job, Networks, plan, policy
 from acefast.noise import start_noise, start_times
 from acefast.options import COVER
-from acefast.request import Request, expand
+from acefast.request import Request
 from acefast.scheduler import Scheduler
 from acefast.song import Song
 from acefast.stages import Progress, memory_told, stage
