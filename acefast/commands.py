@@ -119,7 +119,8 @@ def _add_song(parser: argparse.ArgumentParser, **more: str) -> None:
     more = {"lyrics": "; a text file, or - for standard input", **more}
     for name, about in _typed_options().items():
         if about.kind == "flag":
-            parser.add_argument(_flag(name), dest=f"option_{name}", action="store_const", const="true", help=about.help)
+            const, text = ("false", f"not so: {about.help}") if about.default else ("true", about.help)
+            parser.add_argument(_flag(name), dest=f"option_{name}", action="store_const", const=const, help=text)
             continue
         default = "" if about.default in (None, "", ()) else f" (default: {about.default})"
         text = f"{about.help}{more.get(name, '')} [{about.needs}]{default}".replace("%", "%%")
@@ -132,7 +133,8 @@ def _typed_options() -> dict[str, Option]:
 
 
 def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    about = options().get(name)
+    return ("--no-" if about and about.kind == "flag" and about.default else "--") + name.replace("_", "-")
 
 
 def _unknown(word: str, known: argparse.Namespace) -> str:

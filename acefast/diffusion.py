@@ -1,16 +1,16 @@
-"""The diffusion loop of a batch: guidance, repaint, a cover's conditions and hooks, put together for ``sampling``."""
+"""The diffusion loop of a batch: what a model family makes of a task is run, reported and looked at."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from acefast import repaint, sampling
+from acefast import sampling
 from acefast.conditions import Conditions
-from acefast.guidance import Guidance, blended, guided
 from acefast.request import Request, RequestError
 from acefast.tasks import Task
 from acefast.values import shown
@@ -18,69 +18,36 @@ from acefast.values import shown
 Report = Callable[[int, int], None]  # steps done, of how many
 
 
+@dataclass
+class Loop:
+    """All that sampling a batch takes but its hooks; a model's ``loop`` makes one for each task."""
+
+    velocity: sampling.Velocity  # guided
+    latents: Tensor  # [B, T, D]: where sampling starts, at ``timesteps[options["start"]]``
+    timesteps: list[float]
+    options: dict[str, Any] = field(default_factory=dict)  # further arguments of ``sampling.sample``
+    finish: Callable[[Tensor], Tensor] | None = None  # after the last step
+
+
 def diffusion(
     model: Any,
     requests: list[Request],
     task: Task,
-    noise: Tensor,
+    noise: Tensor | None,
     timesteps: list[float],
     conditions: Conditions,
-    switched: Conditions | None,
+    other: Conditions | None,
 ) -> Callable[[Report], Tensor]:
     """All of the loop but its steps, which the function that is returned takes: [B, T, D] clean latents, float32.
 
     Args:
-        noise: initial noise [B, T, D]; timesteps: the schedule.
-        conditions, switched: what ``model.conditions`` gave.
+        noise, timesteps: what ``model.noise`` and ``model.timesteps`` gave.
+        conditions, other: what ``model.conditions`` gave.
     Raises:
         RequestError: from the steps: latents became NaN or infinite, or ``on_step`` returned something else.
     """
     request = requests[0]
-    official = request.semantics == "official"
-    upstream = request.precision == "upstream"
-    state_dtype = model.dtype if upstream else torch.float32
-    latents = noise
-    if request.cover_noise:
-        latents, timesteps = sampling.noised_start(timesteps, noise, task.clean.to(noise), request.cover_noise)
-    steps = len(timesteps)
-    switch = steps if switched is None else int(steps * request.strength)
-
-    def predict(x: Tensor, t: float, step: int, both: bool) -> Tensor | tuple[Tensor, Tensor]:
-        own = switched if official and step >= switch else conditions
-        return model.velocity(x, t, own, unconditional=both)
-
-    guidance = Guidance(
-        request.guidance_scale,
-        request.guidance,
-        request.guidance_interval,
-        request.semantics,
-        request.guidance_momentum,
-        request.guidance_norm,
-        request.guidance_eta,
-        state_dtype=state_dtype,
-    )
-    velocity = guided(predict, guidance)
-    blends = switched is not None and not official
-    if blends:
-        velocity = blended(velocity, lambda x, t: model.velocity(x, t, switched), request.strength)
-
-    def correct(x: Tensor, denoised: Tensor, t: float, t_next: float) -> Tensor:
-        return sampling.wavelet_correction(x, denoised, t, mode=request.dcw)
-
-    plan, inject, held = repaint.plan_of(request, task), None, None
-    if plan is not None:
-        clean, made = task.clean.to(noise).expand_as(noise), task.made.to(noise.device)
-        held = (made, clean, noise, plan.injected_steps(steps))
-
-        def inject(x: Tensor, step: int, t_next: float) -> Tensor:
-            return repaint.inject(x, clean, noise, made, t_next) if step < held[-1] else x
-
-    seeds, advance = [r.seed for r in requests], None
-    if request.dcw == "off" and not upstream and not blends:
-        advance = model.advance(
-            *(conditions, timesteps, len(noise), guidance, request.solver, seeds),
-            **dict(held=held, later=switched, switch=switch),
-        )
+    loop = model.loop(requests, task, noise, timesteps, conditions, other)
 
     def run(report: Report) -> Tensor:
         def on_step(info: sampling.StepInfo) -> Any:
@@ -89,23 +56,10 @@ def diffusion(
             _ = model.transformer  # back, if a song made by either has sent it away
             return answer
 
-        made_latents = sampling.sample(
-            velocity,
-            latents,
-            timesteps,
-            solver=request.solver,
-            seeds=seeds,
-            correct=None if request.dcw == "off" else correct,
-            after_step=inject if advance is None else None,
-            on_step=on_step,
-            state_dtype=state_dtype,
-            advance=advance,
-        ).float()
-        if not made_latents.isfinite().all():
-            raise RequestError(_not_finite(request, model.dtype, steps))
-        if plan is None:
-            return made_latents
-        return repaint.blend_boundary(made_latents, clean, made, plan.boundary_frames)
+        latents = sampling.sample(loop.velocity, loop.latents, loop.timesteps, on_step=on_step, **loop.options).float()
+        if not latents.isfinite().all():
+            raise RequestError(_not_finite(request, model.dtype, len(loop.timesteps)))
+        return latents if loop.finish is None else loop.finish(latents)
 
     return run
 

@@ -14,11 +14,23 @@ from acefast.values import NEEDS, READERS, RequestError, nearest, number, refusa
 
 COVER = ("cover", "cover-nofsq")
 REPAINT = ("repaint", "extend")  # extend is a repaint of silence added to the source
-GUIDED = ("sft", "base")  # checkpoint versions that guidance acts on
+V15, V1 = ("1.5",), ("v1",)  # what every checkpoint of a family takes, and no other one
+GUIDED = ("sft", "base", "v1")  # checkpoint versions that guidance acts on
+GUIDED_V15 = ("sft", "base")
 STEMS = ("lego", "extract", "complete")  # base checkpoints only
-SOURCE_TASKS = (*COVER, *REPAINT, *STEMS)
+SOURCE_TASKS = (*COVER, *REPAINT, *STEMS, "edit", "audio2audio")
 TASKS = ("text2music", *SOURCE_TASKS)
+V1_TASKS = ("text2music", *REPAINT, "edit", "audio2audio")
+NOT_EDIT = tuple(task for task in TASKS if task != "edit")
 LOADING = ("model", "device", "dtype", "backend")
+# Upstream's names of what is no option of a request.
+ELSEWHERE = {
+    **dict.fromkeys(("lora_name_or_path", "lora_weight"), "a LoRA is chosen by lora of acefast.load"),
+    **dict.fromkeys(
+        ("format", "audio_format", "save_path"), "a song is saved with its save, whose path says the format"
+    ),
+    "batch_size": "a list of seeds makes as many songs",
+}
 # What other runtimes call our options, so that an unknown name can be answered with the right one.
 OTHER_NAMES = {
     **dict.fromkeys(("caption", "tags", "text"), "prompt"),
@@ -37,6 +49,12 @@ OTHER_NAMES = {
     **{"audio_codes": "codes", "cover_noise_strength": "cover_noise", "latents": "noise", "track_name": "track"},
     **{"complete_track_classes": "tracks", "retake_variance": "variation", "retake_seeds": "variation_seed"},
     **{"normalization_db": "normalize", "chunk_mask_mode": "chunk_mask", "cfg_scale": "guidance_scale"},
+    **{"omega_scale": "omega", "guidance_interval_decay": "guidance_decay", "min_guidance_scale": "guidance_min"},
+    **{"guidance_scale_text": "guidance_text", "guidance_scale_lyric": "guidance_lyric"},
+    **{f"use_erg_{part}": f"erg_{part}" for part in ("tag", "lyric", "diffusion")},
+    **{"audio2audio_enable": "task", "ref_audio_strength": "strength", "edit_n_avg": "edit_average"},
+    **{"ref_audio_input": "source", "src_audio_path": "source", "edit_n_min": "edit_from", "edit_n_max": "edit_until"},
+    **{"edit_target_prompt": "target_prompt", "edit_target_lyrics": "target_lyrics"},
 }
 
 
@@ -44,8 +62,9 @@ OTHER_NAMES = {
 class Option:
     """What is known about one option beside its name and default.
 
-    ``tasks`` and ``models`` name the tasks and checkpoint versions that take it; empty means all. ``stored`` is False
-    for values that live only while a song is made: they have no text form and a stored request describes them.
+    ``tasks`` names the tasks that take it, ``models`` the checkpoint versions or, "1.5" and "v1", families; empty means
+    all. ``stored`` is False for values that live only while a song is made: they have no text form and a stored request
+    describes them.
     """
 
     kind: str
@@ -111,6 +130,8 @@ def check_names(names: Iterable[Any], known: Mapping[str, Option]) -> None:
     for name in names:
         if name in LOADING:
             raise RequestError(f"{name} is chosen when a model is loaded, not by a request; pass it to acefast.load")
+        if name in ELSEWHERE:
+            raise RequestError(f"{name} is no option of a request; {ELSEWHERE[name]}")
         if name not in known:
             near = OTHER_NAMES.get(name) or nearest(str(name), [*known, *OTHER_NAMES])
             near = OTHER_NAMES.get(near, near)
@@ -134,9 +155,19 @@ def table(known: Mapping[str, Option]) -> str:
     lines = ["| option | default | takes | tasks | checkpoints | meaning |", "|---|---|---|---|---|---|"]
     for name, about in known.items():
         default = "" if about.default is None else f"`{about.default!r}`"
-        cells = (default, about.needs, listed(about.tasks) or "all", listed(about.models) or "all", about.help)
+        cells = (default, about.needs, tasks_of(about) or "all", listed(about.models) or "all", about.help)
         lines.append(" | ".join([f"| `{name}`", *(cell.replace("|", "\\|") for cell in cells)]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def tasks_of(about: Option) -> str:
+    """The tasks that take an option, in words; "" for all."""
+    return "all but edit" if about.tasks == NOT_EDIT else listed(about.tasks)
+
+
+def of_guidance(name: str) -> bool:
+    """Whether an option says how guidance acts, and so has no use without."""
+    return name != "guidance_scale" and name.startswith(("guidance", "erg_"))
 
 
 def listed(words: Sequence[str]) -> str:

@@ -19,11 +19,11 @@ from acefast.batches import Composed, make
 from acefast.checkpoint import open_checkpoint
 from acefast.devices import as_device, as_dtype, current
 from acefast.diffusion import diffusion
+from acefast.expand import expand
 from acefast.lanes import Lane
 from acefast.memory import Job, Networks, plan, policy
-from acefast.noise import start_noise, start_times
 from acefast.options import COVER
-from acefast.request import Request, expand
+from acefast.request import Request
 from acefast.scheduler import Scheduler
 from acefast.song import Song
 from acefast.stages import Progress, memory_told, stage
@@ -266,7 +266,7 @@ class Pipeline:
     def lower(self, requests: list[Request], seconds: float, source: bool = False) -> str:
         """What to lower where memory runs out, and the plan of a batch whose songs are ``seconds`` long."""
         model, request = self.model, requests[0]
-        guided = request.guidance_scale > 1
+        guided = request.guidance_scale != 1
         job = Job(seconds, len(requests), steps=request.steps, guided=guided, source=source)
         return plan(Networks.of(model.checkpoint), job, model.dtype, model.device, model.memory).way_out
 
@@ -294,19 +294,19 @@ class Pipeline:
             with model.graphs.apart():  # whoever is called may make a song
                 progress(*words)
 
-        timesteps = start_times(request, model)
+        timesteps = model.timesteps(request)
         seconds = task.seconds if task else recording.seconds if recording else request.duration
         seconds = seconds or len(request.codes) / 5  # diffusers' semantics: as long as its codes
         lower = partial(self.lower, requests, seconds, recording is not None or reference is not None)
         with stage("text", timings, told, way_out=lower):
             task = task or model.task(requests, recording)
-            noise = start_noise(requests, task, model)
+            noise = model.noise(requests, task)
             cuts = [model.cuts(r, task.told(r)) for r in requests]
             for sentence in dict.fromkeys(itertools.chain(*cuts)) if stacklevel else ():
                 warnings.warn(sentence, stacklevel=stacklevel)
             fading = request.strength is not None and request.strength < 1 and request.acts_as in COVER
-            conditions, switched = model.conditions(requests, task, reference, timesteps, and_text2music=fading)
-            sampled = diffusion(model, requests, task, noise, timesteps, conditions, switched)
+            conditions, other = model.conditions(requests, task, reference, timesteps, and_text2music=fading)
+            sampled = diffusion(model, requests, task, noise, timesteps, conditions, other)
         with stage("diffusion", timings, told, len(timesteps), lower) as report:
             latents = sampled(report)
-        return Composed(task, latents, cuts)
+        return Composed(*task.whole(latents), cuts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from acefast.options import GUIDED, REPAINT, SOURCE_TASKS, listed
+from acefast.options import REPAINT, SOURCE_TASKS, of_guidance, tasks_of
 from acefast.values import RequestError, refusal
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ def check_together(request: Request) -> None:
     Raises:
         RequestError: in one sentence, with the way out.
     """
-    for check in (_text, _task, _source, _repaint, _times, _sampling):
+    for check in (_text, _task, _source, _repaint, _edit, _times, _sampling, _guidance):
         check(request)
 
 
@@ -33,7 +33,7 @@ def _task(request: Request) -> None:
     task = f"task={request.task!r}"
     for name, about in request.given().items():
         if about.tasks and not {request.task, request.acts_as} & {*about.tasks}:
-            raise RequestError(f"{name} has no use in {task}, only in {listed(about.tasks)}; leave it out")
+            raise RequestError(f"{name} has no use in {task}, only in {tasks_of(about)}; leave it out")
 
 
 def _source(request: Request) -> None:
@@ -60,6 +60,19 @@ def _repaint(request: Request) -> None:
     for name in ("strength", "repaint_mode"):
         if request.semantics == "diffusers" and name in request.given():
             raise RequestError(f"{name} has no use in {request.task} with semantics='diffusers'; leave it out")
+
+
+def _edit(request: Request) -> None:
+    if request.task != "edit":
+        return
+    if request.target_prompt is None and request.target_lyrics is None:
+        raise RequestError("task='edit' needs target_prompt or target_lyrics, what the song is to become; give one")
+    if request.edit_from > request.edit_until:
+        raise refusal("edit_from", f"at most edit_until, which is {request.edit_until:g}", request.edit_from)
+    if request.solver != "euler":
+        raise RequestError(
+            f"solver={request.solver!r} has no use in task='edit', whose steps are Euler's; leave it out"
+        )
 
 
 def _times(request: Request) -> None:
@@ -93,13 +106,6 @@ def _sampling(request: Request) -> None:
             )
         if request.sigma_shift is not None:
             raise RequestError("sigma_shift has no use with timesteps, which are taken as they are; leave one out")
-    if request.guidance_scale == 1:
-        for name, about in request.given().items():
-            if about.models == GUIDED and name != "guidance_scale":
-                raise RequestError(f"{name} has no use with guidance_scale=1, which is no guidance; leave one out")
-    for name in ("guidance_momentum", "guidance_norm", "guidance_eta"):
-        if request.guidance != "apg" and name in request.given():
-            raise RequestError(f"{name} has no use with guidance={request.guidance!r}, only with 'apg'; leave it out")
     if (request.semantics, request.precision) == ("diffusers", "upstream"):
         raise RequestError(
             "precision='upstream' has no use with semantics='diffusers': it repeats the official code's roundings; "
@@ -109,7 +115,37 @@ def _sampling(request: Request) -> None:
         raise RequestError("posterior has no use without audio to encode; leave it out or give source or reference")
     if request.noise is not None and "noise_source" in request.given() and not request.variation:
         raise RequestError("noise_source has no use with noise, which is taken as it is; leave one out")
-    if request.variation_seed is not None and not request.variation:
+    if request.variation_seed is not None and not request.variation and request.task not in (*REPAINT, "edit"):
         raise RequestError("variation_seed has no use while variation is 0; set variation above 0 or leave it out")
     if request.dcw != "off" and request.solver == "sde":
         raise RequestError("dcw has no use with solver='sde'; leave it out or take 'euler' or 'heun'")
+    if request.solver == "sde" and "omega" in request.given():
+        raise RequestError("omega has no use with solver='sde'; leave it out or take 'euler' or 'heun'")
+    if request.oss_steps is not None:
+        if request.solver == "heun":
+            raise RequestError("oss_steps has no use with solver='heun'; leave it out or take 'euler' or 'sde'")
+        if request.steps not in (None, len(request.oss_steps)):
+            raise RequestError(
+                f"steps is {request.steps} and oss_steps has {len(request.oss_steps)} entries; give one of them"
+            )
+
+
+def _guidance(request: Request) -> None:
+    given = [name for name in request.given() if of_guidance(name)]
+    if request.guidance_scale == 1 and given:
+        raise RequestError(f"{given[0]} has no use with guidance_scale=1, which is no guidance; leave one out")
+    apg = ("guidance_momentum", "guidance_norm", "guidance_eta")
+    for name in apg:
+        if request.guidance != "apg" and name in given:
+            raise RequestError(f"{name} has no use with guidance={request.guidance!r}, only with 'apg'; leave it out")
+    if "guidance_min" in given and not request.guidance_decay:
+        raise RequestError(
+            "guidance_min has no use while guidance_decay is 0; set it above 0 or leave guidance_min out"
+        )
+    double = request.guidance_text > 1 and request.guidance_lyric > 1
+    for name in ("guidance_text", "guidance_lyric"):
+        if name in given and not double:
+            raise RequestError(f"{name} has no use but with guidance_text and guidance_lyric both above 1; give both")
+    for name in ("guidance", "guidance_decay", "guidance_min", *apg):
+        if double and name in given:
+            raise RequestError(f"{name} has no use with guidance_text and guidance_lyric; leave it or them out")

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from acefast.expand import expand
 from acefast.lead import Lead
-from acefast.request import Request, RequestError, expand
+from acefast.request import Request, RequestError
 from acefast.segments import LONGEST, Script, check_plan, segments_of, song_of
 from acefast.stages import Progress
 from acefast.values import real

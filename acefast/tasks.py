@@ -24,6 +24,8 @@ class Recording:
 
     waveform: np.ndarray  # [2, N] float32 at 48 kHz
     regions: tuple[tuple[float, float], ...]  # seconds [start, end), in order and apart
+    before: int = 0  # samples of silence that were put in front
+    after: int = 0  # and behind
 
     @property
     def seconds(self) -> float:
@@ -61,16 +63,26 @@ class Task:
     frames: int
     seconds: float  # what the prompt says the duration is, see ``told``
     source: Tensor  # [B, T, D] float32: what the model is shown of the song
-    mask: Tensor  # [T] float32: what it is told of each frame beside that
+    mask: Tensor  # [T] float32: what it is told of each frame beside that; of v1: 1 at the frames that are made
     clean: Tensor | None = None  # [B, T, D]: the encoded source, for tasks with one
     recording: Recording | None = None  # the source itself, where a part of its waveform is kept
     made: Tensor | None = None  # [T]: where a part is kept, 1 at the frames that are made anew
     codes: list[list[int]] | None = None  # audio codes of each row of ``source``, given or taken from the source
     lengths: list[int] | None = None  # frames of each song, where their durations differ; ``frames`` is the most
+    added: tuple[int, int] = (0, 0)  # frames put in front of and behind the source, for v1
+    apart: tuple[Tensor, Tensor] | None = None  # [1, n, D] each: kept of the source, before and behind what is sampled
 
     def told(self, request: Request) -> float:
         """What the prompt of one of the songs says its duration is, in seconds."""
         return self.seconds if self.lengths is None else request.duration
+
+    def whole(self, latents: Tensor) -> tuple[Task, Tensor]:
+        """Task and latents [B, T, D] of the whole song: with what was kept ``apart`` while it was sampled."""
+        if self.apart is None:
+            return self, latents
+        before, after = (part.to(latents).expand(len(latents), -1, -1) for part in self.apart)
+        latents = torch.cat([before, latents, after], 1)
+        return replace(self, frames=latents.shape[1], apart=None), latents
 
     def only(self, i: int) -> Task:
         """The task of song ``i`` as if it had been made alone, for what happens after sampling."""
@@ -96,4 +108,4 @@ def _source(request: Request) -> Recording:
     audio = load_audio(request.source, "source")
     window = request.check_window(audio.shape[1] / SAMPLE_RATE)
     before, after = round(window.before * SAMPLE_RATE), round(window.after * SAMPLE_RATE)
-    return Recording(np.pad(audio, ((0, 0), (before, after))), window.regions)
+    return Recording(np.pad(audio, ((0, 0), (before, after))), window.regions, before, after)

@@ -205,11 +205,28 @@ def _timesteps(name: str, value: Any, option: Any) -> tuple[float, ...]:
     return tuple(steps)
 
 
-def _interval(name: str, value: Any, option: Any) -> tuple[float, ...]:
+def _interval(name: str, value: Any, option: Any) -> tuple[float, ...] | float:
+    if isinstance(value, numbers.Real):
+        return real(name, value, 0, 1, option.needs)
     pair = _numbers(name, value, option)
+    if len(pair) == 1 and isinstance(value, str):
+        return pair[0]
     if len(pair) != 2 or pair[0] > pair[1]:
         raise refusal(name, option.needs, value)
     return tuple(pair)
+
+
+def _integers(name: str, value: Any, option: Any) -> tuple[int, ...]:
+    if isinstance(value, str):
+        value = [number(name, part, option.needs) for part in _items(value)]
+    if isinstance(value, (np.ndarray, Tensor)):
+        value = value.tolist()
+    if not isinstance(value, (list, tuple)) or not value:
+        raise refusal(name, option.needs, value)
+    steps = [whole(f"{name}[{i}]", item, 1, 200, "a whole number 1 to 200") for i, item in enumerate(value)]
+    if any(a >= b for a, b in itertools.pairwise(steps)):
+        raise refusal(name, option.needs, value)
+    return tuple(steps)
 
 
 def _codes(name: str, value: Any, option: Any) -> tuple[int, ...]:
@@ -281,8 +298,8 @@ def _callback(name: str, value: Any, option: Any) -> Callable:
 
 READERS: dict[str, Callable[[str, Any, Any], Any]] = dict(
     text=_text, flag=_flag, number=_number, level=_number, integer=_integer, choice=_choice, key=_key, meter=_meter,
-    language=_language, track=_track, tracks=_tracks, timesteps=_timesteps, interval=_interval, codes=_codes,
-    audio=_audio, noise=_noise, callback=_callback,
+    language=_language, track=_track, tracks=_tracks, timesteps=_timesteps, interval=_interval, integers=_integers,
+    codes=_codes, audio=_audio, noise=_noise, callback=_callback,
 )  # fmt: skip
 NEEDS = {
     "text": "text",
@@ -293,9 +310,10 @@ NEEDS = {
     "track": f"one or more of {', '.join(TRACKS)}",
     "tracks": f"any of {', '.join(TRACKS)}",
     "timesteps": "1 to 200 falling numbers in 0 to 1, the noisiest first",
-    "interval": "two numbers in 0 to 1, the lower first",
+    "interval": "two numbers in 0 to 1, the lower first, or one",
+    "integers": "rising whole numbers 1 to 200",
     "codes": f"whole numbers 0 to {CODES - 1}, five a second, or text such as <|audio_code_12|>",
     "audio": "a path, an array [samples] or [2, samples], (array, rate) or a Song",
-    "noise": "a tensor of finite numbers [T, D], 25 frames a second; D is 64 in all published models",
+    "noise": "a tensor of finite numbers [T, D]; D is 64, in v1 128",
     "callback": "a function",
 }

@@ -22,6 +22,7 @@ import torch
 from pytest import MonkeyPatch
 
 import acefast
+from acefast.models.v15 import loop
 from acefast.request import RequestError
 from acefast.scheduler import Scheduler
 from tests.test_scheduler import until, workers
@@ -91,7 +92,7 @@ def main(checkpoint: str, recording: str, folder: str) -> None:
     asked = good_songs(tune)
     alone = [pipe.generate(**options) for options in asked]
     streamed = joined(pipe.stream("radio", duration=6, steps=1, seed=1))
-    real_noise, real_write = acefast.pipeline.start_noise, soundfile.SoundFile.write
+    real_noise, real_write = loop.start_noise, soundfile.SoundFile.write
     full = threading.local()
 
     def noise(requests, *args):
@@ -105,7 +106,7 @@ def main(checkpoint: str, recording: str, folder: str) -> None:
         return real_write(self, *args)
 
     allocator = FakeAllocator(monkeypatch, pipe.model)
-    monkeypatch.setattr(acefast.pipeline, "start_noise", noise)
+    monkeypatch.setattr(loop, "start_noise", noise)
     monkeypatch.setattr(soundfile.SoundFile, "write", write)
     ended, told, sizes = Counter(), [], []
 

@@ -110,7 +110,27 @@ def test_every_option_that_has_a_flag_is_tried_above():
     tried = {
         word[2:].replace("-", "_") for words, _ in (GROUPS | BASE_GROUPS).values() for word in words if word[:2] == "--"
     }
-    assert tried | {"prompt", "seed", "noise", "on_step"} == {*options()}
+    only_v1 = {name for name, about in options().items() if about.models == ("v1",)}
+    assert tried | {"prompt", "seed", "noise", "on_step"} == {*options()} - only_v1
+
+
+def test_options_of_v1_reach_the_request(monkeypatch, capsys):
+    told = {}
+    monkeypatch.setattr("acefast.pipeline.check", lambda prompt, **given: told.update(given) or sys.exit())
+    words = "--no-erg-tag --omega -3 --oss-steps 1,5 --guidance-interval 0.3 --guidance-text 5 --guidance-lyric 1.5"
+    with pytest.raises(SystemExit):
+        main(["generate", "rock", "-o", "x.wav", *words.split()])
+    kept = {
+        "model": told["model"],
+        "lyrics": "",
+        "erg_tag": False,
+        "omega": -3.0,
+        "oss_steps": (1, 5),
+        "guidance_interval": 0.3,
+    }
+    assert told == kept | {"guidance_text": 5.0, "guidance_lyric": 1.5}
+    assert main(["generate", "rock", "-o", "x.wav", "--erg-tag"]) == 2
+    assert "--no-erg-tag" in capsys.readouterr().err
 
 
 def test_a_negative_number_is_a_value_not_an_option(generate, folder, tune):
@@ -156,7 +176,8 @@ def test_help_names_every_option(capsys):
     text = capsys.readouterr().out
     assert ended.value.code == 0
     for name in options():
-        assert name in ("prompt", "noise", "on_step") or f"--{name.replace('_', '-')}" in text
+        words = name.replace("_", "-")
+        assert name in ("prompt", "noise", "on_step") or f"--{words}" in text or f"--no-{words}" in text
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

@@ -62,6 +62,7 @@ KEPT = [
     *[("seed", 2**64 - 1, 2**64 - 1), ("seed", 0, 0), ("steps", 1, 1), ("steps", 200, 200), ("normalize", None, None)],
     *[("timesteps", [1, 0.5, 0], (1.0, 0.5)), ("timesteps", "0.97,0.76, 0.085,0", (0.97, 0.76, 0.085))],
     *[("timesteps", torch.tensor([1.0, 0.5]), (1.0, 0.5)), ("guidance_interval", [0, 0.5], (0.0, 0.5))],
+    *[("guidance_interval", 0.5, 0.5), ("oss_steps", "16, 29", (16, 29)), ("oss_steps", torch.tensor([1, 9]), (1, 9))],
     *[("codes", [0, 63999], (0, 63999)), ("codes", "<|audio_code_7|><|audio_code_8|>", (7, 8))],
     *[("codes", "<|audio_code_64000|><|audio_code_999999999|>", (63999, 63999))],  # cut, as upstreams do
     *[("codes", "1, 2 3", (1, 2, 3)), ("codes", np.array([4, 5]), (4, 5)), ("codes", torch.tensor([6]), (6,))],
@@ -90,7 +91,7 @@ BAD = [
         ("duration", 600.1),
         ("duration", -1),
     ],
-    *[("steps", 0), ("steps", 201), ("steps", 8.5), ("seed", -1), ("seed", 1.5), ("guidance_scale", 0.5)],
+    *[("steps", 0), ("steps", 201), ("steps", 8.5), ("seed", -1), ("seed", 1.5), ("guidance_scale", -0.5)],
     *[("key", "H minor"), ("key", "C## minor"), ("key", ""), ("key", "loud"), ("key", 3), ("time_signature", "5/4")],
     *[
         ("time_signature", 4.0),
@@ -111,7 +112,7 @@ BAD = [
         ("timesteps", [0]),
     ],
     *[("timesteps", [math.nan]), ("timesteps", "1, x"), ("timesteps", [0.5, 0, 0.1]), ("timesteps", 0.5)],
-    *[("guidance_interval", (0.6, 0.5)), ("guidance_interval", (0, 1.1)), ("guidance_interval", 0.5)],
+    *[("guidance_interval", (0.6, 0.5)), ("guidance_interval", (0, 1.1)), ("guidance_interval", 1.5)],
     *[("noise", torch.zeros(64)), ("noise", [[0.0]]), ("noise", torch.full((2, 64), math.nan)), ("on_step", 5)],
     *[("noise", np.array([["a"] * 64])), ("noise", np.array([[None] * 64])), ("noise", np.zeros((2, 64), complex))],
     *[("noise", torch.zeros(2, 64, dtype=torch.complex64)), ("reference", torch.zeros(2, 9, dtype=torch.complex64))],
@@ -139,7 +140,7 @@ def test_bad_values_are_refused_by_name(name, value):
 def test_a_refusal_says_what_it_needs_what_it_got_and_the_way_out():
     assert refused(duration=3.0) == "duration must be 5 to 600 seconds, got 3.0"
     assert refused(language="Spansh").endswith("got 'Spansh'; the nearest is 'es' (Spanish)")
-    assert refused(solver="heum") == "solver must be euler, heun or sde, got 'heum'; the nearest is 'heun'"
+    assert refused(solver="heum") == "solver must be euler, heun, sde or pingpong, got 'heum'; the nearest is 'heun'"
     assert refused(codes=[1, 64000]) == "codes[1] must be a whole number 0 to 63999, got 64000"
     refused("such as C# minor", key="H")
     refused("drums", task="lego", source=SONG, track="druns")
@@ -174,6 +175,7 @@ def test_an_unknown_option_like_nothing_points_to_the_help():
     [
         *[("steps", "8", 8), ("duration", " 12.5 ", 12.5), ("normalize", "off", None), ("normalize", "-3", -3.0)],
         *[("guidance_interval", "0.2:0.9", (0.2, 0.9)), ("timesteps", "1,0.5,0", (1.0, 0.5)), ("key", "am", "A minor")],
+        *[("guidance_interval", "0.3", 0.3), ("oss_steps", "1,5", (1, 5)), ("erg_tag", "false", False)],
         *[("instrumental", "true", True), ("seed", str(2**64 - 1), 2**64 - 1), ("source", "a b.wav", "a b.wav")],
         *[("codes", "<|audio_code_5|>", (5,)), ("tracks", "drums,bass", ("drums", "bass")), ("prompt", " a\n", " a\n")],
     ],

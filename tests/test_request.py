@@ -12,8 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from acefast.expand import expand
 from acefast.options import TASKS
-from acefast.request import CheckpointTraits, Request, RequestError, Window, expand
+from acefast.request import CheckpointTraits, Request, RequestError, Window
 
 TURBO = CheckpointTraits("ace-step-1.5-turbo", True, "turbo")
 SFT = CheckpointTraits("ace-step-1.5-sft", False, "sft")

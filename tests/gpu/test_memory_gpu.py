@@ -12,9 +12,9 @@ import torch
 pytest.importorskip("triton", "3.2", reason="triton is not installed")
 
 import acefast
+from acefast.expand import expand
 from acefast.memory import Job, Networks, plan
 from acefast.models.v15.config import Config, VAEConfig
-from acefast.request import expand
 from acefast.stages import OutOfMemory
 from acefast.testing import write_checkpoint
 

@@ -21,6 +21,7 @@ from acefast.models.v15.checkpoint import Checkpoint, load_text_encoder
 from acefast.models.v15.codes import AudioDetokenizer, AudioTokenizer
 from acefast.models.v15.conditions import ConditionEncoder
 from acefast.models.v15.dit import DiT
+from acefast.models.v15.loop import Sampling
 from acefast.models.v15.step import Step
 from acefast.models.v15.tasks import build_task, continuation, frames_of
 from acefast.models.v15.text import Conditioning
@@ -35,7 +36,7 @@ TILE_SIZES = 32  # whose graphs are kept; they share their memory
 SILENT_FRAMES = 64  # of digital silence to encode where a checkpoint brings no silence latent
 
 
-class Model(Conditioning):
+class Model(Conditioning, Sampling):
     """A checkpoint's networks on one device. Parts that only some tasks need are loaded when one asks for them."""
 
     sample_rate = 48_000
