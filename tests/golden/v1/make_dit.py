@@ -7,7 +7,7 @@ PATH is a checkout of ace-step/ACE-Step at commit d612523. Weights and inputs co
 
 dit.safetensors       lyric encoder, ``encode``, position embedding, time embedding, patch embedding, every block, and
                       ``decode`` at several lengths
-branches.safetensors  one step of ``text2music_diffusion_process`` for every choice of ERG, with double guidance too, and
+branches.safetensors  one step of ``text2music_diffusion_process`` for every choice of ERG, with double guidance, and
                       one of ``flowedit_diffusion_process``: the condition sequences, masks and velocities of each
                       branch; the text encoder's states, as they are and weakened
 
@@ -31,7 +31,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parents[2])]
 
 from tests.models.v1 import cases  # noqa: E402
-from tests.models.v1.fill import TINY, normal, official_tensors, text_encoder, upstream_latents  # noqa: E402
+from tests.models.v1.fill import TINY, official_tensors, text_encoder, upstream_latents  # noqa: E402
 
 
 def pipeline_class(checkout: Path):
