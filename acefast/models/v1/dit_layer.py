@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -100,11 +99,12 @@ class CrossAttention(nn.Module):
         return paired_rope(q, rope, out=q).flatten(2)
 
     def forward(self, q: Tensor, condition: LayerCondition, mask: Tensor | None) -> Tensor:
-        """[rows, S, H] queries -> [rows, S, H]; songs that share a condition are one row of it."""
+        """[rows, S, H] queries, written over, -> [rows, S, H]; songs that share a condition are one row of it."""
+        shape = q.shape
         k, v = (t.to(compute_dtype(q)) for t in condition)
-        wide = q.view(len(k), -1, *k.shape[1::2]).transpose(1, 2).to(k.dtype)
-        found = F.scaled_dot_product_attention(wide, k, v, attn_mask=mask)
-        return self.o(torch.empty_like(q).copy_(found.transpose(1, 2).reshape(q.shape)))
+        q = q.view(len(k), -1, *k.shape[1::2])  # [rows of the conditions, frames, heads, D]
+        found = F.scaled_dot_product_attention(q.transpose(1, 2).to(k.dtype), k, v, attn_mask=mask)
+        return self.o(q.copy_(found.transpose(1, 2)).view(shape))
 
 
 class GatedConvolution(nn.Module):

@@ -32,7 +32,7 @@ Words = tuple[tuple[int, ...], tuple[int, ...]]  # prompt and lyrics in tokens
 def encode_text(encoder: nn.Module, ids: Tensor, *, weak: bool = False) -> Tensor:
     """Prompt ids [B, L] to the last states [B, L, 768] of transformers' ``UMT5EncoderModel``; ``weak``: as in ERG."""
     with weakened(encoder) if weak else contextlib.nullcontext():
-        return encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        return encoder(input_ids=ids).last_hidden_state  # all of them count: one text, no padding
 
 
 @contextlib.contextmanager
