@@ -1,0 +1,259 @@
+"""Layers of ACE-Step v1's mel autoencoder (AutoencoderDC), and how a checkpoint's tensors become their parameters.
+
+Images are [B, time, frequency, C] contiguous: the checkpoint's (height, width) are (frequency, time), so that the axes
+of every filter are swapped at load. Time lies outermost because pieces of a song are cut there, and channels innermost
+because then a 1x1 convolution is a matrix product and no library reorders an image.
+
+Widths double from level to level: a level's shortcut hands on pairs of values.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from acefast.models.v1.local import pieces
+from acefast.weights import Source, WeightTable, stack
+
+EPS = 1e-5  # of the RMS norms
+ATTENTION_EPS = 1e-15
+PIECE = 64  # latent frames that a global layer works on at a time
+RES_REACH, ATTENTION_REACH, FFN_REACH = 2, 2, 1  # rows a side
+
+
+def parameter(*shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
+    """A parameter to be filled at load; with a dtype, one that the table keeps in it."""
+    return nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1, padding: int = 1) -> Tensor:
+    """Convolve [B, T, F, Cin] with [Cout, Kt, Kf, Cin]; zeros lie beyond the ends."""
+    y = F.conv2d(x.permute(0, 3, 1, 2), weight.permute(0, 3, 1, 2), bias, stride, padding)
+    return y.permute(0, 2, 3, 1).contiguous()  # contiguous already, unless a size of 1 hid the layout
+
+
+def depthwise2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Convolve every channel of [B, T, F, C] with its own filter of [C, 1, K, K], zeros beyond the ends."""
+    y = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=weight.shape[2] // 2, groups=len(weight))
+    return y.permute(0, 2, 3, 1).contiguous()
+
+
+class Conv2d(nn.Module):
+    """A convolution of 3x3 taps, weight [Cout, 3, 3, Cin]."""
+
+    def __init__(self, cin: int, cout: int, bias: bool = True):
+        super().__init__()
+        self.weight = parameter(cout, 3, 3, cin)
+        self.bias = parameter(cout) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv2d(x, self.weight, self.bias)
+
+
+class RMSNorm(nn.Module):
+    """``x / sqrt(mean(x ** 2) + 1e-5) * weight + bias`` over channels, the mean in fp32, and a residual added."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight, self.bias = parameter(channels), parameter(channels)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Overwrites x."""
+        mean = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_().div_(x.shape[-1])
+        x.mul_(mean.add_(EPS).rsqrt_().to(x.dtype))
+        shift = self.bias if residual is None else residual + self.bias
+        return torch.addcmul(shift, x, self.weight)
+
+
+class ResBlock(nn.Module):
+    """Two convolutions, a norm and the input."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv1 = Conv2d(channels, channels)
+        self.conv2 = Conv2d(channels, channels, bias=False)
+        self.norm = RMSNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv2(F.silu(self.conv1(x), inplace=True)), x)
+
+
+class Down(nn.Module):
+    """Every second row and column of a convolution, twice the channels, plus the means of neighbours in time."""
+
+    def __init__(self, cin: int):
+        super().__init__()
+        self.conv = Conv2d(cin, 2 * cin)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, W, C = x.shape
+        y = conv2d(x, self.conv.weight, self.conv.bias, stride=2)
+        means = x.view(B, T // 2, 2, W // 2, 2, C).mean(2)  # [B, T / 2, W / 2, 2, C]: output 2c + a is mean[..., a, c]
+        y.view(B, T // 2, W // 2, C, 2).add_(means.transpose(3, 4))
+        return y
+
+
+class Up(nn.Module):
+    """Every row and column twice and half the channels: nearest neighbour and 3x3 taps, plus a shortcut.
+
+    Two of three taps fall on the same input, so that each of the four results of an input is a convolution of 2x2
+    taps; they run as one of four times the channels, weight [2 * 2 * C, 2, 2, 2C], with a result more than inputs on
+    each axis, of which the first belongs to no second and the last to no first.
+    """
+
+    def __init__(self, cout: int):
+        super().__init__()
+        self.weight = parameter(4 * cout, 2, 2, 2 * cout)
+        self.bias = parameter(cout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, W, _ = x.shape
+        C = len(self.bias)
+        taps = conv2d(x, self.weight, None).view(B, T + 1, W + 1, 2, 2, C)
+        y = x.new_empty(B, T, 2, W, 2, C)
+        for f in range(2):
+            shortcut = x.view(B, T, W, C, 2)[..., f] + self.bias
+            for t in range(2):
+                torch.add(taps[:, t : t + T, f : f + W, t, f], shortcut, out=y[:, :, t, :, f])
+        return y.view(B, 2 * T, 2 * W, C)
+
+
+class Attention(nn.Module):
+    """ReLU linear attention over all places of a song, of what 1x1 taps and 5x5 taps make of them.
+
+    Of the stacked projections u and of m, a 5x5 depthwise convolution of u with groups of ``head`` channels mixed, each
+    3 * ``head`` consecutive channels are a head: its queries, its keys and its values. All of it in fp32.
+    """
+
+    def __init__(self, channels: int, head: int):
+        super().__init__()
+        self.head = head
+        self.qkv = parameter(3 * channels, channels)
+        self.depth = parameter(3 * channels, 1, 5, 5)
+        self.mix = parameter(3 * channels // head, head, head)  # [group, in, out]
+        self.out = parameter(channels, 2 * channels)
+        self.norm = RMSNorm(channels)
+
+    def heads(self, x: Tensor, lo: int, hi: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Queries, keys and values [B, heads, S, head] fp32 of the frames ``lo`` to ``hi``, for u and for m."""
+        start, end = max(lo - ATTENTION_REACH, 0), min(hi + ATTENTION_REACH, x.shape[1])
+        u = F.linear(x[:, start:end], self.qkv)
+        m = depthwise2d(u, self.depth)[:, lo - start : hi - start]
+        u = u[:, lo - start : hi - start]
+        groups = m.reshape(-1, len(self.mix), self.head).transpose(0, 1)
+        m = torch.bmm(groups, self.mix).transpose(0, 1)
+        B = len(x)
+        found = []
+        for part in (u, m):
+            q, k, v = part.reshape(B, -1, len(self.mix) // 3, 3, self.head).permute(3, 0, 2, 1, 4).float()
+            found.append((q.relu_(), k.relu_(), v))
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, W, C = x.shape
+        spans, sums, kept = [*pieces(0, T, PIECE)], [], None
+        for lo, hi in spans:
+            kept = self.heads(x, lo, hi)
+            new = [(k.transpose(2, 3) @ v, k.sum(2).unsqueeze(3)) for _, k, v in kept]  # [B, heads, D, D], [.., D, 1]
+            sums = [(a + c, b + d) for (a, b), (c, d) in zip(sums, new)] if sums else new
+        y = torch.empty_like(x)
+        for lo, hi in spans:
+            parts = kept if len(spans) == 1 else self.heads(x, lo, hi)
+            found = [q @ kv / (q @ total + ATTENTION_EPS) for (q, _, _), (kv, total) in zip(parts, sums)]
+            heads = torch.cat(found, 1).transpose(1, 2).reshape(B, hi - lo, W, 2 * C).to(x.dtype)
+            y[:, lo:hi] = self.norm(F.linear(heads, self.out), x[:, lo:hi])
+        return y
+
+
+class FeedForward(nn.Module):
+    """1x1 taps to eight times the channels, SiLU, 3x3 depthwise, half of it gated by the other, 1x1 taps back."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.up, self.up_bias = parameter(8 * channels, channels), parameter(8 * channels)
+        self.depth, self.depth_bias = parameter(8 * channels, 1, 3, 3), parameter(8 * channels)
+        self.down = parameter(channels, 4 * channels)
+        self.norm = RMSNorm(channels)
+
+    def forward(self, x: Tensor, y: Tensor) -> None:
+        """Writes the result of x [B, T, F, C] to y."""
+        for lo, hi in pieces(0, x.shape[1], PIECE):
+            start, end = max(lo - FFN_REACH, 0), min(hi + FFN_REACH, x.shape[1])
+            h = F.silu(F.linear(x[:, start:end], self.up, self.up_bias), inplace=True)
+            value, gate = depthwise2d(h, self.depth, self.depth_bias)[:, lo - start : hi - start].chunk(2, -1)
+            y[:, lo:hi] = self.norm(F.linear(F.silu(gate).mul_(value), self.down), x[:, lo:hi])
+
+
+class EfficientViT(nn.Module):
+    """Attention and a feed-forward, each added to its input; of the whole song, piece by piece."""
+
+    def __init__(self, channels: int, head: int):
+        super().__init__()
+        self.attn, self.ff = Attention(channels, head), FeedForward(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Overwrites x [B, T, F, C], whose memory is that of the result."""
+        self.ff(self.attn(x), x)
+        return x
+
+
+def _filter(weight: Tensor) -> Tensor:
+    """[Cout, Cin, frequency, time] to [Cout, time, frequency, Cin]."""
+    return weight.permute(0, 3, 2, 1).contiguous()
+
+
+def _depthwise_filter(weight: Tensor) -> Tensor:
+    return weight.transpose(2, 3).contiguous()
+
+
+def _up_filter(weight: Tensor) -> Tensor:
+    """The four 2x2 filters of ``Up`` of one of 3x3, in fp32."""
+    w = _filter(weight.float())  # [C, 3, 3, 2C]
+
+    def halves(w: Tensor, axis: int) -> Tensor:
+        a, b, c = w.unbind(axis)
+        return torch.stack((torch.stack((a, b + c), axis), torch.stack((a + b, c), axis)))  # [phase, ...] of 2 taps
+
+    four = halves(halves(w, 2), 2)  # [t, f, C, 2, 2, 2C]
+    return four.flatten(0, 2).contiguous()
+
+
+def conv_entries(ours: str, theirs: str, bias: bool = True) -> WeightTable:
+    table = {f"{ours}.weight": Source((f"{theirs}.weight",), _filter)}
+    return table | ({f"{ours}.bias": Source((f"{theirs}.bias",))} if bias else {})
+
+
+def norm_entries(ours: str, theirs: str) -> WeightTable:
+    return {f"{ours}.{leaf}": Source((f"{theirs}.{leaf}",)) for leaf in ("weight", "bias")}
+
+
+def res_entries(ours: str, theirs: str) -> WeightTable:
+    table = conv_entries(f"{ours}.conv1", f"{theirs}.conv1") | conv_entries(f"{ours}.conv2", f"{theirs}.conv2", False)
+    return table | norm_entries(f"{ours}.norm", f"{theirs}.norm")
+
+
+def up_entries(ours: str, theirs: str) -> WeightTable:
+    return {
+        f"{ours}.weight": Source((f"{theirs}.conv.weight",), _up_filter),
+        f"{ours}.bias": Source((f"{theirs}.conv.bias",)),
+    }
+
+
+def vit_entries(ours: str, theirs: str, head: int) -> WeightTable:
+    multiscale = f"{theirs}.attn.to_qkv_multiscale.0"
+    return {
+        f"{ours}.attn.qkv": Source(tuple(f"{theirs}.attn.to_{x}.weight" for x in "qkv"), stack),
+        f"{ours}.attn.depth": Source((f"{multiscale}.proj_in.weight",), _depthwise_filter),
+        f"{ours}.attn.mix": Source(
+            (f"{multiscale}.proj_out.weight",), lambda w: w.view(-1, head, head).transpose(1, 2)
+        ),
+        f"{ours}.attn.out": Source((f"{theirs}.attn.to_out.weight",)),
+        **norm_entries(f"{ours}.attn.norm", f"{theirs}.attn.norm_out"),
+        f"{ours}.ff.up": Source((f"{theirs}.conv_out.conv_inverted.weight",), lambda w: w.flatten(1)),
+        f"{ours}.ff.up_bias": Source((f"{theirs}.conv_out.conv_inverted.bias",)),
+        f"{ours}.ff.depth": Source((f"{theirs}.conv_out.conv_depth.weight",), _depthwise_filter),
+        f"{ours}.ff.depth_bias": Source((f"{theirs}.conv_out.conv_depth.bias",)),
+        f"{ours}.ff.down": Source((f"{theirs}.conv_out.conv_point.weight",), lambda w: w.flatten(1)),
+        **norm_entries(f"{ours}.ff.norm", f"{theirs}.conv_out.norm"),
+    }

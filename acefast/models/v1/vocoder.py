@@ -1,0 +1,250 @@
+"""ACE-Step v1's vocoder (ADaMoSHiFiGANV1): log-mel to 512 samples a frame at 44.1 kHz, ConvNeXt and then HiFi-GAN.
+
+Rows are [B, L, C] contiguous, and every layer looks at a few of them only: ``steps`` is the whole network. A song's
+two channels are two songs to it.
+
+Source: ADaMoSHiFiGANV1 in ace-step/ACE-Step music_vocoder.py, there channels-first with weight norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from acefast.models.v1 import local
+from acefast.models.v1.config import VocoderConfig
+from acefast.models.v1.dcae_layers import parameter
+from acefast.models.v1.local import Rows, Step
+from acefast.models.v1.mel import MEL_SCALE, MEL_SHIFT
+from acefast.models.v15.vae_layers import fold, fold_transposed
+from acefast.ops.conv1d import conv1d
+from acefast.ops.conv_transpose1d import conv_transpose1d
+from acefast.weights import Source, WeightTable
+
+EPS = 1e-6  # of the layer norms
+KERNEL = 7  # of the ConvNeXt blocks and the stem
+
+
+class Conv(nn.Module):
+    """acefast.ops.conv1d of as many rows as it is given, with its folded weight, [Cout, K, Cin]."""
+
+    def __init__(self, cin: int, cout: int, kernel: int, dilation: int = 1):
+        super().__init__()
+        self.kernel, self.dilation = kernel, dilation
+        self.weight, self.bias = parameter(cout, kernel, cin), parameter(cout)
+
+    @property
+    def reach(self) -> int:
+        return self.dilation * (self.kernel - 1) // 2
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        options = {"padding": self.reach, "dilation": self.dilation, "residual": residual}
+        return conv1d(x, self.weight, self.bias, **options)
+
+
+class ConvTranspose(nn.Module):
+    """acefast.ops.conv_transpose1d with its folded weight, [2 * Cin, stride * Cout]."""
+
+    def __init__(self, cin: int, cout: int, stride: int):
+        super().__init__()
+        self.stride = stride
+        self.weight, self.bias = parameter(2 * cin, stride * cout), parameter(cout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv_transpose1d(x, self.weight, self.bias, stride=self.stride)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm over channels."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight, self.bias = parameter(channels), parameter(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, (x.shape[2],), self.weight, self.bias, EPS)
+
+
+class Linear(nn.Module):
+    """A linear layer."""
+
+    def __init__(self, cin: int, cout: int):
+        super().__init__()
+        self.weight, self.bias = parameter(cout, cin), parameter(cout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class ConvNeXt(nn.Module):
+    """Depthwise taps, norm, a feed-forward with GELU (the scale of its result is in its weights), and the input."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.depth, self.depth_bias = parameter(channels, 1, 1, KERNEL), parameter(channels)
+        self.norm = LayerNorm(channels)
+        self.up, self.down = Linear(channels, 4 * channels), Linear(4 * channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        image = x.transpose(1, 2).unsqueeze(2)  # [B, C, 1, L], channels-last in memory
+        y = F.conv2d(image, self.depth, self.depth_bias, padding=(0, KERNEL // 2), groups=x.shape[2])
+        y = y.squeeze(2).transpose(1, 2).contiguous()
+        return self.down(F.gelu(self.up(self.norm(y)))).add_(x)
+
+
+class Stack(nn.Module):
+    """``x += conv2(SiLU(conv1(SiLU(x))))`` for each dilation of conv1; the last conv2 holds the mean of all stacks."""
+
+    def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...]):
+        super().__init__()
+        self.convs1 = nn.ModuleList(Conv(channels, channels, kernel, d) for d in dilations)
+        self.convs2 = nn.ModuleList(Conv(channels, channels, kernel) for _ in dilations)
+        self.reach = sum(conv.reach for conv in (*self.convs1, *self.convs2))
+
+    def forward(self, x: Tensor, active: Tensor, into: Tensor, share: float) -> Tensor:
+        """``into`` plus ``share`` of the result; ``active`` is SiLU(x)."""
+        last = len(self.convs1) - 1
+        for i, (conv1, conv2) in enumerate(zip(self.convs1, self.convs2)):
+            h = F.silu(conv1(active), inplace=True)
+            if i < last:
+                x = conv2(h, residual=x)
+                active = F.silu(x)
+        return conv2(h, residual=into.add_(x, alpha=share))
+
+
+class Upsample(nn.Module):
+    """One row becomes ``stride``, then the mean of parallel stacks."""
+
+    def __init__(self, cin: int, stride: int, config: VocoderConfig):
+        super().__init__()
+        self.up = ConvTranspose(cin, cin // 2, stride)
+        kernels, dilations = config.resblock_kernel_sizes, config.resblock_dilations
+        self.stacks = nn.ModuleList(Stack(cin // 2, kernel, dilations) for kernel in kernels)
+
+    def steps(self) -> list[Step]:
+        stride = self.up.stride
+        reach = max(stack.reach for stack in self.stacks)
+        return [Step(lambda x: self.up(F.silu(x)), stride // 2, up=stride), Step(self._mean, reach)]
+
+    def _mean(self, x: Tensor) -> Tensor:
+        active, total = F.silu(x), torch.zeros_like(x)
+        for stack in self.stacks:
+            total = stack(x, active, total, 1 / len(self.stacks))
+        return total
+
+
+class Vocoder(nn.Module):
+    """The autoencoder's mel to audio."""
+
+    def __init__(self, config: VocoderConfig):
+        super().__init__()
+        dims, width = config.dims, config.upsample_initial_channel
+        self.stem, self.stem_norm = Conv(config.input_channels, dims[0], KERNEL), LayerNorm(dims[0])
+        self.widen = nn.ModuleList(nn.ModuleList([LayerNorm(a), Linear(a, b)]) for a, b in pairwise(dims))
+        self.stages = nn.ModuleList(
+            nn.ModuleList(ConvNeXt(width) for _ in range(count)) for width, count in zip(dims, config.depths)
+        )
+        self.norm = LayerNorm(dims[-1])
+        self.conv_pre = Conv(dims[-1], width, config.pre_conv_kernel_size)
+        self.ups = nn.ModuleList(Upsample(width >> i, s, config) for i, s in enumerate(config.upsample_rates))
+        self.conv_post = Conv(width >> len(self.ups), 1, config.post_conv_kernel_size)
+
+    def steps(self) -> list[Step]:
+        """From normalised mel [B, M, 128], at whose ends the first and last frame go on, to audio [B, 512 * M, 1]."""
+        steps = [Step(self._stem, KERNEL // 2)]
+        for i, stage in enumerate(self.stages):
+            if i:
+                norm, linear = self.widen[i - 1]
+                steps.append(Step(lambda x, norm=norm, linear=linear: linear(norm(x))))
+            steps += [Step(block, KERNEL // 2) for block in stage]
+        steps.append(Step(lambda x: self.conv_pre(self.norm(x)), self.conv_pre.reach))
+        for up in self.ups:
+            steps += up.steps()
+        return [*steps, Step(lambda x: self.conv_post(F.silu(x)).float().tanh_(), self.conv_post.reach)]
+
+    def _stem(self, mel: Tensor) -> Tensor:
+        ends = [mel[:, i : i + 1 or None].expand(-1, KERNEL // 2, -1) for i in (0, -1)]
+        x = self.stem(torch.cat([ends[0], mel, ends[1]], 1))[:, KERNEL // 2 : -(KERNEL // 2)]
+        return self.stem_norm(x)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """All of it at once: [B, M, 128] in the weights' dtype to [B, 512 * M, 1] fp32 within +-1."""
+        steps, M = self.steps(), mel.shape[1]
+        total = M
+        for step in steps:
+            total = step.rows(total)
+        return local.run(steps, Rows(mel, 0, M), 0, total).x
+
+    @staticmethod
+    def weight_table(config: VocoderConfig) -> WeightTable:
+        """Our parameters and the checkpoint's tensors they are made of."""
+        backbone, head = "vocoder.backbone", "vocoder.head"
+        first = f"{backbone}.channel_layers.0"
+        table: WeightTable = {
+            "stem.weight": Source((f"{first}.0.weight",), lambda w: _rows(w.float() * MEL_SCALE)),
+            "stem.bias": Source((f"{first}.0.bias", f"{first}.0.weight"), _stem_bias),
+            **_both("stem_norm", f"{first}.1"),
+        }
+        for i in range(1, len(config.dims)):
+            theirs = f"{backbone}.channel_layers.{i}"
+            table |= _both(f"widen.{i - 1}.0", f"{theirs}.0") | _both(f"widen.{i - 1}.1", f"{theirs}.1", _matrix)
+        for s, count in enumerate(config.depths):
+            for b in range(count):
+                table |= _convnext(f"stages.{s}.{b}", f"{backbone}.stages.{s}.{b}")
+        table |= _both("norm", f"{backbone}.norm") | _normed("conv_pre", f"{head}.conv_pre")
+        stacks = len(config.resblock_kernel_sizes)
+        for i in range(len(config.upsample_rates)):
+            table |= _normed(f"ups.{i}.up", f"{head}.ups.{i}", fold_transposed)
+            for j in range(stacks):
+                ours, theirs = f"ups.{i}.stacks.{j}", f"{head}.resblocks.{i * stacks + j}"
+                for k in range(len(config.resblock_dilations)):
+                    share = 1 / stacks if k == len(config.resblock_dilations) - 1 else 1.0
+                    table |= _normed(f"{ours}.convs1.{k}", f"{theirs}.convs1.{k}")
+                    table |= _normed(f"{ours}.convs2.{k}", f"{theirs}.convs2.{k}", share=share)
+        return table | _normed("conv_post", f"{head}.conv_post")
+
+
+def _rows(weight: Tensor) -> Tensor:
+    """[Cout, Cin, K] to [Cout, K, Cin]."""
+    return weight.transpose(1, 2).contiguous()
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    """[Cout, Cin, 1] to [Cout, Cin]."""
+    return weight.squeeze(2)
+
+
+def _stem_bias(bias: Tensor, weight: Tensor) -> Tensor:
+    return bias.float() + MEL_SHIFT * weight.float().sum((1, 2))
+
+
+def _scaled(gamma: Tensor, tensor: Tensor) -> Tensor:
+    """Rows of a matrix, or a bias, times their channel's factor, in fp32."""
+    return (gamma.float() * tensor.float().T).T
+
+
+def _both(ours: str, theirs: str, combine: Callable[[Tensor], Tensor] | None = None) -> WeightTable:
+    return {f"{ours}.weight": Source((f"{theirs}.weight",), combine), f"{ours}.bias": Source((f"{theirs}.bias",))}
+
+
+def _normed(ours: str, theirs: str, combine: Callable[..., Tensor] = fold, share: float = 1.0) -> WeightTable:
+    """A convolution with weight norm, and both times ``share``."""
+    return {
+        f"{ours}.weight": Source((f"{theirs}.weight_g", f"{theirs}.weight_v"), lambda g, v: combine(g, v) * share),
+        f"{ours}.bias": Source((f"{theirs}.bias",), lambda b: b.float() * share if share != 1 else b),
+    }
+
+
+def _convnext(ours: str, theirs: str) -> WeightTable:
+    return {
+        f"{ours}.depth": Source((f"{theirs}.dwconv.weight",), lambda w: w.unsqueeze(2)),
+        f"{ours}.depth_bias": Source((f"{theirs}.dwconv.bias",)),
+        **_both(f"{ours}.norm", f"{theirs}.norm"),
+        **_both(f"{ours}.up", f"{theirs}.pwconv1"),
+        f"{ours}.down.weight": Source((f"{theirs}.gamma", f"{theirs}.pwconv2.weight"), _scaled),
+        f"{ours}.down.bias": Source((f"{theirs}.gamma", f"{theirs}.pwconv2.bias"), _scaled),
+    }
