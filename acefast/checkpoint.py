@@ -127,6 +127,10 @@ class Checkpoint:
                 "use a complete, unmodified one"
             )
 
+    def is_unused(self, name: str) -> bool:
+        """Whether ``name`` is of a tensor that published checkpoints hold and no song needs: there are none."""
+        return False
+
     @property
     def _has_silence(self) -> bool:
         return "silence_latent" in self.index or (self.folder / "silence_latent.pt").is_file()
