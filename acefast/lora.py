@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from acefast.weights import CheckpointError, Index, Source, Stamp, Stored, read, stamp
+from acefast.weights import CheckpointError, Index, Source, Stamp, Stored, read, stack, stamp
 
 
 class Adapter(NamedTuple):
@@ -99,17 +99,24 @@ def remake(module: nn.Module, tensors: Mapping[str, Tensor], names: Set[str], lo
         if stamps[file] is None or stamp(file) != stamps[file]:
             raise CheckpointError(f"{file} has changed since the model was loaded from it; load the model again")
     for ours, source in touched.items():
-        target = tensors[ours]
-        target.copy_(merged(source, index, target, lora.adapters if lora is not None else {}))
+        merge_into(tensors[ours], source, index, lora.adapters if lora is not None else {})
 
 
-def merged(source: Source, index: Index, target: Tensor, adapters: Mapping[str, Adapter]) -> Tensor:
-    """``target``, an entry of a weight table, as it is with ``adapters``; without any the bits that ``load`` makes."""
-    shape, device, dtype = tuple(target.shape), target.device, target.dtype
+def merge_into(target: Tensor, source: Source, index: Index, adapters: Mapping[str, Adapter]) -> None:
+    """Write what ``source``, an entry of a weight table, is with ``adapters``; without any the bits that ``load`` made.
+
+    Of layers that are stacked one is there in fp32 at a time.
+    """
+    stored, device = [index[name] for name in source.names], target.device
     if adapters.keys().isdisjoint(source.names):
-        return read(source, index, shape, device, dtype)
-    official = [_with_term(name, index[name], device, adapters.get(name)) for name in source.names]
-    return source.combine(*official).to(dtype) if source.combine else official[0].to(dtype).view(shape)
+        target.copy_(read(source, index, tuple(target.shape), device, target.dtype))
+        return
+    official = (_with_term(name, one, device, adapters.get(name)) for name, one in zip(source.names, stored))
+    if source.combine in (None, stack):
+        for rows, weight in zip(target.split([one.shape[0] for one in stored]), official):
+            rows.copy_(weight)
+    else:
+        target.copy_(source.combine(*official))
 
 
 def _with_term(name: str, stored: Stored, device: torch.device, adapter: Adapter | None) -> Tensor:
@@ -117,4 +124,4 @@ def _with_term(name: str, stored: Stored, device: torch.device, adapter: Adapter
     if adapter is None:
         return weight
     down, up = (half.to(device, torch.float32) for half in (adapter.down, adapter.up))
-    return weight + adapter.scale * (up @ down)
+    return (up @ down).mul_(adapter.scale).add_(weight)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +25,7 @@ from tests.songs import same
 from tests.test_residence import parted
 
 pytestmark = pytest.mark.usefixtures("offline")
+ROOT = Path(__file__).parents[1]
 SHORT = VAEConfig(2, (2, 2), (1, 2), 2, 8)  # frames of 4 samples: next to nothing to decode
 SONG = dict(prompt="drill", lyrics="[verse]\nla la", seed=1, duration=5.2, steps=2)
 DTYPES = ["float32", "bfloat16"]
@@ -222,15 +226,15 @@ def test_it_waits_for_the_song_that_is_composed(folders, pipe):
 
 def test_where_it_cannot_be_merged_the_one_before_stays(folders, pipe, monkeypatch):
     pipe.set_lora(folders / "rap.safetensors", 0.5)
-    before, song, done, real = bits(pipe), pipe.generate(**SONG), [], lora.merged
+    before, song, done, real = bits(pipe), pipe.generate(**SONG), [], lora.merge_into
 
-    def merged(*args):
+    def merge_into(*args):
         done.append(1)
         if len(done) == 5:
             raise MemoryError("no room")
         return real(*args)
 
-    monkeypatch.setattr(lora, "merged", merged)
+    monkeypatch.setattr(lora, "merge_into", merge_into)
     with pytest.raises(RequestError, match="the LoRA ran out of memory"):
         pipe.set_lora(folders / "choir.safetensors")
     assert len(done) > 5 and equal(bits(pipe), before) and pipe.lora == {"name": "rap", "weight": 0.5}
@@ -238,19 +242,19 @@ def test_where_it_cannot_be_merged_the_one_before_stays(folders, pipe, monkeypat
 
 
 def test_what_could_not_be_put_back_is_made_anew_by_the_next_one(folders, pipe, monkeypatch):
-    before, full, real = bits(pipe), [], lora.merged
+    before, full, real = bits(pipe), [], lora.merge_into
 
-    def merged(*args):
+    def merge_into(*args):
         full.append(1)
         if len(full) > 4:
             raise MemoryError("no room")
         return real(*args)
 
-    monkeypatch.setattr(lora, "merged", merged)
+    monkeypatch.setattr(lora, "merge_into", merge_into)
     with pytest.raises(RequestError):
         pipe.set_lora(folders / "rap.safetensors")
     assert not equal(bits(pipe), before)
-    monkeypatch.setattr(lora, "merged", real)
+    monkeypatch.setattr(lora, "merge_into", real)
     pipe.set_lora(None)
     assert equal(bits(pipe), before)
 
@@ -309,3 +313,12 @@ def test_songs_on_static_memory_are_those_of_a_merged_checkpoint(folders):
         pipe.set_lora(None)
         assert same(pipe.generate(**song), without)
         assert list(pipe.model.graphs._kept["step"].values()) == steps
+
+
+def test_the_bench_says_how_long_it_takes(capsys):
+    spec = importlib.util.spec_from_file_location("bench_lora", ROOT / "bench/bench_lora.py")
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    bench.main(["--width", "16", "--rank", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 8 and all(re.match(r"(merged |restored) +\d\.\d{3} s, of the CPU ", line) for line in lines)
