@@ -73,10 +73,11 @@ class Composed(NamedTuple):
     task: Task
     latents: Tensor  # [B, T, D] float32; a shorter song's are its first
     cuts: list[list[str]]  # what of each song's prompt and lyrics was cut, a sentence each
+    lora: dict[str, Any] | None = None  # that it was composed with, as ``Pipeline.lora`` tells it
 
     def only(self, i: int) -> Composed:
         """Song ``i`` of the batch."""
-        return Composed(self.task.only(i), self.latents[i : i + 1], self.cuts[i : i + 1])
+        return self._replace(task=self.task.only(i), latents=self.latents[i : i + 1], cuts=self.cuts[i : i + 1])
 
 
 def make(pipe: Any, requests: list[Request], progress: Progress) -> list[Song]:
@@ -132,7 +133,7 @@ def decode(
         for i, request in enumerate(requests):
             own = task.only(i)
             audio, codes = finish(waves[i], request, own), own.codes[0] if own.codes else None
-            about = dict(request=request, model=pipe.name, warnings=made.cuts[i])
+            about = dict(request=request, model=pipe.name, lora=made.lora, warnings=made.cuts[i])
             songs.append(Song(audio, kept[i], model.sample_rate, request.seed, codes, **about))
     for song in songs:
         song.timings = dict(timings)

@@ -80,6 +80,10 @@ class Checkpoint(ABC):
         """What its files hold beside, which is never loaded."""
         return [_part(name, stored) for name, stored in self.extra.items()]
 
+    def is_unused(self, name: str) -> bool:
+        """Whether ``name`` is of a tensor that published checkpoints hold and no song needs: there are none."""
+        return False
+
     def absent(self) -> list[str]:
         """What is missing beside tensors."""
         return []

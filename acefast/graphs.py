@@ -143,6 +143,10 @@ class Graphs:
         held, self._holder = self._holder() is entry, weakref.ref(entry)
         return held
 
+    def spoil(self) -> None:
+        """Whoever takes the arena next writes all that it needs there anew: it was computed with other weights."""
+        self._holder = lambda: None
+
     def kept(self, name: str, key: Hashable, make: Callable[[], T]) -> T:
         """What ``make`` made for ``key`` the last time it was asked for, if it still is here; else made now."""
         entries = self._kept.setdefault(name, OrderedDict())

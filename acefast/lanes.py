@@ -49,6 +49,12 @@ class Lane:
             finally:
                 self._leave()
 
+    @property
+    def mine(self) -> bool:
+        """Whether this thread is in the lane."""
+        with self._changed:
+            return self._owner == threading.get_ident()
+
     def give_way(self) -> None:
         """Between two pieces of work: whoever waits goes first. Nothing may be left in the lane's shared memory."""
         with self._changed:

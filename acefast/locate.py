@@ -192,7 +192,9 @@ def is_offline(offline: bool | None) -> bool:
     )
 
 
-def download(repo_id: str, patterns: Sequence[str], what: str, *, offline: bool | None = None) -> Path:
+def download(
+    repo_id: str, patterns: Sequence[str], what: str, *, offline: bool | None = None, way_out: str = WAY_OUT
+) -> Path:
     """The hub's snapshot of ``repo_id`` with the files that match ``patterns``, downloaded with a progress bar.
 
     Raises:
@@ -201,7 +203,7 @@ def download(repo_id: str, patterns: Sequence[str], what: str, *, offline: bool 
     looked = [str(f) for f in model_folders()] or ["$ACEFAST_MODELS (not set)"]
     missing = f"{what} is not on this machine (looked in {', '.join([*looked, str(hub_cache())])})"
     if is_offline(offline):
-        raise CheckpointError(f"{missing} and downloads are off; {WAY_OUT}")
+        raise CheckpointError(f"{missing} and downloads are off; {way_out}")
     from huggingface_hub import snapshot_download
 
     try:
@@ -209,7 +211,7 @@ def download(repo_id: str, patterns: Sequence[str], what: str, *, offline: bool 
     except Exception as error:  # the hub's client raises its own, its HTTP library's and the system's errors
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise CheckpointError(
-            f"{missing} and {repo_id} could not be downloaded ({reason.strip()}); {WAY_OUT}"
+            f"{missing} and {repo_id} could not be downloaded ({reason.strip()}); {way_out}"
         ) from error
 
 

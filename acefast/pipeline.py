@@ -21,9 +21,11 @@ from acefast.devices import as_device, as_dtype, current
 from acefast.diffusion import diffusion
 from acefast.expand import expand
 from acefast.lanes import Lane
+from acefast.lora import set_lora
+from acefast.lora_files import open_lora
 from acefast.memory import Job, Networks, plan, policy
 from acefast.options import COVER
-from acefast.request import Request
+from acefast.request import Request, RequestError
 from acefast.scheduler import Scheduler
 from acefast.song import Song
 from acefast.stages import Progress, memory_told, stage
@@ -47,6 +49,8 @@ def generate(
     dtype: torch.dtype | str | None = None,
     backend: str | None = None,
     memory: str = "auto",
+    lora: str | os.PathLike | None = None,
+    lora_weight: float = 1.0,
     **request: Any,
 ) -> Song | list[Song]:
     """Make a song, or a list of them where prompt, lyrics or seed is a list.
@@ -58,6 +62,7 @@ def generate(
         lyrics: the words, with section tags such as ``[verse]``.
         model: see ``load``; ``$ACEFAST_MODEL``, else ace-step-1.5-turbo, where none is given.
         device, dtype, backend, memory: see ``load``.
+        lora, lora_weight: see ``Pipeline.set_lora``; None makes the song without one.
         request: every option of ``acefast.Request``, such as ``duration=60.0`` or ``seed=1``.
     Raises:
         RequestError, CheckpointError, BackendUnavailable: one sentence each, before work starts where possible.
@@ -67,7 +72,9 @@ def generate(
     if chosen not in _kept:
         check(prompt, lyrics, model=model, **request)
         _kept.clear()  # so that two models never share the memory
-        _kept[chosen] = load(model, device=device, dtype=dtype, backend=backend, memory=memory)
+        place = dict(device=device, dtype=dtype, backend=backend, memory=memory, lora=lora, lora_weight=lora_weight)
+        _kept[chosen] = load(model, **place)
+    _kept[chosen].set_lora(lora, lora_weight)
     return _kept[chosen].generate(prompt, lyrics, **request)
 
 
@@ -100,6 +107,8 @@ def load(
     backend: str | None = None,
     graphs: bool | None = None,
     memory: str = "auto",
+    lora: str | os.PathLike | None = None,
+    lora_weight: float = 1.0,
 ) -> Pipeline:
     """Open a checkpoint and put its networks on a device.
 
@@ -114,8 +123,9 @@ def load(
             ``$ACEFAST_GRAPHS`` is 0, or memory is low.
         memory: "fast" keeps all networks on the device, "low" those of one stage at a time (``acefast.residence``);
             "auto" is "low" where the plan of the longest song (``acefast.memory``) does not fit into what is free.
+        lora, lora_weight: see ``Pipeline.set_lora``.
     Raises:
-        CheckpointError: the checkpoint is missing, damaged or incomplete.
+        CheckpointError: the checkpoint is missing, damaged or incomplete, or the LoRA does not fit it.
         RequestError: there is no such device or dtype here, or not memory enough.
         BackendUnavailable: the backend named cannot run here.
     """
@@ -124,9 +134,12 @@ def load(
         dtype = as_dtype(dtype, device)
         checkpoint = open_checkpoint(model)
         checkpoint.check()
+        opened = None if lora is None else open_lora(lora, lora_weight, checkpoint)
         memory = policy(memory, Networks.of(checkpoint), dtype, device)
         with memory_told("loading", "take memory='low', dtype='bfloat16', or a device with more memory"):
-            return Pipeline(checkpoint.model(device, dtype, graphs, memory), backend)
+            made = checkpoint.model(device, dtype, graphs, memory)
+            set_lora(made, opened)
+            return Pipeline(made, backend)
 
 
 class Pipeline:
@@ -146,6 +159,29 @@ class Pipeline:
     def name(self) -> str:
         """The checkpoint's name."""
         return self.model.traits.name
+
+    @property
+    def lora(self) -> dict[str, Any] | None:
+        """The LoRA that songs are made with, {"name", "weight"}; None: there is none."""
+        return (lora := self.model.residence.lora) and {"name": lora.name, "weight": lora.weight}
+
+    def set_lora(self, lora: str | os.PathLike | None, weight: float = 1.0) -> None:
+        """Make all songs and segments that are not begun yet with a LoRA in place of the one before; None: without.
+
+        It is merged into the weights where they lie: songs take no longer and graphs stay. Waits while another thread
+        composes. The same file at the same weight is left as it is, unless it was written anew.
+
+        Args:
+            lora: a .safetensors file, a folder or a hub repository "org/name" with pytorch_lora_weights.safetensors.
+            weight: -3 to 3, how strongly it acts: 0 not at all, 1 as it is loaded upstream.
+        Raises:
+            CheckpointError: not found, or does not fit. RequestError: a bad weight, amid a song. The one before stays.
+        """
+        if self.composing.mine:
+            raise RequestError("the LoRA cannot change amid a song; call set_lora when the song is made")
+        opened = None if lora is None else open_lora(lora, weight, self.model.checkpoint, self.model.residence.lora)
+        with self.at_work(), memory_told("the LoRA", "take memory='low', or a device with more memory"):
+            set_lora(self.model, opened)
 
     def generate(
         self,
@@ -309,4 +345,8 @@ class Pipeline:
             sampled = diffusion(model, requests, task, noise, timesteps, conditions, other)
         with stage("diffusion", timings, told, len(timesteps), lower) as report:
             latents = sampled(report)
+<<<<<<< HEAD
         return Composed(*task.whole(latents), cuts)
+=======
+        return Composed(task, latents, cuts, self.lora)
+>>>>>>> v1lora

@@ -10,16 +10,21 @@
 With ``memory="low"`` asking for a part sends those of all other stages away first: on a GPU to pinned memory of the
 host, from where they come back over the bus; elsewhere they are dropped, and read from the checkpoint again. Numbers
 do not change on the way. What was made for their addresses, CUDA graphs among it, is forgotten with them.
+
+A LoRA (``acefast.lora``) is merged into each network when it is loaded, and so is wherever the networks are.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from acefast.lora import LoRA
 
 POLICIES = ("auto", "low", "fast")
 
@@ -38,6 +43,8 @@ class Residence:
         self.stage: str | None = None  # of the networks that are here
         self.here: dict[str, nn.Module] = {}
         self.away: dict[str, tuple[nn.Module, list[Tensor]]] = {}  # with their weights on the host
+        self.lora: LoRA | None = None  # merged into all of them
+        self.merged: set[str] = set()  # official names of the weights that may not be the checkpoint's
 
     def ask(self, name: str, stage: str, load: Callable[[], nn.Module]) -> nn.Module:
         """The network ``name``, on the device."""
@@ -46,8 +53,23 @@ class Residence:
             self.stage = stage
         if name not in self.here:
             with torch.inference_mode(False):  # weights are ordinary tensors, whenever they are loaded
-                self.here[name] = self._back(name) if name in self.away else load()
+                self.here[name] = self._back(name) if name in self.away else self._loaded(load())
         return self.here[name]
+
+    def _loaded(self, module: nn.Module) -> nn.Module:
+        if self.lora is not None:
+            self.lora.merge(module, named(module))
+        return module
+
+    def weights(self) -> Iterator[tuple[nn.Module, dict[str, Tensor]]]:
+        """Each network that has been loaded and its tensors by name, to be written to in place.
+
+        Where memory is low all leave before: the tensors are those on the host, and dropped networks have none.
+        """
+        if self.low:
+            self.leave()
+        yield from ((module, named(module)) for module in self.here.values())
+        yield from ((module, dict(zip(named(module), hosts))) for module, hosts in self.away.values())
 
     def leave(self) -> None:
         """Send the networks that are here away, and give their memory back."""
@@ -96,9 +118,14 @@ class Part:
         return model.residence.ask(self.name, self.stage, lambda: self.load(model))
 
 
+def named(module: nn.Module) -> dict[str, Tensor]:
+    """All tensors of a network by name, in one order."""
+    return dict(itertools.chain(module.named_parameters(), module.named_buffers()))
+
+
 def tensors(module: nn.Module) -> list[Tensor]:
-    """All tensors of a network, in one order."""
-    return list(itertools.chain(module.parameters(), module.buffers()))
+    """All tensors of a network, in that order."""
+    return list(named(module).values())
 
 
 def pinned(tensor: Tensor) -> Tensor:

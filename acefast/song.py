@@ -38,6 +38,7 @@ class Song:
         request: the Request (or any mapping of its fields) as it was run, with this song's own prompt and seed.
         model: the checkpoint's name.
         warnings: what of prompt and lyrics was too long and was cut, a sentence each.
+        lora: name and weight of the LoRA that it was composed with, as ``Pipeline.lora`` tells them.
     """
 
     audio: np.ndarray
@@ -49,6 +50,7 @@ class Song:
     request: Any = None
     model: str | None = None
     warnings: list[str] = field(default_factory=list)
+    lora: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         audio, rate = self.audio, self.sample_rate
@@ -80,6 +82,7 @@ class Song:
         return {
             "prompt": told.pop("prompt", None),
             "model": self.model,
+            **({"lora": self.lora} if self.lora else {}),
             "seed": self.seed,
             "duration": round(self.duration, 6),
             "options": {n: v for n, v in told.items() if n != "seed" and (v is not None or n in none_means)},

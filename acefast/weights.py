@@ -53,6 +53,15 @@ class Stored(NamedTuple):
 
 
 Index = dict[str, Stored]
+Stamp = tuple[int, int] | None  # size of a file and when it was written; None: there is none
+
+
+class Origin(NamedTuple):
+    """What ``load`` filled a module from."""
+
+    table: Mapping[str, Source]
+    index: Index
+    stamps: dict[Path, Stamp]  # of each file with a tensor of the table, as it was then
 
 
 def stack(*tensors: Tensor) -> Tensor:
@@ -146,7 +155,8 @@ def load(
     own size.
 
     Args:
-        module: its parameters and buffers are replaced, parameters with ``requires_grad=False``.
+        module: its parameters and buffers are replaced, parameters with ``requires_grad=False``; it gets an attribute
+            ``origin``, an ``Origin``.
         table: every name in the module's state dict and where it comes from.
         checkpoint: a ``Checkpoint``, or anything with its ``index``.
         device, dtype: where and as what the tensors are kept; ``Source.dtype`` wins over ``dtype``.
@@ -163,6 +173,7 @@ def load(
             f"{type(module).__name__}: the checkpoint lacks {len(missing)} tensor(s): {listing(missing)}; "
             "use a complete checkpoint of this model"
         )
+    stamps = {file: stamp(file) for file in {index[n].file for source in table.values() for n in source.names}}
     with contextlib.ExitStack() as files:
         mapped: dict[Path, Any] = {}
 
@@ -182,6 +193,23 @@ def load(
             _assign(module, name, tensor)
     if unfilled := [n for n, t in [*module.named_parameters(), *module.named_buffers()] if t.is_meta]:
         raise ValueError(f"{type(module).__name__}: no weight table entry fills {listing(unfilled)}")
+    module.origin = Origin(table, index, stamps)
+
+
+def stamp(path: Path) -> Stamp:
+    """What tells a file from another one that takes its place."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+def read(source: Source, index: Index, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """One entry of a weight table, read as ``load`` reads it; maybe a view of the mapped file."""
+    with contextlib.ExitStack() as files:
+        stored = [index[name] for name in source.names]
+        return _read(stored, source.combine, shape, device, dtype, lambda path: files.enter_context(open_file(path)))
 
 
 def _read(

@@ -57,6 +57,10 @@ class Checkpoint(common.Checkpoint):
             "text_encoder": names.text_encoder_tensors(self.text_config),
         }
 
+    def is_unused(self, name: str) -> bool:
+        """Whether ``name`` is of a tensor that published checkpoints hold and no song needs."""
+        return names.unused_kind(name) is not None
+
     @property
     def vocabulary_folders(self) -> list[Path]:
         """Where a lyric vocabulary may lie: beside the model first."""

@@ -251,6 +251,12 @@ class DiT(nn.Module):
         tables = torch.stack([layer.table for layer in self.layers]).float()
         return Modulation((layers + layers_r)[:, None] + tables, (out + out_r)[:, None] + self.table.float())
 
+    def forget(self) -> None:
+        """Forget what was computed from the weights: they are others now."""
+        self._schedules.clear()
+        self._constants = None
+        self.__dict__.pop("_time_r", None)
+
     @functools.cached_property
     def _time_r(self) -> tuple[Tensor, Tensor]:
         """What the embedding of t - r = 0 adds at every timestep: a constant of the checkpoint."""

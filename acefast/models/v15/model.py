@@ -92,6 +92,12 @@ class Model(Conditioning, Sampling):
         load(module, kind.weight_table(config), self.checkpoint, self.device, dtype or self.dtype)
         return module.eval()
 
+    def forget(self) -> None:
+        """Forget what was computed with the weights that the networks had: encodings, and what steps hold of them."""
+        self.encodings.clear()
+        self.silences.clear()
+        self.graphs.spoil()
+
     # -- before work starts ------------------------------------------------------------------------------------------
 
     def check(self, requests: list[Request]) -> tuple[Recording | None, np.ndarray | None]:
