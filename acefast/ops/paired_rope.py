@@ -60,8 +60,7 @@ def paired_rope(x: Tensor, table: Tensor, *, out: Tensor | None = None, backend:
     Source: apply_rotary_emb in ace-step/ACE-Step customer_attention_processor.py, which rounds cosines and sines to
         the model's dtype.
     """
-    B, S, H, D = x.shape
-    check_pairs(OP, table, S, D)
+    check_pairs(OP, table, x.shape[1], x.shape[3])
     if out is not None:
         check_shape(OP, "out", out, x.shape, "[B, S, H, D]")
         check_dtype(OP, "out", out, x.dtype)
