@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from acefast.backends import named_backend
-from acefast.conditions import ConditionCache, Conditions
-from acefast.graphs import Graphs
+from acefast.conditions import Conditions
 from acefast.guidance import Guidance
 from acefast.host import host_memory, on_host
-from acefast.lanes import Lane
+from acefast.models import model
 from acefast.models.v15 import vae, vae_static
 from acefast.models.v15.buffers import padded_tokens
-from acefast.models.v15.checkpoint import Checkpoint, load_text_encoder
+from acefast.models.v15.checkpoint import load_text_encoder
 from acefast.models.v15.codes import AudioDetokenizer, AudioTokenizer
 from acefast.models.v15.conditions import ConditionEncoder
 from acefast.models.v15.dit import DiT
@@ -26,21 +26,18 @@ from acefast.models.v15.step import Step
 from acefast.models.v15.tasks import build_task, continuation, frames_of
 from acefast.models.v15.text import Conditioning
 from acefast.models.v15.vae_range import load_coder
-from acefast.ops.pcm import pcm
 from acefast.request import Request
-from acefast.residence import Part, Residence
+from acefast.residence import Part
 from acefast.tasks import Recording, Task, read_audio
-from acefast.weights import load
 
-TILE_SIZES = 32  # whose graphs are kept; they share their memory
 SILENT_FRAMES = 64  # of digital silence to encode where a checkpoint brings no silence latent
 
 
-class Model(Conditioning, Sampling):
+class Model(Conditioning, Sampling, model.Model):
     """A checkpoint's networks on one device. Parts that only some tasks need are loaded when one asks for them."""
 
-    sample_rate = 48_000
-    continues = True  # a song can be made that goes on from the latents of another: streams in segments
+    early = ("decoder", "text_encoder", "condition_encoder", "transformer")
+    continues = True
 
     text_encoder = Part("text", lambda m: load_text_encoder(m.checkpoint, m.device, m.dtype))
     condition_encoder = Part("text", lambda m: m._load(ConditionEncoder, m.config))
@@ -52,51 +49,20 @@ class Model(Conditioning, Sampling):
         "source", lambda m: m._load(AudioDetokenizer, m.config), "5 Hz codes to latent hints, for covers and codes."
     )
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        device: torch.device,
-        dtype: torch.dtype,
-        graphs: bool | None = None,
-        memory: str = "fast",
-    ) -> None:
-        """
-        Args:
-            graphs: whether CUDA graphs are captured, see ``Graphs``; where memory is low none are, as weights move.
-            memory: "fast": the networks stay on the device; "low": see ``acefast.residence``.
-        """
-        self.checkpoint, self.device, self.dtype, self.memory = checkpoint, device, dtype, memory
-        self.config, self.traits = checkpoint.config, checkpoint.traits
-        graphs = False if memory == "low" else graphs
-        self.graphs = Graphs(device, enabled=graphs)  # of conditions and steps
-        # of audio, which may be made beside another song's steps
-        self.tile_graphs = Graphs(device, enabled=graphs, limit=TILE_SIZES)
-        # Static memory, and what was captured on it, goes with the networks that it was made for. No reference back to
-        # the model, which so is gone at once when it is dropped.
-        self.residence = Residence(device, memory, partial(_forget, self.graphs, self.tile_graphs))
-        self.encodings, self.silences = ConditionCache(), {}
-        # work of the audio autoencoder, whose memory is its own; where networks take turns, so do all threads
-        self.coding = Lane(device, beside=memory != "low")
-        self.tokenizer = checkpoint.tokenizer()
-        if memory != "low":
-            _ = self.decoder, self.text_encoder, self.condition_encoder, self.transformer
+    def __init__(self, *about: Any, **options: Any) -> None:
+        """See ``acefast.models.model.Model``."""
+        self.silences = {}
+        super().__init__(*about, **options)
 
     def _coder(self, kind: type[nn.Module]) -> nn.Module:
         coder = load_coder(partial(self._load, kind, self.checkpoint.vae_config), self.dtype, self.device)
         coder.graphs = self.tile_graphs
         return coder
 
-    def _load(self, kind: type[nn.Module], config: object, dtype: torch.dtype | None = None) -> nn.Module:
-        with torch.device("meta"):
-            module = kind(config)
-        load(module, kind.weight_table(config), self.checkpoint, self.device, dtype or self.dtype)
-        return module.eval()
-
     def forget(self) -> None:
         """Forget what was computed with the weights that the networks had: encodings, and what steps hold of them."""
-        self.encodings.clear()
+        super().forget()
         self.silences.clear()
-        self.graphs.spoil()
 
     # -- before work starts ------------------------------------------------------------------------------------------
 
@@ -218,8 +184,7 @@ class Model(Conditioning, Sampling):
             return self._decode_on_kernels(latents, told, level)
         audio, peaks = vae.decode(self.decoder, latents, on_tile=told)
         if level is not None:
-            levels = torch.full((len(audio),), 10 ** (level / 20), dtype=torch.float64)  # on the CPU: mps has no fp64
-            pcm(audio, levels, peaks=peaks, out=audio)
+            model.levelled(audio, level, peaks)
         return audio.cpu()
 
     def _decode_on_kernels(self, latents: Tensor, on_tile: Callable[[int, int], None], level: float | None) -> Tensor:
@@ -256,8 +221,3 @@ class Model(Conditioning, Sampling):
         """How many frames on either side a frame's audio depends on."""
         with torch.device("meta"):
             return vae.Decoder(self.checkpoint.vae_config).halo
-
-
-def _forget(*graphs: Graphs) -> None:
-    for each in graphs:
-        each.clear()
