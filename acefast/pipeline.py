@@ -345,8 +345,4 @@ class Pipeline:
             sampled = diffusion(model, requests, task, noise, timesteps, conditions, other)
         with stage("diffusion", timings, told, len(timesteps), lower) as report:
             latents = sampled(report)
-<<<<<<< HEAD
-        return Composed(*task.whole(latents), cuts)
-=======
-        return Composed(task, latents, cuts, self.lora)
->>>>>>> v1lora
+        return Composed(*task.whole(latents), cuts, self.lora)
