@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,9 @@ class Model(Conditioning, Sampling, model.Model):
         super().__init__(*about, **options)
 
     def _coder(self, kind: type[nn.Module]) -> nn.Module:
-        coder = load_coder(partial(self._load, kind, self.checkpoint.vae_config), self.dtype, self.device)
+        coder = load_coder(
+            lambda dtype: self._load(kind, self.checkpoint.vae_config, dtype=dtype), self.dtype, self.device
+        )
         coder.graphs = self.tile_graphs
         return coder
 
