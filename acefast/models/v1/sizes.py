@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from acefast.models.v1.config import MEL_HOP, MELS, RATE, Config, DCAEConfig, Vo
 from acefast.models.v1.names import FOLDERS
 from acefast.models.v15.config import checked
 from acefast.sizes import METADATA_KEY, ByName, told
-from acefast.weights import Index
+from acefast.weights import CheckpointError, Index
 
 UNSEEN = ("attention_head_dim", "rope_theta")  # of the transformer, in no shape
 _LYRIC = ("lyric_layers", "lyric_heads", "lyric_intermediate_size", "patch_hidden_size")  # in no config.json
@@ -50,8 +51,11 @@ def read_configs(folder: Path, index: Index) -> tuple[Config, DCAEConfig, Vocode
     for part, reader in (("dit", _transformer), ("dcae", _dcae), ("vocoder", _vocoder), ("umt5", _text)):
         path = folder / FOLDERS[part] / "config.json"
         values = read_json(path)
-        found.append(told(lambda v, reader=reader, part=part: reader(_fixed(part, v), index), path, values))
-    return tuple(found)
+        found.append(told(lambda v, reader=reader, part=part: reader(_fixed(part, v)), path, values))
+    try:
+        return dataclasses.replace(found[0], **_lyric_sizes(ByName(index))), *found[1:]
+    except IndexError as error:
+        raise CheckpointError(f"{folder} has a lyric encoder of another model; use an unmodified one") from error
 
 
 def infer_configs(
@@ -61,7 +65,106 @@ def infer_configs(
     given = told(json.loads, file, metadata.get(METADATA_KEY, "{}"))
     defaults = {name: getattr(Config(), name) for name in UNSEEN}
     unseen = defaults | told(lambda values: checked(values, defaults), file, given)
-    return infer_config(index, **unseen), infer_dcae(index), infer_vocoder(index), infer_text(index)
+    shapes = ByName(index)
+    try:
+        return infer_config(shapes, **unseen), infer_dcae(shapes), infer_vocoder(shapes), infer_text(shapes)
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        raise CheckpointError(
+            f"{file} has tensors of shapes that ACE-Step v1 has not; use an unmodified one"
+        ) from error
+
+
+def _fixed(part: str, values: dict[str, Any]) -> dict[str, Any]:
+    for name, value in _FIXED.get(part, {}).items():
+        got = values.get(name, None if part == "dcae" else value)
+        if got != value:
+            raise ValueError(f"{name} must be {value}, got {got!r:.60}")
+    return values
+
+
+def _given(values: dict[str, Any], examples: dict[str, Any]) -> dict[str, Any]:
+    """All of ``examples`` from ``values``, each of its example's kind."""
+    found = checked(values, examples)
+    if missing := [name for name in examples if name not in found]:
+        raise ValueError(f"{' and '.join(missing)} must be given, got none")
+    return found
+
+
+def _transformer(values: dict[str, Any]) -> Config:
+    return Config(**_given(values, {f.name: f.default for f in dataclasses.fields(Config) if f.name not in _LYRIC}))
+
+
+def _dcae(values: dict[str, Any]) -> DCAEConfig:
+    examples = {f.name: f.default for f in dataclasses.fields(DCAEConfig) if f.name != "block_out_channels"}
+    widths = _given(values, {f"{side}_block_out_channels": (1,) for side in ("encoder", "decoder")})
+    encoder, decoder = widths.values()
+    if encoder != decoder:
+        raise ValueError(f"decoder_block_out_channels must be the encoder's {list(encoder)}, got {list(decoder)}")
+    found, inner = DCAEConfig(block_out_channels=encoder, **_given(values, examples)), len(encoder) - 1
+    for side in ("encoder", "decoder"):
+        _same_length(found, f"{side}_layers_per_block", "block_out_channels")
+        blocks, scales = (values.get(f"{side}_{name}") for name in ("block_types", "qkv_multiscales"))
+        if blocks != ["ResBlock"] * inner + ["EfficientViTBlock"]:
+            raise ValueError(f"{side}_block_types must be ResBlock and at last EfficientViTBlock, got {blocks!r:.80}")
+        if not isinstance(scales, list) or scales[inner:] != [[5]]:  # residual blocks have none, whatever it says
+            raise ValueError(f"{side}_qkv_multiscales must be {inner + 1} lists, the last [5], got {scales!r:.60}")
+    return found
+
+
+def _vocoder(values: dict[str, Any]) -> VocoderConfig:
+    examples = {f.name: f.default for f in dataclasses.fields(VocoderConfig) if f.name != "resblock_dilations"}
+    found = VocoderConfig(**checked(values, examples))
+    kernels = len(found.resblock_kernel_sizes)
+    dilations = values.get("resblock_dilation_sizes", [list(found.resblock_dilations)] * kernels)
+    if not isinstance(dilations, list) or not dilations or dilations != dilations[:1] * kernels:
+        raise ValueError(f"resblock_dilation_sizes must be {kernels} times the same list, got {dilations!r:.80}")
+    name = "resblock_dilations"
+    return _sound(dataclasses.replace(found, **_given({name: dilations[0]}, {name: (1,)})))
+
+
+def _sound(v: VocoderConfig) -> VocoderConfig:
+    """The vocoder's sizes, if they fit each other; raises ValueError."""
+    _same_length(v, "dims", "depths")
+    _same_length(v, "upsample_kernel_sizes", "upsample_rates")
+    if math.prod(v.upsample_rates) != MEL_HOP:
+        raise ValueError(f"upsample_rates must make {MEL_HOP}, got {list(v.upsample_rates)}")
+    return v
+
+
+def _same_length(config: Any, name: str, other: str) -> None:
+    count, needed = len(getattr(config, name)), len(getattr(config, other))
+    if count != needed:
+        raise ValueError(f"{name} must be {needed} numbers, as {other} are, got {count}")
+
+
+def _text(values: dict[str, Any]) -> dict[str, Any]:
+    return _given(values, _TEXT)
+
+
+def _lyric_sizes(shapes: ByName) -> dict[str, int]:
+    lyric = "dit.lyric_encoder.encoders"
+    return {
+        "lyric_layers": shapes.count(lyric),
+        "lyric_heads": shapes(f"{lyric}.0.self_attn.pos_bias_u")[0],
+        "lyric_intermediate_size": shapes(f"{lyric}.0.feed_forward.w_1.weight")[0],
+        "patch_hidden_size": shapes("dit.proj_in.early_conv_layers.0.weight")[0],
+    }
+
+
+def infer_configs(
+    index: Index, metadata: dict[str, str], file: Path
+) -> tuple[Config, DCAEConfig, VocoderConfig, dict[str, Any]]:
+    """The same from shapes; what they do not show is the published model's, unless ``metadata`` of the file has it."""
+    given = told(json.loads, file, metadata.get(METADATA_KEY, "{}"))
+    defaults = {name: getattr(Config(), name) for name in UNSEEN}
+    unseen = defaults | told(lambda values: checked(values, defaults), file, given)
+    shapes = ByName(index)
+    try:
+        return infer_config(shapes, **unseen), infer_dcae(shapes), infer_vocoder(shapes), infer_text(shapes)
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        raise CheckpointError(
+            f"{file} has tensors of shapes that ACE-Step v1 has not; use an unmodified one"
+        ) from error
 
 
 def _fixed(part: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -120,12 +223,10 @@ def _text(values: dict[str, Any], index: Index) -> dict[str, Any]:
     return _given(values, _TEXT)
 
 
-def infer_config(index: Index, attention_head_dim: int, rope_theta: float) -> Config:
+def infer_config(shapes: ByName, attention_head_dim: int, rope_theta: float) -> Config:
     """Sizes of the transformer and its lyric encoder from their shapes."""
-    shapes = ByName(index)
-    width, patch, *_ = shapes("dit.proj_in.early_conv_layers.2.weight")
+    width = shapes("dit.proj_in.early_conv_layers.2.weight")[0]
     _, channels, *kernel = shapes("dit.proj_in.early_conv_layers.0.weight")
-    lyric = "dit.lyric_encoder.encoders"
     return Config(
         num_layers=shapes.count("dit.transformer_blocks"),
         num_attention_heads=width // attention_head_dim,
@@ -139,16 +240,12 @@ def infer_config(index: Index, attention_head_dim: int, rope_theta: float) -> Co
         text_embedding_dim=shapes("dit.genre_embedder.weight")[1],
         lyric_encoder_vocab_size=shapes("dit.lyric_embs.weight")[0],
         lyric_hidden_size=shapes("dit.lyric_embs.weight")[1],
-        lyric_layers=shapes.count(lyric),
-        lyric_heads=shapes(f"{lyric}.0.self_attn.pos_bias_u")[0],
-        lyric_intermediate_size=shapes(f"{lyric}.0.feed_forward.w_1.weight")[0],
-        patch_hidden_size=patch,
+        **_lyric_sizes(shapes),
     )
 
 
-def infer_dcae(index: Index) -> DCAEConfig:
+def infer_dcae(shapes: ByName) -> DCAEConfig:
     """Sizes of the mel autoencoder from its shapes."""
-    shapes = ByName(index)
     stages = shapes.count("dcae.encoder.down_blocks")
     layers = {
         side: [shapes.count(f"dcae.{side}_blocks.{i}") - (i + 1 < stages) for i in range(stages)]
@@ -168,14 +265,14 @@ def infer_dcae(index: Index) -> DCAEConfig:
     )
 
 
-def infer_vocoder(index: Index) -> VocoderConfig:
+def infer_vocoder(shapes: ByName) -> VocoderConfig:
     """Sizes of the vocoder from its shapes; a transposed convolution's stride is half its kernel."""
-    shapes, stages, ups = ByName(index), "vocoder.backbone.stages", "vocoder.head.ups"
+    stages, ups = "vocoder.backbone.stages", "vocoder.head.ups"
     width, channels, _ = shapes("vocoder.backbone.channel_layers.0.0.weight")
     count = shapes.count(stages)
     kernels = [shapes(f"{ups}.{i}.weight_v")[2] for i in range(shapes.count(ups))]
     blocks = range(shapes.count("vocoder.head.resblocks") // max(1, len(kernels)))
-    return VocoderConfig(
+    found = VocoderConfig(
         input_channels=channels,
         depths=tuple(shapes.count(f"{stages}.{s}") for s in range(count)),
         dims=(width, *(shapes(f"vocoder.backbone.channel_layers.{s}.1.weight")[0] for s in range(1, count))),
@@ -186,11 +283,12 @@ def infer_vocoder(index: Index) -> VocoderConfig:
         pre_conv_kernel_size=shapes("vocoder.head.conv_pre.weight_v")[2],
         post_conv_kernel_size=shapes("vocoder.head.conv_post.weight_v")[2],
     )
+    return _sound(found)
 
 
-def infer_text(index: Index) -> dict[str, Any]:
+def infer_text(shapes: ByName) -> dict[str, Any]:
     """Arguments of ``UMT5Config`` from the shapes of the text encoder."""
-    shapes, layer = ByName(index), "umt5.encoder.block.0.layer"
+    layer = "umt5.encoder.block.0.layer"
     vocabulary, width = shapes("umt5.shared.weight")
     buckets, heads = shapes(f"{layer}.0.SelfAttention.relative_attention_bias.weight")
     return {
