@@ -34,7 +34,7 @@ def find(model: str | os.PathLike) -> Path | None:
 
 
 def write_random(model: str, folder: Path, dtype: torch.dtype) -> Weights:
-    """Random weights of the full size of ``model`` in ``folder``, in diffusers' layout, which every mode reads (v1: the hub's).
+    """Random weights of the full size of ``model`` in ``folder``, in a layout that every mode reads.
 
     Their magnitudes are those of trained ones, as power and clocks depend on data. Those that lie there are taken.
 
