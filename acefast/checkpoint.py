@@ -92,7 +92,7 @@ class Checkpoint(ABC):
         """Compare every tensor with what the model needs.
 
         Raises:
-            CheckpointError: naming all the tensors that are unknown, missing or of a wrong shape.
+            CheckpointError: naming all the tensors that are unknown, missing, of a wrong shape or quantised.
         """
         expected = {n: shape for shapes in self.expected.values() for n, shape in shapes.items()}
         missing = [n for n in expected if n not in self.index] + self.absent()
@@ -102,7 +102,8 @@ class Checkpoint(ABC):
             for n, shape in expected.items()
             if n in self.index and self.index[n].shape != tuple(shape)
         ]
-        found = (("missing", missing), ("unknown", unknown), ("of a wrong shape", wrong))
+        whole = [n for n in expected if n in self.index and not self.index[n].dtype.is_floating_point]
+        found = (("missing", missing), ("unknown", unknown), ("of a wrong shape", wrong), ("of whole numbers", whole))
         told = [f"{len(some)} tensor(s) {what}: {listing(some)}" for what, some in found if some]
         if told:
             raise CheckpointError(

@@ -109,7 +109,7 @@ def find_bundle(path: Path) -> Bundle:
 
 def models_in(path: Path) -> list[Path]:
     """What looks like a model in the folder ``path``: itself, or the folders or files of models in it."""
-    if path.name == V1_FOLDERS["dit"]:  # one of the four that make the model
+    if path.name == V1_FOLDERS["dit"]:
         return [path.parent]
     own = (path / "config.json").is_file() and any(path.glob("*.safetensors"))
     split = any((path / sub).is_dir() for sub in ("transformer", V1_FOLDERS["dit"]))
@@ -129,6 +129,8 @@ def models_in(path: Path) -> list[Path]:
 def _single_file(path: Path) -> Bundle:
     if path.suffix == ".gguf":
         raise CheckpointError(f"{path} is a GGUF file, which is not supported; use the safetensors of this model")
+    if path.parent.name == V1_FOLDERS["dit"]:  # one of the four that make the model
+        return find_bundle(path.parent)
     if shard := SHARD.fullmatch(path.name):
         shards = sorted(path.parent.glob(f"{glob.escape(shard[1])}-*-of-{shard[2]}.safetensors"))
         if len(shards) != int(shard[2]):
@@ -142,9 +144,7 @@ def _single_file(path: Path) -> Bundle:
     if AIO_PREFIX + V1_KEY in stored:
         return Bundle("all-in-one", path.parent, {"": [path]}, "v1")
     if V1_KEY in stored:
-        if path.parent.name == V1_FOLDERS["dit"]:
-            return find_bundle(path.parent.parent)
-        raise CheckpointError(f"{path} is ACE-Step v1's transformer alone; give the folder of all four parts")
+        raise CheckpointError(f"{path} is ACE-Step v1's transformer alone; give the folder of its four parts")
     raise CheckpointError(
         f"{path} is not an ACE-Step model: it has neither {BUNDLE_KEY} nor {V1_KEY}; give the transformer's file"
     )

@@ -26,12 +26,13 @@ pytestmark = pytest.mark.usefixtures("no_network_and_no_models")
 DIT = "acestep-v15-turbo/model.safetensors"
 
 
-def test_unknown_missing_and_wrong_shapes_come_in_one_error(copy):
+def test_unknown_missing_wrong_and_quantised_tensors_come_in_one_error(copy):
     path = copy()
 
     def spoil(values):
         values["decoder.layers.0.extra.weight"] = torch.zeros(1)
         values["decoder.norm_out.weight"] = torch.zeros(65)
+        values["decoder.layers.1.mlp.up_proj.weight"] = torch.zeros(128, 64, dtype=torch.int8)
         del values["null_condition_emb"]
 
     edit(path / DIT, spoil)
@@ -43,6 +44,7 @@ def test_unknown_missing_and_wrong_shapes_come_in_one_error(copy):
     assert "2 tensor(s) missing: null_condition_emb, decoder.conv2.weight_g" in text
     assert "2 tensor(s) unknown: decoder.layers.0.extra.weight, lm_head.weight" in text
     assert "1 tensor(s) of a wrong shape: decoder.norm_out.weight must be [64], got [65]" in text
+    assert "1 tensor(s) of whole numbers: decoder.layers.1.mlp.up_proj.weight" in text
 
 
 def test_a_long_list_is_cut_and_counted(copy):
@@ -108,7 +110,7 @@ def test_a_missing_shard_is_named(tmp_path):
 
 def test_a_single_file_that_is_not_this_model_is_refused(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
-    assert "is not an ACE-Step 1.5 model" in refusal(open_checkpoint, tmp_path / "other.safetensors")
+    assert "is not an ACE-Step model: it has neither" in refusal(open_checkpoint, tmp_path / "other.safetensors")
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     assert "GGUF" in refusal(open_checkpoint, tmp_path / "model.gguf")
     (tmp_path / "empty").mkdir()

@@ -123,11 +123,6 @@ def test_names_without_weights_are_refused_in_one_sentence(tmp_path, monkeypatch
     assert "no folder or file" in refusal(find, tmp_path / "absent")
 
 
-@pytest.mark.parametrize("name", ["ace-step-v1-3.5b", "ACE-Step/ACE-Step-v1-3.5B"])
-def test_the_first_ace_step_is_not_taken_for_another(name):
-    assert "ACE-Step v1, which is not supported yet" in refusal(find, name)
-
-
 @pytest.mark.parametrize("model", [None, 5, "", b"turbo"])
 def test_what_is_no_name_is_refused_in_one_sentence(tmp_path, monkeypatch, model):
     monkeypatch.chdir(tmp_path)

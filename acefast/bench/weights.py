@@ -34,7 +34,7 @@ def find(model: str | os.PathLike) -> Path | None:
 
 
 def write_random(model: str, folder: Path, dtype: torch.dtype) -> Weights:
-    """Random weights of the full size of ``model`` in ``folder``, in diffusers' layout, which every mode reads.
+    """Random weights of the full size of ``model`` in ``folder``, in a layout that every mode reads.
 
     Their magnitudes are those of trained ones, as power and clocks depend on data. Those that lie there are taken.
 
@@ -52,6 +52,7 @@ def write_random(model: str, folder: Path, dtype: torch.dtype) -> Weights:
             raise RequestError(
                 f"weights: {str(folder)!r} holds other files or unfinished weights; empty it or name another"
             )
-        write_checkpoint(folder, layout="diffusers", variant=variant, dtype=dtype, **full_size(variant))
+        layout = "official" if variant == "v1" else "diffusers"
+        write_checkpoint(folder, layout=layout, variant=variant, dtype=dtype, **full_size(variant))
         done.touch()  # last: a folder without it is not whole
     return Weights(name, folder, "random")

@@ -25,8 +25,8 @@ SPIECE = "text_encoders.spiece_model"  # the text tokeniser in that file: Senten
 TIME_FEATURES = 256
 REPA_WIDTHS = 1024, 768  # of the features that training compared with: MERT's and mHuBERT's
 
-# What published files hold and inference never calls, as ``acefast info`` names it: cross-attention's projections of its
-# other direction, heads that training alone used, and a window and filters that are computed in fp32.
+# What published files hold and inference never calls, as ``acefast info`` names it: projections of a direction of
+# cross-attention that there is not, heads of training, and a window and filters, which are computed in fp32.
 UNUSED = {
     "unused projections": re.compile(
         r"dit\.transformer_blocks\.\d+\.cross_attn\.(add_[qkv]_proj|to_add_out)\.(weight|bias)"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,20 @@ from acefast.models.v1.config import MEL_HOP, MELS, RATE, Config, DCAEConfig, Vo
 from acefast.models.v1.names import FOLDERS
 from acefast.models.v15.config import checked
 from acefast.sizes import METADATA_KEY, ByName, told
-from acefast.weights import Index
+from acefast.weights import CheckpointError, Index
+
+Sizes = tuple[Config, DCAEConfig, VocoderConfig, dict[str, Any]]  # the last: arguments of transformers' UMT5Config
 
 UNSEEN = ("attention_head_dim", "rope_theta")  # of the transformer, in no shape
 _LYRIC = ("lyric_layers", "lyric_heads", "lyric_intermediate_size", "patch_hidden_size")  # in no config.json
-_TEXT = {
-    **dict.fromkeys(("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"), 1),
+_TEXT_SIZES = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
+_TEXT_DEFAULTS = {
     "relative_attention_num_buckets": 32,
     "relative_attention_max_distance": 128,
     "layer_norm_epsilon": 1e-6,
     "feed_forward_proj": "gated-gelu",
 }
-# What the code takes as given, by part; a file that says otherwise is of another model, as is one that leaves open what
-# the autoencoder's class would do otherwise.
+# What the code takes as given, by part; a file that says otherwise is of another model.
 _FIXED = {
     "dcae": {
         "downsample_block_type": "Conv",
@@ -44,32 +46,47 @@ _FIXED = {
 }
 
 
-def read_configs(folder: Path, index: Index) -> tuple[Config, DCAEConfig, VocoderConfig, dict[str, Any]]:
-    """Sizes of the hub layout in ``folder``; raises CheckpointError where a ``config.json`` cannot be one."""
+def read_configs(folder: Path, index: Index) -> Sizes:
+    """Sizes of the hub layout in ``folder``.
+
+    Raises:
+        CheckpointError: a ``config.json`` is missing or damaged, or of a model that is built otherwise.
+    """
     found = []
     for part, reader in (("dit", _transformer), ("dcae", _dcae), ("vocoder", _vocoder), ("umt5", _text)):
         path = folder / FOLDERS[part] / "config.json"
-        values = read_json(path)
-        found.append(told(lambda v, reader=reader, part=part: reader(_fixed(part, v), index), path, values))
-    return tuple(found)
+        found.append(told(reader, path, _fixed(part, path)))
+    transformer, *others = found
+    return dataclasses.replace(transformer, **_lyric_sizes(ByName(index))), *others
 
 
-def infer_configs(
-    index: Index, metadata: dict[str, str], file: Path
-) -> tuple[Config, DCAEConfig, VocoderConfig, dict[str, Any]]:
+def infer_configs(index: Index, metadata: dict[str, str], file: Path) -> Sizes:
     """The same from shapes; what they do not show is the published model's, unless ``metadata`` of the file has it."""
-    given = told(json.loads, file, metadata.get(METADATA_KEY, "{}"))
     defaults = {name: getattr(Config(), name) for name in UNSEEN}
+    given = told(json.loads, file, metadata.get(METADATA_KEY, "{}"))
     unseen = defaults | told(lambda values: checked(values, defaults), file, given)
-    return infer_config(index, **unseen), infer_dcae(index), infer_vocoder(index), infer_text(index)
+    shapes = ByName(index)
+    try:
+        return infer_config(shapes, **unseen), infer_dcae(shapes), infer_vocoder(shapes), infer_text(shapes)
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{file} has tensors of shapes that no ACE-Step v1 has; use an unmodified one") from error
 
 
-def _fixed(part: str, values: dict[str, Any]) -> dict[str, Any]:
-    for name, value in _FIXED.get(part, {}).items():
-        got = values.get(name, None if part == "dcae" else value)
-        if got != value:
-            raise ValueError(f"{name} must be {value}, got {got!r:.60}")
-    return values
+def _fixed(part: str, path: Path) -> dict[str, Any]:
+    """The values of a ``config.json``, if they are those that the code takes as given.
+
+    A vocoder's or text encoder's class has them by default; an autoencoder's has others.
+    """
+    values = read_json(path)
+
+    def check(values: dict[str, Any]) -> dict[str, Any]:
+        for name, value in _FIXED.get(part, {}).items():
+            got = values.get(name, None if part == "dcae" else value)
+            if got != value:
+                raise ValueError(f"{name} must be {value}, got {got!r:.60}")
+        return values
+
+    return told(check, path, values)
 
 
 def _given(values: dict[str, Any], examples: dict[str, Any]) -> dict[str, Any]:
@@ -80,52 +97,78 @@ def _given(values: dict[str, Any], examples: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _transformer(values: dict[str, Any], index: Index) -> Config:
-    examples = {f.name: f.default for f in dataclasses.fields(Config) if f.name not in _LYRIC}
-    shown = infer_config(index, Config.attention_head_dim, Config.rope_theta)
-    return Config(**_given(values, examples), **{name: getattr(shown, name) for name in _LYRIC})
+def _defaults(config: type, *apart: str) -> dict[str, Any]:
+    return {field.name: field.default for field in dataclasses.fields(config) if field.name not in apart}
 
 
-def _dcae(values: dict[str, Any], index: Index) -> DCAEConfig:
-    examples = {f.name: f.default for f in dataclasses.fields(DCAEConfig) if f.name != "block_out_channels"}
-    widths = _given(values, {f"{side}_block_out_channels": (1,) for side in ("encoder", "decoder")})
-    encoder, decoder = widths.values()
+def _transformer(values: dict[str, Any]) -> Config:
+    return Config(**_given(values, _defaults(Config, *_LYRIC)))
+
+
+def _dcae(values: dict[str, Any]) -> DCAEConfig:
+    encoder, decoder = (
+        _given(values, {f"{side}_block_out_channels": (1,)})[f"{side}_block_out_channels"]
+        for side in ("encoder", "decoder")
+    )
     if encoder != decoder:
         raise ValueError(f"decoder_block_out_channels must be the encoder's {list(encoder)}, got {list(decoder)}")
+    found = DCAEConfig(block_out_channels=encoder, **_given(values, _defaults(DCAEConfig, "block_out_channels")))
+    inner = len(encoder) - 1
     for side in ("encoder", "decoder"):
-        inner = len(encoder) - 1
-        _fixed_list(values, f"{side}_block_types", ["ResBlock"] * inner + ["EfficientViTBlock"], slice(None))
-        _fixed_list(values, f"{side}_qkv_multiscales", [[5]], slice(inner, None))  # residual blocks have none
-    return DCAEConfig(block_out_channels=encoder, **_given(values, examples))
+        _same_length(found, f"{side}_layers_per_block", "block_out_channels")
+        blocks, scales = (values.get(f"{side}_{name}") for name in ("block_types", "qkv_multiscales"))
+        if blocks != ["ResBlock"] * inner + ["EfficientViTBlock"]:
+            raise ValueError(f"{side}_block_types must be ResBlock and at last EfficientViTBlock, got {blocks!r:.80}")
+        if not isinstance(scales, list) or scales[inner:] != [[5]]:  # residual blocks have none, whatever it says
+            raise ValueError(f"{side}_qkv_multiscales must be {inner + 1} lists, the last [5], got {scales!r:.60}")
+    return found
 
 
-def _fixed_list(values: dict[str, Any], name: str, needed: list[Any], part: slice) -> None:
-    got = values.get(name)
-    if not isinstance(got, list) or got[part] != needed:
-        raise ValueError(f"{name} must be{' ... and' * bool(part.start)} {needed}, got {got!r:.80}")
+def _vocoder(values: dict[str, Any]) -> VocoderConfig:
+    found = VocoderConfig(**checked(values, _defaults(VocoderConfig, "resblock_dilations")))
+    name, kernels = "resblock_dilation_sizes", len(found.resblock_kernel_sizes)
+    dilations = values.get(name, [list(found.resblock_dilations)] * kernels)
+    if not isinstance(dilations, list) or not dilations or dilations != dilations[:1] * kernels:
+        raise ValueError(f"{name} must be {kernels} times the same list, got {dilations!r:.80}")
+    one = _given({name: dilations[0]}, {name: (1,)})[name]
+    return _sound(dataclasses.replace(found, resblock_dilations=one))
 
 
-def _vocoder(values: dict[str, Any], index: Index) -> VocoderConfig:
-    examples = {f.name: f.default for f in dataclasses.fields(VocoderConfig) if f.name != "resblock_dilations"}
-    found = VocoderConfig(**checked(values, examples))
-    kernels = len(found.resblock_kernel_sizes)
-    dilations = values.get("resblock_dilation_sizes", [list(found.resblock_dilations)] * kernels)
-    if not isinstance(dilations, list) or dilations != dilations[:1] * kernels:
-        raise ValueError(f"resblock_dilation_sizes must be {kernels} times the same list, got {dilations!r:.80}")
-    one = _given({"resblock_dilation_sizes": dilations[0]}, {"resblock_dilation_sizes": (1,)})
-    return dataclasses.replace(found, resblock_dilations=one["resblock_dilation_sizes"])
+def _text(values: dict[str, Any]) -> dict[str, Any]:
+    sizes = _given(values, dict.fromkeys(_TEXT_SIZES, 1))
+    return _TEXT_DEFAULTS | checked(values, _TEXT_DEFAULTS) | sizes
 
 
-def _text(values: dict[str, Any], index: Index) -> dict[str, Any]:
-    return _given(values, _TEXT)
+def _sound(v: VocoderConfig) -> VocoderConfig:
+    """The vocoder's sizes, if they fit each other; raises ValueError."""
+    _same_length(v, "dims", "depths")
+    _same_length(v, "upsample_kernel_sizes", "upsample_rates")
+    if math.prod(v.upsample_rates) != MEL_HOP:
+        raise ValueError(f"upsample_rates must make {MEL_HOP}, got {list(v.upsample_rates)}")
+    return v
 
 
-def infer_config(index: Index, attention_head_dim: int, rope_theta: float) -> Config:
-    """Sizes of the transformer and its lyric encoder from their shapes."""
-    shapes = ByName(index)
-    width, patch, *_ = shapes("dit.proj_in.early_conv_layers.2.weight")
-    _, channels, *kernel = shapes("dit.proj_in.early_conv_layers.0.weight")
+def _same_length(config: DCAEConfig | VocoderConfig, name: str, other: str) -> None:
+    count, needed = len(getattr(config, name)), len(getattr(config, other))
+    if count != needed:
+        raise ValueError(f"{name} must be {needed} numbers, as many as {other}, got {count}")
+
+
+def _lyric_sizes(shapes: ByName) -> dict[str, int]:
     lyric = "dit.lyric_encoder.encoders"
+    first = {
+        "lyric_heads": f"{lyric}.0.self_attn.pos_bias_u",
+        "lyric_intermediate_size": f"{lyric}.0.feed_forward.w_1.weight",
+        "patch_hidden_size": "dit.proj_in.early_conv_layers.0.weight",
+    }
+    return {"lyric_layers": shapes.count(lyric), **{name: (*shapes(tensor), 1)[0] for name, tensor in first.items()}}
+
+
+def infer_config(shapes: ByName, attention_head_dim: int, rope_theta: float) -> Config:
+    """Sizes of the transformer and its lyric encoder from their shapes."""
+    width = shapes("dit.proj_in.early_conv_layers.2.weight")[0]
+    _, channels, *kernel = shapes("dit.proj_in.early_conv_layers.0.weight")
+    vocabulary, lyric_width = shapes("dit.lyric_embs.weight")
     return Config(
         num_layers=shapes.count("dit.transformer_blocks"),
         num_attention_heads=width // attention_head_dim,
@@ -137,48 +180,44 @@ def infer_config(index: Index, attention_head_dim: int, rope_theta: float) -> Co
         rope_theta=rope_theta,
         speaker_embedding_dim=shapes("dit.speaker_embedder.weight")[1],
         text_embedding_dim=shapes("dit.genre_embedder.weight")[1],
-        lyric_encoder_vocab_size=shapes("dit.lyric_embs.weight")[0],
-        lyric_hidden_size=shapes("dit.lyric_embs.weight")[1],
-        lyric_layers=shapes.count(lyric),
-        lyric_heads=shapes(f"{lyric}.0.self_attn.pos_bias_u")[0],
-        lyric_intermediate_size=shapes(f"{lyric}.0.feed_forward.w_1.weight")[0],
-        patch_hidden_size=patch,
+        lyric_encoder_vocab_size=vocabulary,
+        lyric_hidden_size=lyric_width,
+        **_lyric_sizes(shapes),
     )
 
 
-def infer_dcae(index: Index) -> DCAEConfig:
+def infer_dcae(shapes: ByName) -> DCAEConfig:
     """Sizes of the mel autoencoder from its shapes."""
-    shapes = ByName(index)
     stages = shapes.count("dcae.encoder.down_blocks")
-    layers = {
-        side: [shapes.count(f"dcae.{side}_blocks.{i}") - (i + 1 < stages) for i in range(stages)]
-        for side in ("encoder.down", "decoder.up")
-    }
+    encoder, decoder = (
+        [shapes.count(f"dcae.{blocks}.{i}") - (i + 1 < stages) for i in range(stages)]  # one convolution changes size
+        for blocks in ("encoder.down_blocks", "decoder.up_blocks")
+    )
     widths = [shapes("dcae.encoder.conv_in.weight")[0]]
-    for i, count in enumerate(layers["encoder.down"][:-1]):
-        widths.append(shapes(f"dcae.encoder.down_blocks.{i}.{count}.conv.weight")[0])
+    for i, layers in enumerate(encoder[:-1]):
+        widths.append(shapes(f"dcae.encoder.down_blocks.{i}.{layers}.conv.weight")[0])
     attention = f"dcae.encoder.down_blocks.{stages - 1}.0.attn.to_qkv_multiscale.0.proj_out.weight"
     return DCAEConfig(
         in_channels=shapes("dcae.encoder.conv_in.weight")[1],
         latent_channels=shapes("dcae.encoder.conv_out.weight")[0],
         attention_head_dim=shapes(attention)[1],
         block_out_channels=tuple(widths),
-        encoder_layers_per_block=tuple(layers["encoder.down"]),
-        decoder_layers_per_block=tuple(layers["decoder.up"]),
+        encoder_layers_per_block=tuple(encoder),
+        decoder_layers_per_block=tuple(decoder),
     )
 
 
-def infer_vocoder(index: Index) -> VocoderConfig:
+def infer_vocoder(shapes: ByName) -> VocoderConfig:
     """Sizes of the vocoder from its shapes; a transposed convolution's stride is half its kernel."""
-    shapes, stages, ups = ByName(index), "vocoder.backbone.stages", "vocoder.head.ups"
-    width, channels, _ = shapes("vocoder.backbone.channel_layers.0.0.weight")
+    stages, layers, ups = "vocoder.backbone.stages", "vocoder.backbone.channel_layers", "vocoder.head.ups"
+    width, channels, _ = shapes(f"{layers}.0.0.weight")
     count = shapes.count(stages)
     kernels = [shapes(f"{ups}.{i}.weight_v")[2] for i in range(shapes.count(ups))]
-    blocks = range(shapes.count("vocoder.head.resblocks") // max(1, len(kernels)))
-    return VocoderConfig(
+    blocks = range(shapes.count("vocoder.head.resblocks") // len(kernels))
+    found = VocoderConfig(
         input_channels=channels,
         depths=tuple(shapes.count(f"{stages}.{s}") for s in range(count)),
-        dims=(width, *(shapes(f"vocoder.backbone.channel_layers.{s}.1.weight")[0] for s in range(1, count))),
+        dims=(width, *(shapes(f"{layers}.{s}.1.weight")[0] for s in range(1, count))),
         upsample_rates=tuple(kernel // 2 for kernel in kernels),
         upsample_kernel_sizes=tuple(kernels),
         resblock_kernel_sizes=tuple(shapes(f"vocoder.head.resblocks.{i}.convs1.0.weight_v")[2] for i in blocks),
@@ -186,15 +225,16 @@ def infer_vocoder(index: Index) -> VocoderConfig:
         pre_conv_kernel_size=shapes("vocoder.head.conv_pre.weight_v")[2],
         post_conv_kernel_size=shapes("vocoder.head.conv_post.weight_v")[2],
     )
+    return _sound(found)
 
 
-def infer_text(index: Index) -> dict[str, Any]:
+def infer_text(shapes: ByName) -> dict[str, Any]:
     """Arguments of ``UMT5Config`` from the shapes of the text encoder."""
-    shapes, layer = ByName(index), "umt5.encoder.block.0.layer"
+    layer = "umt5.encoder.block.0.layer"
     vocabulary, width = shapes("umt5.shared.weight")
     buckets, heads = shapes(f"{layer}.0.SelfAttention.relative_attention_bias.weight")
     return {
-        **_TEXT,
+        **_TEXT_DEFAULTS,
         "vocab_size": vocabulary,
         "d_model": width,
         "d_kv": shapes(f"{layer}.0.SelfAttention.q.weight")[0] // heads,
