@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 (letters that look like others)
 """Lines of lyrics as ACE-Step v1's lyric vocabulary knows them: lower case, in words, in Latin letters where it can be.
 
 Numbers, abbreviations and symbols become words; Chinese becomes pinyin, Korean and Japanese are romanised.

@@ -149,13 +149,11 @@ def find_vocabulary(folders: Iterable[Path], offline: bool | None = None, entrie
             except CheckpointError as error:
                 refused.append(str(error))
     reason = "downloads are off"
-    for download in (False, True):
-        if download and is_offline(offline):
-            break
+    for download in (False,) if is_offline(offline) else (False, True):
         try:
             return LyricTokenizer(_from_hub(download), entries).file
         except Exception as error:  # the hub's client raises its own, its HTTP library's and the system's errors
-            reason = f"{REPO} on the hub gave none ({shown(error, 200)})"
+            reason = f"{REPO} on the hub gave none ({shown(error, 200)})" if download else reason
     looked = ", ".join(map(str, [*places, hub_cache()]))
     also = f" ({refused[0]})" if refused else ""
     raise CheckpointError(

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001 (letters that look like others)
-"""Numbers in lyrics as words of their language, as ACE-Step v1's training data had them; num2words knows the words.
+"""Numbers in lyrics as words of their language, as ACE-Step v1's front end writes them; num2words knows the words.
 
 Chinese has rules of its own: acefast.models.v1.chinese.
 """
