@@ -1,6 +1,7 @@
 """Triton kernel of acefast.ops.conv_transpose1d (K11): one GEMM whose rows overlap, with a crop at the store.
 
-Math    y[t * s + j - s / 2] = bias + x[t - 1] @ w[j + s] + x[t] @ w[j],  and snake(y); fp32, each rounded once
+Math    y[t * s + j - s / 2] = bias + x[t - 1] @ w[j + s] + x[t] @ w[j],  and snake(y) or silu(y); fp32, each rounded
+        once
 Tiling  one program per BLOCK_M rows t and BLOCK_N of the s * Cout columns (j, channel), GROUP row tiles at a time so
         that a weight tile is read from L2. The crop leaves rows 1 .. L of the columns with j < s / 2 and rows
         0 .. L - 1 of the others: L rows for every tile, since BLOCK_N divides s / 2 * Cout
@@ -21,7 +22,8 @@ from torch import Tensor
 from acefast.cases import Arguments, Case
 from acefast.guarded import GUARD, guarded, whole
 from acefast.kernel_config import Config, pick
-from acefast.kernels.snake import snake_of, zero_guards
+from acefast.kernels.snake import parameters, wave_of, waved, zero_guards
+from acefast.ops.snake import SILU, Activation
 
 
 def _tile(m: int, n: int, k: int, warps: int, stages: int) -> Config:
@@ -34,13 +36,18 @@ CONFIGS = {
     ("half", 80): _tile(128, 128, 64, 4, 3),  # 64 KB: two blocks, one of which multiplies while the other stores
     **{("half", sm): _tile(128, 128, 32, 8, 4) for sm in (86, 89, 120)},  # 48 KB; 4 warps spill
     **{(name, 100): _tile(128, 128, 64, 8, 3) for name in ("wide", "half")},
+    ("silu", 80): _tile(128, 128, 64, 8, 3),  # the vocoder's from here on: 4 warps, or 256 columns, spill
+    **{("silu", sm): _tile(128, 128, 32, 8, 4) for sm in (86, 89, 120)},
+    ("c64", 80): _tile(128, 64, 64, 4, 3),
+    ("c32", 80): _tile(128, 32, 64, 4, 3),
     ("narrow", 80): _tile(64, 16, 16, 4, 3),
 }
 
 
-def shape_class(inner: int, outer: int, stride: int) -> str:
+def shape_class(inner: int, outer: int, stride: int, silu: bool = False) -> str:
     """By the widest column tile that divides half of the columns and holds whole channels or is held by them."""
-    for name, columns in (("wide", 256), ("half", 128)):
+    widest = (("silu", 128),) if silu else (("wide", 256), ("half", 128))
+    for name, columns in (*widest, ("c64", 64), ("c32", 32)):
         if inner % 64 == 0 and stride // 2 * outer % columns == 0 and 0 in (outer % columns, columns % outer):
             return name
     return "narrow"
@@ -54,7 +61,7 @@ def _conv_transpose1d(
     alpha_ptr,
     inv_beta_ptr,
     y_ptr,  # None: not kept
-    wave_ptr,  # None: no snake
+    wave_ptr,  # None: no activation
     L,
     SONGS,
     Cin: tl.constexpr,
@@ -104,8 +111,7 @@ def _conv_transpose1d(
     if y_ptr is not None:
         tl.store(y_ptr + at, sums.to(y_ptr.dtype.element_ty), mask=(r < L)[:, None])
     if wave_ptr is not None:
-        alpha, inv_beta = tl.load(alpha_ptr + channel)[None, :], tl.load(inv_beta_ptr + channel)[None, :]
-        wave = snake_of(sums, alpha, inv_beta)
+        wave = wave_of(sums, alpha_ptr, inv_beta_ptr, 0, channel)
         tl.store(wave_ptr + at, wave.to(wave_ptr.dtype.element_ty), mask=(r < L)[:, None])
 
 
@@ -115,16 +121,16 @@ def conv_transpose1d(
     bias: Tensor,
     *,
     stride: int,
-    wave: tuple[Tensor, Tensor] | None,
+    wave: Activation | None,
     out: tuple[Tensor | None, Tensor | None],
 ) -> None:
-    """Launches the kernel on guarded rows; the op has checked the inputs. ``out``: y and the snake's, where wanted."""
+    """Launches the kernel on guarded rows; the op has checked. ``out``: y and what ``wave`` makes of it, if wanted."""
     (B, L, Cin), Cout = x.shape, len(bias)
-    config = pick(CONFIGS, shape_class(Cin, Cout, stride))
+    config = pick(CONFIGS, shape_class(Cin, Cout, stride, wave == SILU))
     programs = B * triton.cdiv(L, config["BLOCK_M"]) * (stride * Cout // config["BLOCK_N"])
     results = (None if t is None else whole(t) for t in out)
     _conv_transpose1d[(programs,)](
-        *(whole(x), weight, bias, *(wave or (None, None)), *results, L, B),
+        *(whole(x), weight, bias, *parameters(wave), *results, L, B),
         Cin=Cin,
         Cout=Cout,
         STRIDE=stride,
@@ -140,8 +146,7 @@ def _reference(x: Tensor, weight: Tensor, bias: Tensor, *, stride: int, wave, ou
     rows = torch.cat([around[:, 1:], around[:, :-1]], dim=-1).view(-1, 2 * Cin)
     y = torch.addmm(bias.repeat(stride), rows, weight).view(B, (L + 1) * stride, -1)
     y = y[:, stride // 2 : stride // 2 + L * stride]
-    results = (y,) if wave is None else (y, y + wave[1] * (wave[0] * y).sin().square())
-    return tuple(result for result, wanted in zip(results, out) if wanted is not None)
+    return tuple(result for result, wanted in zip((y, *waved(y, wave)), out) if wanted is not None)
 
 
 def _case(
@@ -151,8 +156,9 @@ def _case(
     results: tuple[bool, bool] = (True, True),
     dtype: torch.dtype = torch.bfloat16,
     loop_mix: float | None = 0.9,
+    silu: bool = False,
 ) -> Case:
-    """Sizes as B, L, Cin, Cout, stride; ``results``: whether y and the snake's are wanted."""
+    """Sizes as B, L, Cin, Cout, stride; ``results``: whether y and the activation's, a snake's or SiLU, are wanted."""
 
     def arguments(B: int, L: int, Cin: int, Cout: int, stride: int, device=None, generator=None) -> Arguments:
         def made(*shape: int) -> Tensor:
@@ -165,7 +171,7 @@ def _case(
             "weight": (made(2 * Cin, stride * Cout) / (2 * Cin) ** 0.5).to(dtype),
             "bias": made(Cout).to(dtype),
             "stride": stride,
-            "wave": (made(Cout).abs() + 0.5, made(Cout).abs()) if results[1] else None,
+            "wave": None if not results[1] else SILU if silu else (made(Cout).abs() + 0.5, made(Cout).abs()),
             "out": out,
         }
 
@@ -193,5 +199,8 @@ CASES = (
     _case("512-s4-fp16", (1, 30720, 512, 256, 4), (1, 130, 64, 128, 4), dtype=torch.float16),
     _case("256-s4", (1, 122880, 256, 128, 4), (2, 20, 64, 128, 4)),
     _case("128-s2", (1, 491520, 128, 128, 2), (1, 140, 128, 128, 2), loop_mix=None),  # four steps, written out
+    _case("1024-s4-silu", (2, 1024, 1024, 512, 4), (1, 30, 64, 256, 4), silu=True, loop_mix=1.45),  # the vocoder's
+    _case("128-s2-c64-silu", (2, 32768, 128, 64, 2), (1, 140, 128, 64, 2), silu=True, loop_mix=None),
+    _case("64-s2-c32-silu", (2, 65536, 64, 32, 2), (1, 140, 64, 32, 2), silu=True, loop_mix=None),
     _case("tiny", (1, 512, 32, 16, 4), (2, 70, 32, 16, 2), (False, True), loop_mix=None),
 )

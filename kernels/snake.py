@@ -9,6 +9,7 @@ Bound   memory
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from acefast.cases import Arguments, Case
 from acefast.guarded import GUARD, guarded, whole
 from acefast.kernel_config import Config, pick
+from acefast.ops.snake import SILU, Activation
 
 CONFIGS = {
     ("wide", 80): Config({"ROWS": 32, "BLOCK": 128}, num_warps=4),  # C a multiple of 128
@@ -35,6 +37,30 @@ def snake_of(x, alpha, inv_beta):
     r = tl.fma(n, -3.141592653589793, v)
     s = tl.inline_asm_elementwise("sin.approx.f32 $0, $1;", "=f,f", [r], dtype=tl.float32, is_pure=True, pack=1)
     return x + inv_beta * (s * s)
+
+
+@triton.jit
+def silu_of(x):
+    """``x / (1 + exp(-x))`` of fp32, without the instructions that a division has beyond the hardware's reciprocal.
+
+    That is of 1 or more, or infinite, and wrong by an ulp: nothing that a division would mend.
+    """
+    e = 1.0 + tl.exp2(x * -1.4426950408889634)
+    r = tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [e], dtype=tl.float32, is_pure=True, pack=1)
+    return x * r
+
+
+@triton.jit
+def wave_of(y, alpha_ptr, inv_beta_ptr, first, columns):
+    """What the next layer reads of fp32 [rows, columns]: their snake, or where it has no parameters their SiLU.
+
+    The columns' channels are ``first + columns``.
+    """
+    if alpha_ptr is None:
+        return silu_of(y)
+    else:
+        alpha = tl.load(alpha_ptr + first + columns)[None, :]
+        return snake_of(y, alpha, tl.load(inv_beta_ptr + first + columns)[None, :])
 
 
 @triton.jit
@@ -74,6 +100,18 @@ def _snake(
     x = tl.load(x_ptr + at + offsets, mask=mask, other=0.0).to(tl.float32)
     tl.store(y_ptr + at + offsets, snake_of(x, alpha, inv_beta).to(y_ptr.dtype.element_ty), mask=mask)
     zero_guards(y_ptr + song, L, tile == 0, live <= ROWS, c, C, GUARD)
+
+
+def parameters(wave: Activation | None) -> tuple[Tensor | None, Tensor | None]:
+    """Arguments of a kernel that activates its result by ``wave_of``."""
+    return (None, None) if wave is None or wave == SILU else wave
+
+
+def waved(y: Tensor, wave: Activation | None) -> tuple[Tensor, ...]:
+    """What ``wave`` makes of rows, in y's precision, for the references of cases; nothing where there is none."""
+    if wave is None:
+        return ()
+    return (F.silu(y) if wave == SILU else y + wave[1] * (wave[0] * y).sin().square(),)
 
 
 def snake(x: Tensor, alpha: Tensor, inv_beta: Tensor, *, out: Tensor) -> Tensor:

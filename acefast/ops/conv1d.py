@@ -1,9 +1,10 @@
-"""1-D convolution on channels-last rows, as the v1.5 audio autoencoder uses it.
+"""1-D convolution on channels-last rows, as the v1.5 audio autoencoder and the v1 vocoder use it.
 
     y[t, o] = bias[o] + Σ_k Σ_c weight[o, k, c] * x[t * stride + k * dilation - padding, c]   (+ residual[t, o])
 
-Rows beyond the ends are zero. The weight is [Cout, K, Cin]: for a kernel that is the [Cout, K * Cin] operand of an
-implicit GEMM, and for oneDNN and cuDNN it is a channels-last image filter, so nobody reorders it.
+and, where y is one share of a mean, ``total[t, o] + share * y[t, o]``. Rows beyond the ends are zero. The weight is
+[Cout, K, Cin]: for a kernel that is the [Cout, K * Cin] operand of an implicit GEMM, and for oneDNN and cuDNN it is a
+channels-last image filter, so nobody reorders it.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from torch import Tensor
 from acefast.backends import choose_backend
 from acefast.checks import check_contiguous, check_shape
 from acefast.guarded import GUARD, check_rows, handed_over, lay, room, with_guards
-from acefast.ops.snake import Wave, check_wave, snake_reference
+from acefast.ops.snake import SILU, Activation, activate, check_wave
 
 OP = "conv1d"
 ORDER = ("triton",)
-Pair = tuple[Tensor | None, Tensor]  # a result, unless only the other is asked for, and what the next snake makes of it
+Pair = tuple[Tensor | None, Tensor]  # a result, unless only the other is asked for, and the activated one
 
 
 def conv1d_reference(
@@ -31,15 +32,17 @@ def conv1d_reference(
     padding: int = 0,
     dilation: int = 1,
     residual: Tensor | None = None,
-    wave: Wave | None = None,
+    share: float = 1.0,
+    total: Tensor | None = None,
+    wave: Activation | None = None,
     keep: bool = True,
     guarded: bool = False,
     out: Tensor | Pair | None = None,
 ) -> Tensor | Pair:
     """What the op means in PyTorch; every kernel is held to it.
 
-    The library's convolution accumulates in fp32; at bf16 and fp16 it rounds before the residual is added, and again
-    before the snake.
+    The library's convolution accumulates in fp32; at bf16 and fp16 it rounds before the residual is added, then before
+    the total is, and again before the activation.
     """
     x = x.contiguous()  # of guarded rows a copy
     if len(weight) <= 4 and stride == 1 and dilation == 1 and x.dtype == torch.float32 and x.device.type == "cpu":
@@ -50,10 +53,12 @@ def conv1d_reference(
         y = F.conv2d(image, filters, bias, stride=(1, stride), padding=(0, padding), dilation=(1, dilation))
         y = y.squeeze(2).transpose(1, 2).contiguous()  # contiguous already, unless a size of 1 hid the layout
     y = y if residual is None else y.add_(residual)
+    y = y if share == 1 else y.mul_(share)
+    y = y if total is None else y.add_(total)
     if wave is None:
         return lay(y, out, guarded)
     into = pair(out)
-    activated = lay(snake_reference(y, *wave), into[1], guarded)
+    activated = activate(y, wave, guarded=guarded, out=into[1])
     return lay(y, into[0], guarded) if keep else None, activated
 
 
@@ -86,13 +91,15 @@ def conv1d(
     padding: int = 0,
     dilation: int = 1,
     residual: Tensor | None = None,
-    wave: Wave | None = None,
+    share: float = 1.0,
+    total: Tensor | None = None,
+    wave: Activation | None = None,
     keep: bool = True,
     guarded: bool = False,
     out: Tensor | Pair | None = None,
     backend: str | None = None,
 ) -> Tensor | Pair:
-    """Convolve rows over time, add a residual if there is one, and take the next layer's snake if there is one.
+    """Convolve rows over time, add a residual if there is one, and activate for the next layer if it asks for that.
 
     Args:
         x: [B, L, Cin], contiguous, or guarded; fp32, bf16 or fp16.
@@ -101,20 +108,23 @@ def conv1d(
         stride, dilation: rows, at least 1.
         padding: zero rows at each end.
         residual: [B, Lout, Cout] in x's dtype, added to the result; None for none.
-        wave: alpha and inv_beta of the snake that reads the result next, fp32 [Cout], see acefast.ops.snake.
-        keep: False, with a wave, gives only what the snake makes of the result.
-        guarded: x, residual, out and what is returned lie between zeros, as acefast.guarded lays rows.
+        share: what the sum so far is multiplied by.
+        total: [B, Lout, Cout] in x's dtype, added to that: the other shares of a mean; None for none.
+        wave: what reads the result next: alpha and inv_beta of a snake, fp32 [Cout], see acefast.ops.snake; or "silu".
+        keep: False, with a wave, gives only the activated result.
+        guarded: x, residual, total, out and what is returned lie between zeros, as acefast.guarded lays rows.
         out: where what is returned is written, of the same form, [B, Lout, Cout] each; the result's own may be
-            ``residual``. None: new memory.
+            ``residual`` or ``total``. None: new memory.
         backend: "triton" (16 bits; Cout and K * Cin multiples of 16, Cin itself where dilation is not 1; padding of at
             most 32; rows that are not guarded are copied) or "reference"; None leaves the choice to acefast.backends.
     Returns:
         The result y, [B, Lout, Cout], contiguous or guarded, Lout = (L + 2 * padding - dilation * (K - 1) - 1)
-        // stride + 1. With a wave the pair (y, snake(y)), of which y is None unless kept.
+        // stride + 1. With a wave the pair (y, wave(y)), of which y is None unless kept.
     Raises:
         ValueError: a shape, dtype or layout is not as above, or no output row is left.
         BackendUnavailable: the backend named cannot take this input.
-    Source: nn.Conv1d in huggingface/diffusers autoencoder_oobleck.py, there channels-first with weight norm.
+    Source: nn.Conv1d in huggingface/diffusers autoencoder_oobleck.py, and ADaMoSHiFiGANV1's head in ace-step/ACE-Step,
+        there channels-first with weight norm.
     """
     check_shape(OP, "x", x, (None, None, None), "[B, L, Cin]")
     check_rows(OP, "x", x, guarded)
@@ -134,18 +144,20 @@ def conv1d(
     rows = (L + 2 * padding - dilation * (K - 1) - 1) // stride + 1
     if rows < 1:
         raise ValueError(f"{OP}: x must have at least {dilation * (K - 1) + 1 - 2 * padding} rows, got L = {L}")
-    if residual is not None:
-        check_shape(OP, "residual", residual, (B, rows, Cout), "[B, Lout, Cout]")
-        check_dtype(OP, "residual", residual, x)
-        if guarded:
-            check_rows(OP, "residual", residual, guarded)
+    for name, added in (("residual", residual), ("total", total)):
+        if added is not None:
+            check_shape(OP, name, added, (B, rows, Cout), "[B, Lout, Cout]")
+            check_dtype(OP, name, added, x)
+            if guarded:
+                check_rows(OP, name, added, guarded)
     check_results(OP, (B, rows, Cout), "[B, Lout, Cout]", x, wave, keep, guarded, out)
     geometry = {"stride": stride, "padding": padding, "dilation": dilation}
+    added = {"residual": residual, "share": share, "total": total}
     fits = _kernel_fits(x, weight, padding, dilation)
     if choose_backend(OP, backend, x.device, ORDER if fits else ()) == "triton":
-        return _launch(x, weight, bias, geometry, residual, (B, rows, Cout), wave, keep, guarded, out)
+        return _launch(x, weight, bias, geometry, added, (B, rows, Cout), wave, keep, guarded, out)
     results = {"wave": wave, "keep": keep, "guarded": guarded, "out": out}
-    return conv1d_reference(x, weight, bias, **geometry, residual=residual, **results)
+    return conv1d_reference(x, weight, bias, **geometry, **added, **results)
 
 
 def _kernel_fits(x: Tensor, weight: Tensor, padding: int, dilation: int) -> bool:
@@ -160,9 +172,9 @@ def _launch(
     weight: Tensor,
     bias: Tensor | None,
     geometry: dict[str, int],
-    residual: Tensor | None,
+    added: dict[str, Tensor | float | None],
     shape: tuple[int, int, int],
-    wave: Wave | None,
+    wave: Activation | None,
     keep: bool,
     guards: bool,
     out: Tensor | Pair | None,
@@ -173,15 +185,16 @@ def _launch(
     into = pair(out)
     written = room(x, shape, (keep, wave is not None), into, guards)
     if not guards:
-        x, residual = with_guards(x), None if residual is None else with_guards(residual)
+        x = with_guards(x)
+        added = {name: with_guards(t) if isinstance(t, Tensor) else t for name, t in added.items()}
     if 0 not in shape:
-        kernel(x, weight, bias, **geometry, residual=residual, wave=wave, out=written)
+        kernel(x, weight, bias, **geometry, **added, wave=wave, out=written)
     results = handed_over(written, into, guards)
     return results[0] if wave is None else results
 
 
 def pair(out: Tensor | Pair | None) -> tuple[Tensor | None, Tensor | None]:
-    """Where a result and what the next snake makes of it are to be written, of an op's ``out``."""
+    """Where a result and the activated one are to be written, of an op's ``out``."""
     return out if isinstance(out, tuple) else (out, None)
 
 
@@ -196,7 +209,7 @@ def check_results(
     shape: tuple[int, int, int],
     letters: str,
     x: Tensor,
-    wave: Wave | None,
+    wave: Activation | None,
     keep: bool,
     guarded: bool,
     out: Tensor | Pair | None,
@@ -207,8 +220,12 @@ def check_results(
             raise ValueError(f"{op}: keep=False needs a wave, or nothing is left to return")
         given = {} if out is None else {"out": out}
     else:
-        check_wave(op, "wave[0]", wave[0], shape[2])
-        check_wave(op, "wave[1]", wave[1], shape[2])
+        if isinstance(wave, str):
+            if wave != SILU:
+                raise ValueError(f"{op}: wave must be alpha and inv_beta of a snake, or 'silu', got {wave!r}")
+        else:
+            check_wave(op, "wave[0]", wave[0], shape[2])
+            check_wave(op, "wave[1]", wave[1], shape[2])
         fits = isinstance(out, tuple) and [t is not None for t in out] == [keep, True]
         if out is not None and not fits:
             raise ValueError(f"{op}: with a wave, out must be a pair, of which the first is None unless it is kept")

@@ -18,7 +18,7 @@ from acefast.backends import choose_backend
 from acefast.checks import check_contiguous, check_shape
 from acefast.guarded import check_rows, handed_over, lay, room, with_guards
 from acefast.ops.conv1d import Pair, check_dtype, check_results, pair
-from acefast.ops.snake import Wave, snake_reference
+from acefast.ops.snake import Activation, activate
 
 OP = "conv_transpose1d"
 ORDER = ("triton",)  # kernels, fastest first
@@ -37,7 +37,7 @@ def conv_transpose1d_reference(
     bias: Tensor,
     *,
     stride: int,
-    wave: Wave | None = None,
+    wave: Activation | None = None,
     keep: bool = True,
     guarded: bool = False,
     out: Tensor | Pair | None = None,
@@ -46,7 +46,7 @@ def conv_transpose1d_reference(
 
     In fp32 the two halves of the GEMM run one after the other into the same rows, which spares the copy of x that A
     is: 290-330 GFLOP/s on two AVX-512 cores where conv_transpose2d channels-last reaches 110-290. At bf16 and fp16
-    that would round the first half, so A is built; the snake reads what was rounded.
+    that would round the first half, so A is built; the activation reads what was rounded.
     """
     B, L, Cin = x.shape
     tiled = bias.repeat(stride)  # [s * Cout]
@@ -64,7 +64,7 @@ def conv_transpose1d_reference(
     if wave is None:
         return lay(y, out, guarded)
     kept, activated = pair(out)
-    activated = lay(snake_reference(y, *wave), activated, guarded)
+    activated = activate(y, wave, guarded=guarded, out=activated)
     return lay(y, kept, guarded) if keep else None, activated
 
 
@@ -74,20 +74,20 @@ def conv_transpose1d(
     bias: Tensor,
     *,
     stride: int,
-    wave: Wave | None = None,
+    wave: Activation | None = None,
     keep: bool = True,
     guarded: bool = False,
     out: Tensor | Pair | None = None,
     backend: str | None = None,
 ) -> Tensor | Pair:
-    """Raise the rate of rows by ``stride`` with a learned kernel of 2 * stride taps, and take the next layer's snake.
+    """Raise the rate of rows by ``stride`` with a learned kernel of 2 * stride taps, and activate for the next layer.
 
     Args:
         x: [B, L, Cin], contiguous, or guarded; fp32, bf16 or fp16.
         weight: [2 * Cin, stride * Cout], contiguous, x's dtype, see the module and ``conv_transpose_weight``.
         bias: [Cout] in x's dtype.
         stride: even, at least 2.
-        wave: alpha and inv_beta of the snake that reads the result next, fp32 [Cout], see acefast.ops.snake.
+        wave: what reads the result next: alpha and inv_beta of a snake, fp32 [Cout], see acefast.ops.snake; or "silu".
         keep: False, with a wave, gives only what the snake makes of the result.
         guarded: x, out and what is returned lie between zeros, as acefast.guarded lays rows.
         out: where what is returned is written, of the same form, [B, stride * L, Cout] each; shares no memory with x.
@@ -95,7 +95,7 @@ def conv_transpose1d(
         backend: "triton" (16 bits, Cin and Cout multiples of 16) or "reference"; None leaves the choice to
             acefast.backends.
     Returns:
-        The result y, [B, stride * L, Cout], contiguous or guarded. With a wave the pair (y, snake(y)), of which y is
+        The result y, [B, stride * L, Cout], contiguous or guarded. With a wave the pair (y, wave(y)), of which y is
         None unless kept.
     Raises:
         ValueError: a shape, dtype or layout is not as above.
@@ -126,7 +126,7 @@ def _on_kernel(
     weight: Tensor,
     bias: Tensor,
     stride: int,
-    wave: Wave | None,
+    wave: Activation | None,
     keep: bool,
     guarded: bool,
     out: Tensor | Pair | None,

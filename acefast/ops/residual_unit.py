@@ -202,6 +202,8 @@ def residual_unit(
         check_shape(OP, "activated", activated, x.shape, "[B, L, C]")
         check_dtype(OP, "activated", activated, x)
         check_rows(OP, "activated", activated, guarded)
+    if isinstance(wave, str):
+        raise ValueError(f"{OP}: wave must be alpha and inv_beta of a snake, got {wave!r}")
     check_results(OP, tuple(x.shape), "[B, L, C]", x, wave, keep, guarded, out)
     if activated is not None and any(t is not None and _same_memory(t, activated) for t in pair(out)):
         raise ValueError(f"{OP}: out must not be activated, whose rows are read by their neighbours too")

@@ -8,7 +8,10 @@ with one frequency and one height per channel, folded at load in fp32: ``alpha =
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from acefast.backends import choose_backend
@@ -21,6 +24,8 @@ OP = "snake"
 ORDER = ("triton", "cuda")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 Wave = tuple[Tensor, Tensor]  # alpha and inv_beta, folded: fp32 [C] each
+SILU = "silu"
+Activation = Wave | Literal["silu"]  # of the layer that reads a convolution's result next
 
 
 def block_elements(device: torch.device) -> int:
@@ -62,6 +67,13 @@ def snake_reference(
     for i in range(0, len(x_rows), max(n, 1)):
         snake_rows(x_rows[i : i + n], alpha, inv_beta, y_rows[i : i + n], scratch)
     return lay(y, out, guarded)
+
+
+def activate(x: Tensor, wave: Activation, *, guarded: bool = False, out: Tensor | None = None) -> Tensor:
+    """What the next layer reads, ``snake(x)`` or ``silu(x)``, by PyTorch."""
+    if wave == SILU:
+        return lay(F.silu(x.contiguous()), out, guarded)
+    return snake_reference(x, *wave, guarded=guarded, out=out)
 
 
 @operator(

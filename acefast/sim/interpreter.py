@@ -47,7 +47,7 @@ _BF16_OPS = (
     *(f"create_fcmp{order}{test}" for order in "OU" for test in ("LT", "GT", "LE", "GE", "EQ", "NE")),
 )
 # Inline assembly that is understood, a function of fp32 arrays each; any other is refused as before.
-_ASSEMBLY = {"sin.approx.f32 $0, $1;": np.sin}
+_ASSEMBLY = {"sin.approx.f32 $0, $1;": np.sin, "rcp.approx.ftz.f32 $0, $1;": np.reciprocal}
 # What is replaced, with the arguments it must have: another Triton may have renamed or reordered them.
 _EXPECTED = {
     "InterpreterBuilder.create_masked_load": ("ptrs", "mask", "other", "cache_policy", "is_volatile"),

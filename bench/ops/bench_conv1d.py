@@ -22,6 +22,13 @@ LAYERS = {
     "encoder_down6": (1500, 512, 1024, 12, 6, 3, 1),
     "encoder_down10": (250, 1024, 2048, 20, 10, 5, 1),
     "encoder_last": (25, 2048, 128, 3, 1, 1, 1),
+    # of v1's vocoder: the first convolution of a pair, and the second with residual, result and SiLU
+    "vocoder512_k13": (345, 512, 512, 13, 1, 30, 5),
+    "vocoder512_second": (345, 512, 512, 13, 1, 6, 1),
+    "vocoder128_second": (2756, 128, 128, 7, 1, 3, 1),
+    "vocoder32_second": (11025, 32, 32, 11, 1, 5, 1),
+    "vocoder16_k13": (22050, 16, 16, 13, 1, 30, 5),
+    "vocoder16_second": (22050, 16, 16, 3, 1, 1, 1),
 }
 
 
@@ -34,9 +41,10 @@ def bench_conv1d(op_benchmark, device, dtype, backend, layer, seconds):
     weight = (torch.randn(Cout, K, Cin, device=device) / (K * Cin) ** 0.5).to(dtype)
     bias = torch.randn(Cout, device=device, dtype=dtype)
     wave = tuple(torch.rand(Cout, device=device) + 0.5 for _ in range(2)) if "last" not in layer else None
+    wave = "silu" if "vocoder" in layer else wave
     rows = (len(x[0]) + 2 * padding - dilation * (K - 1) - 1) // stride + 1
-    residual = torch.randn(1, rows, Cout, device=device, dtype=dtype) if "1x1" in layer else None
-    keep = wave is None or "1x1" in layer or stride in (2, 4, 6) or layer == "encoder_first"
+    residual = torch.randn(1, rows, Cout, device=device, dtype=dtype) if "1x1" in layer or "second" in layer else None
+    keep = wave is None or residual is not None or stride in (2, 4, 6) or layer == "encoder_first"
     moved = 1 + (wave is not None and keep) + (residual is not None)
     op_benchmark(
         conv1d,

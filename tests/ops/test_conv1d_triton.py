@@ -29,6 +29,9 @@ LAYERS = {
     "half": (128, 128, 1, 1, 0, 1),
     "small": (64, 64, 4, 2, 1, 1),
     "stereo": (2, 128, 8, 1, 3, 1),
+    "c32": (32, 32, 13, 1, 30, 5),
+    "c16": (16, 16, 11, 1, 15, 3),
+    "short": (128, 128, 3, 1, 1, 1),
 }
 
 
@@ -59,6 +62,16 @@ def test_layers_are_of_the_classes_that_they_are_named_after():
         "frames": [(64, 2048, 7, 1), (1024, 2048, 20, 1), (2112, 128, 3, 1)],  # 256 does not divide 3 * 2112
         "last": [(2048, 128, 3, 1)],
         "stereo": [(2, 128, 8, 1)],
+        # the vocoder's; what is 8 wide is padded to 16
+        "wide-silu": [
+            (512, 1024, 13, 1, True),
+            *((C, C, k, d, True) for C in (256, 512) for k in (3, 13) for d in (1, 5)),
+        ],
+        "half-silu": [(128, 128, k, d, True) for k in (7, 11, 13) for d in (1, 3, 5)],
+        "short": [(128, 128, 3, d, silu) for d in (1, 5) for silu in (False, True)],
+        "small": [(64, 64, k, d, True) for k in (3, 7, 11, 13) for d in (1, 3, 5)],
+        "c32": [(32, 32, k, d, True) for k in (3, 7, 11, 13) for d in (1, 3, 5)],
+        "c16": [(16, 16, k, d, True) for k in (3, 7, 11, 13) for d in (1, 3, 5)],
     }
     for name, layers in published.items():
         assert {shape_class(*layer) for layer in layers} == {name}
@@ -107,6 +120,38 @@ def test_residual_is_added_in_fp32_also_in_place(layer, keep, waved, dtype, rng)
     assert (y is residual) == keep
     for got, meant in ((y, want), (activated, snaked(want, *wave))):
         assert got is None or (relative(got, meant) <= GATE[dtype] and padded_with_zeros(got))
+
+
+# Cin, Cout, K, dilation: the class that the vocoder's layers of 512 channels have, of 128, and narrower ones
+PAIRS = {"wide": (64, 256, 13, 5), "half": (128, 128, 7, 3), "c64": (64, 64, 3, 1), "c16": (16, 16, 13, 5)}
+
+
+@pytest.mark.parametrize("pair, dtype", list(zip(PAIRS, 2 * list(GATE))))
+def test_silu_and_shares_of_a_mean(pair, dtype, rng):
+    """A share is added in fp32, also in place, and what is activated is not rounded before."""
+    cin, cout, taps, dilation = PAIRS[pair]
+    L, padding = 133, (taps - 1) // 2 * dilation
+    x, weight, bias = inputs(2, L, cin, cout, taps, dtype)
+    residual, total = (with_guards(torch.randn(2, L, cout, generator=rng).to(dtype)) for _ in range(2))
+    want = naive(x, weight, bias, 1, padding, dilation, residual)
+    options = dict(padding=padding, dilation=dilation, residual=residual, guarded=True)
+    x = with_guards(x)
+    y, activated = run(x, weight, bias, **options, wave="silu", out=tuple(poisoned(2, L, cout, dtype) for _ in "ya"))
+    shared = want / 4 + total.double()
+    _, last = run(x, weight, bias, **options, share=0.25, total=total, wave="silu", keep=False)
+    mean = run(x, weight, bias, **options, share=0.25, total=total, out=total)
+    assert mean is total
+    meant = (y, want), (activated, want * want.sigmoid()), (last, shared * shared.sigmoid()), (mean, shared)
+    for got, right in meant:
+        assert relative(got, right) <= GATE[dtype] and padded_with_zeros(got)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp2")
+def test_silu_of_numbers_far_from_zero_is_they_or_nothing(rng):
+    bias = torch.tensor([-6e4, -200.0, -88.0, 88.0, 200.0, 6e4] + 10 * [0.0]).half()
+    x, weight = torch.zeros(1, 3, 16).half(), torch.zeros(16, 1, 16).half()
+    _, got = run(x, weight, bias, wave="silu")
+    assert torch.equal(got, torch.where(bias > 0, bias, 0).expand(1, 3, 16))
 
 
 def test_kernel_covers_more_row_and_column_tiles_than_a_group_has(rng):
@@ -230,7 +275,8 @@ def test_no_rows_are_no_launch_and_a_song_of_padding_is_one():
 def test_every_configuration_compiles_without_a_spill(name, sm):
     """With both results and a residual, which need the most registers, at published widths where a class has them."""
     wide = {"wide": (512, 512, 7, 1, 27, 9), "half": (512, 512, 1, 1, 0, 1), "frames": (64, 2048, 7, 1, 3, 1)}
-    layer = {**LAYERS, **wide, "last": (2048, 128, 3, 1, 1, 1)}[name]
+    silu = {"wide-silu": (512, 512, 13, 1, 30, 5), "half-silu": (128, 128, 13, 1, 6, 1)}
+    layer = {**LAYERS, **wide, **silu, "last": (2048, 128, 3, 1, 1, 1)}[name]
     cin, cout, taps, stride, padding, dilation = layer
     device = torch.device("meta")
     L = 1000 if stride == 1 else 1001
@@ -238,7 +284,7 @@ def test_every_configuration_compiles_without_a_spill(name, sm):
     x = guarded(1, L, cin, dtype=torch.bfloat16, device=device)
     y, activated = (guarded(1, R, cout, dtype=torch.bfloat16, device=device) for _ in range(2))
     weight, bias = (torch.empty(s, dtype=torch.bfloat16, device=device) for s in ((cout, taps, cin), (cout,)))
-    wave = tuple(torch.empty(cout, device=device) for _ in range(2))
+    wave = "silu" if name in silu else tuple(torch.empty(cout, device=device) for _ in range(2))
     geometry = dict(stride=stride, padding=padding, dilation=dilation)
     with dry_run(sm) as launches:
         kernel(x, weight, bias, **geometry, residual=y, wave=wave, out=(y, activated))

@@ -87,11 +87,13 @@ def poisoned(shape, dtype, laid):
 @pytest.mark.parametrize("dtype", GATE, ids=str)
 @pytest.mark.parametrize("keep", (True, False))
 @pytest.mark.parametrize("laid", (True, False), ids=("guarded", "contiguous"))
-def test_the_next_snake_is_a_second_result(keep, laid, dtype):
+@pytest.mark.parametrize("silu", (True, False), ids=("silu", "snake"))
+def test_the_next_activation_is_a_second_result(silu, keep, laid, dtype):
     """Of new memory and of memory given, whose guards hold what was there before."""
     B, L, stride = 2, 9, 4
     x, weight, bias = inputs(B, L, 16, 8, stride, dtype)
     weight, wave = conv_transpose_weight(weight), (torch.rand(8) + 0.5, torch.rand(8))
+    wave = "silu" if silu else wave
     y = conv_transpose1d(x, weight, bias, stride=stride)
     into = [poisoned(y.shape, dtype, laid) for _ in range(2)]
     into = (into[0] if keep else None, into[1])
@@ -100,7 +102,7 @@ def test_the_next_snake_is_a_second_result(keep, laid, dtype):
         got = conv_transpose1d(with_guards(x) if laid else x, weight, bias, **options, out=out)
         assert out is None or all(a is b for a, b in zip(got, out))
         assert (got[0] is not None) == keep
-        for have, want in zip(got, (y, snake(y, *wave))):
+        for have, want in zip(got, (y, F.silu(y) if silu else snake(y, *wave))):
             if have is not None:
                 assert torch.equal(have, want) and (is_guarded(have) if laid else have.is_contiguous())
                 assert not laid or ((whole(have)[:, :GUARD] == 0).all() and (whole(have)[:, -GUARD:] == 0).all())
@@ -128,6 +130,7 @@ def test_one_result_goes_where_it_is_told(laid):
         (dict(weight=torch.ones(16, 20).bfloat16()), r"conv_transpose1d: weight must have x's dtype"),
         (dict(guarded=True), r"conv_transpose1d: x must lie between guards"),
         (dict(keep=False), r"conv_transpose1d: keep=False needs a wave"),
+        (dict(wave="relu"), r"conv_transpose1d: wave must be alpha and inv_beta of a snake, or 'silu', got 'relu'"),
         (dict(wave=(torch.ones(5), torch.ones(4))), r"conv_transpose1d: wave\[1\] must be \[C\] = \[5\], got \[4\]"),
         (dict(out=torch.ones(1, 12, 4)), r"out must be \[B, stride \* L, Cout\] = \[1, 12, 5\], got \[1, 12, 4\]"),
         (dict(out=torch.ones(1, 12, 5).half()), r"conv_transpose1d: out must have x's dtype"),

@@ -75,6 +75,21 @@ def test_equals_the_equation_in_fp64_and_keeps_to_its_rows(B, L, Cin, Cout, stri
     torch.testing.assert_close(source, before, rtol=0, atol=0, equal_nan=True)
 
 
+# Cin, Cout, stride: the vocoder's classes, a level of its own and narrower ones of the others.
+SILU = {"silu": (64, 128, 2), "c64": (128, 64, 2), "c32": (64, 32, 2), "narrow": (32, 16, 2)}
+
+
+@pytest.mark.parametrize("layer, dtype", list(zip(SILU, 2 * list(GATE))))
+def test_silu_stands_in_the_snakes_place(layer, dtype):
+    Cin, Cout, stride = SILU[layer]
+    assert shape_class(Cin, Cout, stride, True) == layer
+    x, weight, bias, wave = inputs(2, 133, Cin, Cout, stride, dtype)
+    want, _ = exact(x, weight, bias, wave, stride)
+    with interpreted():
+        y, activated = conv_transpose1d(x, weight, bias, stride=stride, wave="silu", backend="triton")
+    assert error(y, want) <= GATE[dtype] and error(activated, want * want.sigmoid()) <= GATE[dtype]
+
+
 @pytest.mark.parametrize("laid", (True, False), ids=("guarded", "contiguous"))
 @pytest.mark.parametrize("results", [(True, False), (False, True), (True, True)], ids=("y", "snake", "both"))
 @pytest.mark.parametrize("given", (True, False), ids=("out", "new"))
