@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
 from acefast.checkpoint import Checkpoint, open_checkpoint
 from acefast.devices import current
@@ -234,6 +235,20 @@ def free_memory(device: torch.device) -> int | None:
         return int(found["MemAvailable"].split()[0]) << 10
     except (OSError, KeyError, ValueError):
         return None
+
+
+def module_bytes(kind: type[nn.Module], *configs: Any, dtype: torch.dtype, rounded: bool) -> int:
+    """Bytes of a network's weights; ``rounded`` as a GPU's allocator does it."""
+    with torch.device("meta"):
+        module = kind(*configs)
+    table = kind.weight_table(*configs)
+    return tensor_bytes(((p.numel(), table[n].dtype or dtype) for n, p in module.named_parameters()), rounded)
+
+
+def tensor_bytes(tensors: Iterable[tuple[int, torch.dtype]], rounded: bool) -> int:
+    """Bytes of tensors, each given by its elements and their dtype."""
+    sizes = (count * dtype.itemsize for count, dtype in tensors)
+    return sum(map(held, sizes) if rounded else sizes)
 
 
 def held(size: int) -> int:

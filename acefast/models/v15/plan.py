@@ -15,7 +15,7 @@ from acefast.checkpoint import Checkpoint
 from acefast.conditions import CACHE_BYTES
 from acefast.config_files import text_config_for
 from acefast.locate import NAMES
-from acefast.memory import LIBRARY, SMALL, Job, Networks, held
+from acefast.memory import LIBRARY, SMALL, Job, Networks, module_bytes, tensor_bytes
 from acefast.models.v15 import vae
 from acefast.models.v15.buffers import Shape, padded_conditions, padded_steps, padded_tokens, plan_bytes, step_plan
 from acefast.models.v15.codes import AudioDetokenizer, AudioTokenizer
@@ -116,21 +116,14 @@ class V15Networks(Networks):
 @cache
 def _weights(networks: V15Networks, dtype: torch.dtype, rounded: bool, vae_dtype: torch.dtype) -> dict[str, int]:
     def of(kind: type[nn.Module], config: Any, dtype: torch.dtype) -> int:
-        with torch.device("meta"):
-            module = kind(config)
-        table = kind.weight_table(config)
-        return total((p.numel(), table[name].dtype or dtype) for name, p in module.named_parameters())
-
-    def total(tensors: Any) -> int:
-        sizes = (count * kind.itemsize for count, kind in tensors)
-        return sum(map(held, sizes) if rounded else sizes)
+        return module_bytes(kind, config, dtype=dtype, rounded=rounded)
 
     c, v = networks.config, networks.vae_config
     text = text_encoder_tensors(networks.text_config).values()
     return {
         "transformer": of(DiT, c, dtype),
         "condition_encoder": of(ConditionEncoder, c, dtype),
-        "text_encoder": total((math.prod(shape), dtype) for shape in text),
+        "text_encoder": tensor_bytes(((math.prod(shape), dtype) for shape in text), rounded),
         "decoder": of(vae.Decoder, v, vae_dtype),
         "encoder": of(vae.Encoder, v, vae_dtype),
         "audio_tokenizer": of(AudioTokenizer, c, dtype),
