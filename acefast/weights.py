@@ -106,7 +106,7 @@ def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
     """The tensors of a safetensors file by their name in it, and the file's metadata; reads no weights.
 
     Raises:
-        CheckpointError: as ``open_file``, or a tensor is neither bf16, fp16 nor fp32. Integer tensors pass, all as int64:
+        CheckpointError: as ``open_file``, or a tensor is neither bf16, fp16 nor fp32. Integer tensors pass, as int64:
             the only ones in use are buffers that no model takes, and the text tokeniser in a file of v1.
     """
     stored, foreign = {}, []

@@ -5,6 +5,7 @@ Test files import its functions before pytest takes its fixtures, too late for i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -85,11 +86,9 @@ def in_hub(repo: str) -> Path:
 
 
 def tensors(checkpoint: ck.Checkpoint) -> dict[str, torch.Tensor]:
-    found = {}
-    for name, stored in checkpoint.index.items():
-        with open_file(stored.file) as file:
-            found[name] = read_tensor(file, stored).clone()
-    return found
+    with contextlib.ExitStack() as stack:
+        files = {file: stack.enter_context(open_file(file)) for file in {s.file for s in checkpoint.index.values()}}
+        return {name: read_tensor(files[s.file], s).clone() for name, s in checkpoint.index.items()}
 
 
 def edit(file: Path, change) -> None:

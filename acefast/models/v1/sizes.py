@@ -144,7 +144,7 @@ def _sound(v: VocoderConfig) -> VocoderConfig:
     _same_length(v, "dims", "depths")
     _same_length(v, "upsample_kernel_sizes", "upsample_rates")
     if math.prod(v.upsample_rates) != MEL_HOP:
-        raise ValueError(f"upsample_rates must make {MEL_HOP}, got {list(v.upsample_rates)}")
+        raise ValueError(f"upsample_rates must be numbers that make {MEL_HOP}, got {list(v.upsample_rates)}")
     return v
 
 
