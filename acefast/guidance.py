@@ -1,5 +1,7 @@
 """How the conditional and the unconditional velocity become one: CFG, APG and ADG, and the interval they act in.
 
+``acefast.models.v1.guidance`` adds what only v1 has.
+
 Pure functions of tensors. APG's momentum is passed in and returned; only ``guided`` holds it, for one song's loop.
 Velocities and latents have any shape with time in ``time_dim`` and channels last, [B, T, C] in the v1.5 family.
 """
@@ -116,8 +118,11 @@ class Guidance:
         if not 0.0 <= start <= end <= 1.0:
             raise ValueError(f"guidance: interval must be 0 <= start <= end <= 1, got {start}, {end}")
 
-    def active(self, t: float) -> bool:
-        """Whether the evaluation at timestep ``t`` is guided, that is, needs the unconditional velocity."""
+    def active(self, t: float, step: int = 0) -> bool:
+        """Whether the evaluation at timestep ``t`` is guided, that is, needs the unconditional velocity.
+
+        ``step``: number of the step that begins at ``t``; of no matter here.
+        """
         start, end = self.interval
         position = t if self.semantics == "official" else 1.0 - t
         return self.scale > 1.0 and start - _INTERVAL_SLACK <= position <= end + _INTERVAL_SLACK
@@ -130,10 +135,11 @@ class Guidance:
         t: float,
         running: Tensor | None = None,
         *,
+        step: int = 0,
         corrector: bool = False,
         backend: str | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """The guided velocity of one evaluation for which ``active(t)`` holds, and APG's momentum after it.
+        """The guided velocity of one evaluation for which ``active(t, step)`` holds, and APG's momentum after it.
 
         ``corrector`` marks the second evaluation of a Heun step: plain CFG stands in for APG, whose momentum then stays
         as it is, and for ADG at t = 0, where it is not defined.
@@ -157,7 +163,7 @@ class Guidance:
 
 
 def guided(
-    predict: Callable[[Tensor, float, int, bool], Tensor | tuple[Tensor, Tensor]],
+    predict: Callable[[Tensor, float, int, bool], Tensor | tuple[Tensor, ...]],
     guidance: Guidance,
     *,
     backend: str | None = None,
@@ -166,17 +172,20 @@ def guided(
 
     Args:
         predict: ``predict(latents, t, step, unconditional)`` returns the conditional velocity, and with
-            ``unconditional`` the pair (conditional, unconditional). It is asked for the pair only where guidance acts.
+            ``unconditional`` the pair (conditional, unconditional), or all that ``guidance.combine`` takes. It is asked
+            for these only where guidance acts.
     """
     running: Tensor | None = None
 
     def velocity(latents: Tensor, t: float, step: int, corrector: bool) -> Tensor:
         nonlocal running
-        if not guidance.active(t):
+        at = step + corrector  # Heun's second evaluation is where the next step begins
+        if not guidance.active(t, at):
             return predict(latents, t, step, False)
-        cond, uncond = predict(latents, t, step, True)
+        cond, uncond, *text = predict(latents, t, step, True)
+        options = {"text": text[0]} if text else {}
         guided_velocity, running = guidance.combine(
-            cond, uncond, latents, t, running, corrector=corrector, backend=backend
+            cond, uncond, latents, t, running, step=at, corrector=corrector, backend=backend, **options
         )
         return guided_velocity
 

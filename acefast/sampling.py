@@ -2,7 +2,7 @@
 
 Everything here is a pure function of its tensors: no global generator is read, nothing is printed. Latents mix clean
 data and noise as ``x_t = t * noise + (1 - t) * clean``; the velocity is ``noise - clean``; t runs from 1 down to 0.
-Shapes are [B, ...] with time in ``time_dim``: [B, T, 64] in the v1.5 family.
+Shapes are [B, ...] with time in ``time_dim``: [B, T, 64] in the v1.5 family, [B, T, 128] in v1.
 """
 
 from __future__ import annotations
@@ -126,12 +126,16 @@ def sample(
     after_step: Callable[[Tensor, int, float], Tensor] | None = None,
     on_step: Callable[[StepInfo], Tensor | bool | None] | None = None,
     state_dtype: torch.dtype = torch.float32,
+    step_dtype: torch.dtype | None = None,
+    omega: float | None = None,
+    coupled: bool = False,
+    corrects_last: bool = True,
     advance: Advance | None = None,
 ) -> Tensor:
     """Integrates the velocity from ``timesteps[start]`` down to 0.
 
     euler  x <- x - v dt
-    heun   x <- x - (v + v2) dt / 2, v2 at Euler's result and t_next, also where t_next is 0; two evaluations a step
+    heun   x <- x - (v + v2) dt / 2, v2 at Euler's result and t_next; two evaluations a step
     sde    x <- t_next * eps + (1 - t_next) * (x - v t), eps fresh each step; the last step draws none
 
     Args:
@@ -148,6 +152,11 @@ def sample(
         state_dtype: of the latents between steps. fp32 is exact enough to never matter. bf16 (or fp16) is upstream's
             habit: latents, velocity and noise are rounded to it; so are t, dt = t - t_next and 1 - t_next, t also as
             the model is told it; and each product and sum is rounded on its own.
+        step_dtype: of t and of a step's own arithmetic, ``state_dtype`` if not given. With fp32 beside a narrower
+            state, as v1 has it, t is not rounded, and of a step's products only an Euler's with ``omega``.
+        omega: of Euler and Heun: each step's change is stretched about its mean by this factor; see ``shifted_step``.
+        coupled: the mean is that of the whole batch, not each song's.
+        corrects_last: whether Heun's last step, where t_next is 0, has its second evaluation; v1's has none.
         advance: takes each step, in place of ``velocity``, ``solver`` and ``correct``. What a hook is shown then holds
             until the next step, ``denoised`` too.
     Returns:
@@ -168,15 +177,18 @@ def sample(
     if solver == "sde" and sde_noise is None:
         sde_noise = _philox_noise(seeds, noise)
 
-    def rounded(value: float) -> float:
-        return value if state_dtype.itemsize >= 4 else torch.tensor(value, dtype=state_dtype).item()
+    work = step_dtype or state_dtype
 
-    def checked(what: str, tensor: Tensor) -> Tensor:
+    def rounded(value: float) -> float:
+        return value if work.itemsize >= 4 else torch.tensor(value, dtype=work).item()
+
+    def checked(what: str, tensor: Tensor, dtype: torch.dtype = state_dtype) -> Tensor:
         if tensor.shape != noise.shape:
             raise ValueError(f"sample: {what} must be of shape {list(noise.shape)}, got {list(tensor.shape)}")
-        return tensor.to(noise.device, state_dtype)
+        return tensor.to(noise.device, dtype)
 
-    times, table = [*map(rounded, timesteps), 0.0], step_table(timesteps, state_dtype=state_dtype, device=noise.device)
+    times, table = [*map(rounded, timesteps), 0.0], step_table(timesteps, state_dtype=work, device=noise.device)
+    move = functools.partial(shifted_step, times=table, omega=None if solver == "sde" else omega, coupled=coupled)
     x = noise.to(state_dtype)
     for step in range(start, steps):
         t, t_next = times[step], times[step + 1]
@@ -185,11 +197,12 @@ def sample(
             v = functools.partial(advance.velocity, step)
         else:
             before, first = x, checked("velocity", velocity(x, t, step, False))
-            eps = checked("sde_noise", sde_noise(step)) if solver == "sde" and t_next > 0 else None
-            x, v = sampler_step(before, first, table, step, noise=eps), lambda first=first: first
-            if solver == "heun":
-                second = checked("velocity", velocity(x, t_next, step, True))
-                x = sampler_step(before, (first + second) * 0.5, table, step)
+            eps = checked("sde_noise", sde_noise(step), work) if solver == "sde" and t_next > 0 else None
+            drift = first if solver == "euler" else first.to(work)
+            x, v = move(before.to(work), drift, step=step, noise=eps).to(state_dtype), lambda first=first: first
+            if solver == "heun" and (corrects_last or t_next > 0):
+                second = checked("velocity", velocity(x, t_next, step, True), work)
+                x = move(before.to(work), (drift + second) * 0.5, step=step).to(state_dtype)
             if correct is not None and solver != "sde":
                 x = checked("correct", correct(x, before - first * t, t, t_next))
         if after_step is not None:
@@ -204,6 +217,29 @@ def sample(
             elif answer is not None:
                 raise TypeError(f"on_step must return None, a tensor or False, got {type(answer).__name__}")
     return x if advance is None else x.clone()
+
+
+def shifted_step(
+    latents: Tensor,
+    velocity: Tensor,
+    times: Tensor,
+    step: int,
+    *,
+    noise: Tensor | None = None,
+    omega: float | None = None,
+    coupled: bool = False,
+) -> Tensor:
+    """``sampler_step``, its change stretched about its mean: ``x - ((d - mean(d)) * omega + mean(d))``, d = v dt.
+
+    Args:
+        omega: the factor; None and an SDE step leave the change as it is.
+        coupled: one mean of the whole batch, upstream's, in place of one for each song.
+    """
+    if omega is None or noise is not None:
+        return sampler_step(latents, velocity, times, step, noise=noise)
+    change = times[step, 1] * velocity  # in this order, which of bf16 decides where a CPU rounds
+    mean = change.mean() if coupled else change.mean(tuple(range(1, change.ndim)), keepdim=True)
+    return latents - ((change - mean) * omega + mean)
 
 
 def mix_noise(noise: Tensor, other: Tensor, variation: float) -> Tensor:
