@@ -18,11 +18,11 @@ from acefast.models.v1.config import FRAME
 from acefast.models.v1.dit import DiT
 from acefast.models.v1.loop import Sampling
 from acefast.models.v1.lyrics import LyricTokenizer, find_vocabulary
-from acefast.models.v1.tasks import build_task, frames_of
+from acefast.models.v1.tasks import check_source
 from acefast.models.v1.text import INSTRUMENTAL, Conditioning
 from acefast.request import Request
 from acefast.residence import Part
-from acefast.tasks import Recording, Task, read_audio
+from acefast.tasks import Recording, read_audio
 
 
 class Model(Conditioning, Sampling, model.Model):
@@ -48,21 +48,12 @@ class Model(Conditioning, Sampling, model.Model):
     def check(self, requests: list[Request]) -> tuple[Recording | None, np.ndarray | None]:
         """Read the source audio of a batch and its texts; raises before anything is computed."""
         recording, reference = read_audio(requests[0])
+        check_source(requests[0], recording)
         for request in requests:
             for lyrics in (INSTRUMENTAL if request.instrumental else request.lyrics, request.target_lyrics):
                 if lyrics:
                     self.lyric_tokenizer.lines(lyrics, request.language)
         return recording, reference
-
-    # -- what a song begins with -------------------------------------------------------------------------------------
-
-    def task(self, requests: list[Request], recording: Recording | None) -> Task:
-        """Source latents, mask and length of a batch."""
-        return build_task(requests, recording, encode=self.encode, device=self.device)
-
-    def bucket(self, request: Request) -> int:
-        """Of text2music: latent frames, of which songs that are made together have one number."""
-        return frames_of(request.duration)
 
     def velocity(
         self, latents: Tensor, timestep: float, conditions: Conditions, *, unconditional: bool = False
