@@ -140,21 +140,21 @@ def peak_memory(engine: str, folder: Path, seconds: float, dtype: torch.dtype) -
 
         import acefast
 
-        before = _rss()
+        before = peak_rss()
         song = acefast.load(folder, dtype=dtype).generate(PROMPT, LYRICS, duration=seconds, steps=2, seed=0, bpm=90)
         assert song.audio.shape[1] >= int(seconds * 48_000)
     else:
         import transformers.models.qwen3.modeling_qwen3  # noqa: F401
         from diffusers import AceStepPipeline  # noqa: F401
 
-        before = _rss()
+        before = peak_rss()
         with torch.inference_mode():
             pipe = _diffusers(folder, dtype)
             pipe(prompt=PROMPT, lyrics=LYRICS, audio_duration=seconds, num_inference_steps=2, bpm=90)
-    print(json.dumps({"peak_bytes": _rss(), "before_bytes": before}))
+    print(json.dumps({"peak_bytes": peak_rss(), "before_bytes": before}))
 
 
-def _rss() -> int:
+def peak_rss() -> int:
     """Peak resident bytes of this process; Linux's own figure, since ru_maxrss begins with the parent's."""
     status = Path("/proc/self/status")
     if status.exists():
