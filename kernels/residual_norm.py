@@ -66,10 +66,14 @@ def _norm(
     H: tl.constexpr,
 ):
     """Store one piece of h."""
-    factor = _vector(weight_ptr, None, 0, columns, H)
-    if scale_ptr is not None:
-        factor *= 1 + _vector(scale_ptr, step, scale_stride, columns, H)
-    out = x * inverse_rms[:, None] * factor
+    out = x * inverse_rms[:, None]
+    if weight_ptr is not None:
+        factor = _vector(weight_ptr, None, 0, columns, H)
+        if scale_ptr is not None:
+            factor *= 1 + _vector(scale_ptr, step, scale_stride, columns, H)
+        out *= factor
+    elif scale_ptr is not None:
+        out *= 1 + _vector(scale_ptr, step, scale_stride, columns, H)
     if shift_ptr is not None:
         out += _vector(shift_ptr, step, shift_stride, columns, H)
     tl.store(h + columns[None, :], out.to(h.dtype.element_ty), mask=live & (columns < H)[None, :])
@@ -134,7 +138,7 @@ def _residual_norm(
 
 def residual_norm(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     y: Tensor | None = None,
     gate: Tensor | None = None,
     scale: Tensor | None = None,
@@ -177,15 +181,17 @@ def _meaning(out: tuple[Tensor | None, Tensor], **arguments) -> tuple[Tensor, ..
     return (h,) if out[0] is None else (new, h)
 
 
-def _case(config: str, H: int, variant: str, stream: torch.dtype = torch.bfloat16) -> Case:
+def _case(
+    config: str, H: int, variant: str, stream: torch.dtype = torch.bfloat16, *, weighed: bool = True, gated: bool = True
+) -> Case:
     def arguments(device: torch.device, rng: torch.Generator | None = None, S: int = 1536) -> Arguments:
         def normal(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
             return torch.randn(shape, generator=rng, device=device).to(dtype)
 
         x, table = normal(1, S, H, dtype=stream), normal(8, 6, H, dtype=torch.float32)
-        found: Arguments = {"x": x, "weight": normal(H)}
+        found: Arguments = {"x": x, "weight": normal(H) if weighed else None}
         if variant != "b":
-            found |= {"y": normal(1, S, H), "gate": table[:, 2]}
+            found |= {"y": normal(1, S, H), "gate": table[:, 2] if gated else None}
         if variant != "a":
             found |= {"scale": table[:, 1], "shift": table[:, 0]}
         step = torch.full((1,), 3, dtype=torch.int32, device=device)
@@ -218,4 +224,6 @@ CASES = (
         for variant, name in (("a", "gate-norm"), ("b", "norm-modulate"), ("c", "full"), ("d", "final"))
     ),
     _case("xl-full-fp32-stream", 2560, "c", torch.float32),
+    _case("v1-full", 2560, "c", weighed=False),
+    _case("v1-cross", 2560, "c", weighed=False, gated=False),  # behind cross-attention, which has no gate
 )

@@ -10,7 +10,8 @@ from acefast.backends import choose_backend
 from acefast.checks import check_dtype, check_shape
 
 OP = "depthwise_glu"
-ORDER = ()
+ORDER = ("triton",)
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 ROWS = 32  # that the reference takes at a time: 1.6 MB of fp32 at v1's width stay in a core's cache
 
 
@@ -60,17 +61,20 @@ def depthwise_glu(
 
     Args:
         x: [B, S, 2F], rows of neighbouring channels.
-        weight: [2F, 3], of the row before, the row itself and the row behind.
+        weight: [2F, 3], of the row before, the row itself and the row behind. The kernel reads it fastest as the
+            transpose of a contiguous [3, 2F].
         bias: [2F].
         lengths: [B] int64 or int32, on x's device; rows from ``lengths[b]`` on are padding: nothing is made of them,
             whatever they hold, and they come out as zeros. None: no padding.
         silu_input: whether u is ``silu(x)``, for an x as a plain product leaves it; otherwise u is x.
         out: [B, S, F] of x's dtype, written and returned; shares no memory with x. None: new memory.
-        backend: "reference"; None leaves the choice to acefast.backends.
+        backend: "triton" or "reference"; None leaves the choice to acefast.backends.
     Returns:
         [B, S, F] in x's dtype, rounded once.
     Raises:
         ValueError: a shape or dtype is not as above.
+        BackendUnavailable: the backend named cannot take this input: Triton takes floats of up to 32 bits, neighbouring
+            channels, and bias and lengths contiguous.
     Source: GLUMBConv in ace-step/ACE-Step models/attention.py, which works on [B, 2F, S] and rounds after every
         operation.
     """
@@ -84,5 +88,17 @@ def depthwise_glu(
     if out is not None:
         check_shape(OP, "out", out, (B, S, width // 2), "[B, S, F]")
         check_dtype(OP, "out", out, x.dtype)
-    choose_backend(OP, backend, x.device, ORDER)
+    fits = _kernel_fits(x, weight, bias, lengths, out)
+    if choose_backend(OP, backend, x.device, ORDER if fits else ()) == "triton":
+        from acefast.kernels.depthwise_glu import depthwise_glu as kernel
+
+        if out is None:
+            out = torch.empty(B, S, width // 2, dtype=x.dtype, device=x.device)
+        return kernel(x, weight, bias, lengths, silu_input=silu_input, out=out)
     return depthwise_glu_reference(x, weight, bias, lengths, silu_input=silu_input, out=out)
+
+
+def _kernel_fits(x: Tensor, weight: Tensor, bias: Tensor, lengths: Tensor | None, out: Tensor | None) -> bool:
+    floats = all(t.dtype in FLOATS for t in (x, weight, bias))
+    rows = all(t is None or t.stride(-1) == 1 for t in (x, bias, out))
+    return floats and rows and (lengths is None or lengths.is_contiguous())

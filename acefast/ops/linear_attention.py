@@ -10,8 +10,10 @@ from acefast.checks import check_dtype, check_shape
 from acefast.ops.paired_rope import check_pairs, mix_pairs
 
 OP = "linear_attention"
-ORDER = ()
+ORDER = ("triton",)
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 TINY = 1e-15  # added to the sum of a row's weights
+CHUNK = 256  # rows whose sums one program of the Triton kernels makes
 
 
 def linear_attention_reference(
@@ -37,12 +39,21 @@ def linear_attention_reference(
     return out if padded is None else out.masked_fill_(padded, 0)
 
 
+def scratch_memory(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """What the Triton kernels hand over: sums of each chunk, fp32, and their means over all, in two of qkv's dtype."""
+    B, S, width = qkv.shape
+    D = width // (3 * heads)
+    parts = torch.empty(B, heads, -(-S // CHUNK), D + 1, D, dtype=torch.float32, device=qkv.device)
+    return parts, torch.empty(B, heads, 2, D + 1, D, dtype=qkv.dtype, device=qkv.device)
+
+
 def linear_attention(
     qkv: Tensor,
     table: Tensor,
     heads: int,
     lengths: Tensor | None = None,
     *,
+    scratch: tuple[Tensor, Tensor] | None = None,
     out: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
@@ -52,16 +63,20 @@ def linear_attention(
 
     Args:
         qkv: packed projection, [B, S, 3 * heads * D]: all queries, all keys, all values; head h is channels h * D on.
-        table: cosines and sines of each position, [S or more, 2, D] fp32, see ``paired_rope_table``.
+        table: cosines and sines of each position, [S or more, 2, D] fp32, whose columns d and d + D / 2 are equal, see
+            ``paired_rope_table``.
         heads: of queries, as many as of keys and of values.
         lengths: [B] int64 or int32, on qkv's device; rows from ``lengths[b]`` on are padding: no sum has them, whatever
             they hold, and they come out as zeros. None: no padding.
+        scratch: ``scratch_memory(qkv, heads)``, which the Triton kernels write; None: new memory.
         out: [B, S, heads * D] of qkv's dtype, written and returned; shares no memory with qkv. None: new memory.
-        backend: "reference"; None leaves the choice to acefast.backends.
+        backend: "triton" (heads of 16, 32, 64 or 128 channels) or "reference"; None leaves the choice to
+            acefast.backends.
     Returns:
         [B, S, heads * D] in qkv's dtype, rounded once; each value a mean of v with weights that are not negative.
     Raises:
         ValueError: a shape or dtype is not as above.
+        BackendUnavailable: the backend named cannot take this input.
     Source: CustomLiteLAProcessor2_0 in ace-step/ACE-Step customer_attention_processor.py, which rounds q and k after
         the position embedding; its clamp follows the output projection.
     """
@@ -75,5 +90,16 @@ def linear_attention(
     if out is not None:
         check_shape(OP, "out", out, (B, S, heads * D), "[B, S, heads * D]")
         check_dtype(OP, "out", out, qkv.dtype)
-    choose_backend(OP, backend, qkv.device, ORDER)
+    if choose_backend(OP, backend, qkv.device, ORDER if _kernel_fits(qkv, table, D, lengths, out) else ()) == "triton":
+        from acefast.kernels.linear_attention import linear_attention as kernel
+
+        if out is None:
+            out = torch.empty(B, S, heads * D, dtype=qkv.dtype, device=qkv.device)
+        return kernel(qkv, table, heads, lengths, scratch=scratch or scratch_memory(qkv, heads), out=out)
     return linear_attention_reference(qkv, table, heads, lengths, out=out)
+
+
+def _kernel_fits(qkv: Tensor, table: Tensor, head_dim: int, lengths: Tensor | None, out: Tensor | None) -> bool:
+    packed = table.is_contiguous() and (lengths is None or lengths.is_contiguous())
+    rows = all(t is None or t.stride(-1) == 1 for t in (qkv, out))
+    return head_dim in (16, 32, 64, 128) and qkv.dtype in FLOATS and packed and rows

@@ -11,7 +11,8 @@ from acefast.backends import choose_backend
 from acefast.checks import check_dtype, check_shape
 
 OP = "paired_rope"
-ORDER = ()
+ORDER = ("triton",)
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @functools.lru_cache(maxsize=32)
@@ -50,13 +51,15 @@ def paired_rope(x: Tensor, table: Tensor, *, out: Tensor | None = None, backend:
 
     Args:
         x: queries or keys, [B, S, H, D] with D even; row s is at position s. May be a view of a packed projection.
-        table: cosines and sines of each position, [S or more, 2, D] fp32, see ``paired_rope_table``.
+        table: cosines and sines of each position, [S or more, 2, D] fp32, whose columns d and d + D / 2 are equal, see
+            ``paired_rope_table``.
         out: like x, written and returned; may be x itself. None: new memory.
-        backend: "reference"; None leaves the choice to acefast.backends.
+        backend: "triton" (D a power of two, 8 or more) or "reference"; None leaves the choice to acefast.backends.
     Returns:
         [B, S, H, D] in x's dtype, rounded once.
     Raises:
         ValueError: a shape or dtype is not as above.
+        BackendUnavailable: the backend named cannot take this input.
     Source: apply_rotary_emb in ace-step/ACE-Step customer_attention_processor.py, which rounds cosines and sines to
         the model's dtype.
     """
@@ -64,8 +67,17 @@ def paired_rope(x: Tensor, table: Tensor, *, out: Tensor | None = None, backend:
     if out is not None:
         check_shape(OP, "out", out, x.shape, "[B, S, H, D]")
         check_dtype(OP, "out", out, x.dtype)
-    choose_backend(OP, backend, x.device, ORDER)
+    D = x.shape[3]
+    fits = D >= 8 and D & (D - 1) == 0 and table.is_contiguous() and _kernel_fits(x, x if out is None else out)
+    if choose_backend(OP, backend, x.device, ORDER if fits else ()) == "triton":
+        from acefast.kernels.paired_rope import paired_rope as kernel
+
+        return kernel(x, table, out=torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out)
     return paired_rope_reference(x, table, out=out)
+
+
+def _kernel_fits(*tensors: Tensor) -> bool:
+    return all(t.dtype in FLOATS and t.stride(-1) == 1 for t in tensors)
 
 
 def check_pairs(op: str, table: Tensor, rows: int, head_dim: int) -> None:

@@ -16,7 +16,7 @@ WIDEST = 8192  # a row of more does not stay in the registers of a Triton progra
 
 def residual_norm_reference(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     y: Tensor | None = None,
     gate: Tensor | None = None,
     scale: Tensor | None = None,
@@ -37,8 +37,13 @@ def residual_norm_reference(
     x32 = x.float()  # rounded first: whoever reads x' later sees the norm that was taken here
     mean_square = torch.linalg.vector_norm(x32, dim=-1, keepdim=True).square_().div_(x.shape[-1])
     h = x32 * mean_square.add_(eps).rsqrt_()
-    factor = weight.float() if scale is None else weight.float() * (1 + scale.float())
-    h = h.mul_(factor) if shift is None else torch.addcmul(shift.float(), h, factor, out=h)
+    factor = None if weight is None else weight.float()
+    if scale is not None:
+        factor = 1 + scale.float() if factor is None else factor * (1 + scale.float())
+    if factor is not None:
+        h = h.mul_(factor) if shift is None else torch.addcmul(shift.float(), h, factor, out=h)
+    elif shift is not None:
+        h = h.add_(shift.float())
     if out is None:
         return x, h.to(dtype)
     if y is not None:
@@ -48,7 +53,7 @@ def residual_norm_reference(
 
 def residual_norm(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     y: Tensor | None = None,
     gate: Tensor | None = None,
     scale: Tensor | None = None,
@@ -64,7 +69,7 @@ def residual_norm(
 
     Args:
         x: residual stream, [B, S, H].
-        weight: [H], the norm's learned weight.
+        weight: [H], the norm's learned weight; None stands for 1.
         y: output of the sublayer before, [B, S, H]; None adds nothing and returns ``x`` itself.
         gate: [H] factor of ``y``; None stands for 1.
         scale, shift: [H], the modulation of this timestep; None stands for 0.
@@ -80,12 +85,13 @@ def residual_norm(
         ValueError: a shape or dtype is not as above.
         BackendUnavailable: the backend named cannot take this input.
     Source: AceStepTransformerBlock.forward in huggingface/diffusers ace_step_transformer.py, which rounds after every
-        operation.
+        operation; without a weight LinearTransformerBlock in ace-step/ACE-Step models/attention.py.
     """
     B, S, H = x.shape
     if y is not None:
         check_shape(OP, "y", y, (B, S, H), "[B, S, H]")
-    check_shape(OP, "weight", weight, (H,), "[H]")
+    if weight is not None:
+        check_shape(OP, "weight", weight, (H,), "[H]")
     for name, vector in (("gate", gate), ("scale", scale), ("shift", shift)):
         if vector is not None and step is None:
             check_shape(OP, name, vector, (H,), "[H]")

@@ -45,7 +45,7 @@ def expected(x, weight, y=None, gate=None, scale=None, shift=None, eps=1e-6):
     if y is not None:
         new = new + y.double() * (1 if gate is None else gate.double())
     x64 = new.to(x.dtype).double()
-    h = x64 / (x64.square().mean(-1, keepdim=True) + eps).sqrt() * weight.double()
+    h = x64 / (x64.square().mean(-1, keepdim=True) + eps).sqrt() * (1 if weight is None else weight.double())
     return new, h * (1 + (0 if scale is None else scale.double())) + (0 if shift is None else shift.double())
 
 
@@ -83,6 +83,15 @@ def test_kernel_equals_the_equation_in_fp64(shape, dtype, rng):
 def test_kernel_does_with_what_it_is_given(given, rng):
     with emulation():
         check((2, 5, 96), torch.bfloat16, given, rng, backend="triton")
+
+
+@pytest.mark.parametrize("given", ["", "shift", *GIVEN[3:]])
+def test_without_a_weight_it_is_one(backend, given, rng):
+    x, _, *rest = inputs((2, 5, 96), torch.bfloat16, rng)
+    kwargs = {k: v for k, v in zip(("y", "gate", "scale", "shift"), rest) if k in given.split()}
+    new, h = residual_norm(x, None, **kwargs, backend=backend)
+    want_new, want_h = expected(x, None, **kwargs)
+    assert relative(new, want_new) <= 2**-8 and relative(h, want_h) <= 2**-8
 
 
 def test_statistics_are_those_of_the_rounded_stream(backend, rng):
