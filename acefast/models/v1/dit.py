@@ -196,8 +196,7 @@ class DiT(nn.Module):
             prepared["times"][t] = tuple(found[0] for found in self.embeddings([t]))
         rows, mask = songs * branches, prepared["mask"]
         layers = [LayerCondition(*(kept[:rows] for kept in both)) for both in prepared["layers"]]
-        ones = torch.ones(self.config.hidden_size, device=self.out.weight.device)
-        e = Evaluation(B * branches, self._rope(T), None if mask is None else mask[:rows], ones)
+        e = Evaluation(B * branches, self._rope(T), None if mask is None else mask[:rows])
         out = self.evaluate(latents, *prepared["times"][t], layers, e).float()
         return tuple(out.split(B)) if unconditional else out
 
@@ -213,5 +212,5 @@ class DiT(nn.Module):
         for layer, condition, modulation in zip(self.layers, layers, self.tables + blocks):
             x, y, gate = layer(x, y, gate, modulation, condition, e)
         shift, scale = self.out_table + out
-        _, h = residual_norm(x, e.ones, y, gate, scale, shift, dtype=self.dtype)
+        _, h = residual_norm(x, None, y, gate, scale, shift, dtype=self.dtype)
         return linear(h, self.out.weight, self.out.bias)

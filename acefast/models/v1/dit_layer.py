@@ -33,7 +33,6 @@ class Evaluation(NamedTuple):
     rows: int  # songs of all branches: conditional ones first
     rope: Tensor  # of ``paired_rope_table``, for all frames
     mask: Tensor | None  # [rows of the conditions, 1, 1, E], added to scores
-    ones: Tensor  # [H]: no norm here has weights
 
 
 def stacked(ours: str, official: str, names: str) -> WeightTable:
@@ -171,11 +170,11 @@ class Layer(nn.Module):
         """
         shift, scale, gate_self, shift_mlp, scale_mlp, gate_mlp = modulation
         dtype = self.mlp.down.dtype
-        x, h = residual_norm(x, e.ones, y, gate, scale, shift, dtype=dtype)
+        x, h = residual_norm(x, None, y, gate, scale, shift, dtype=dtype)
         x.addcmul_(self.self_attention(h, e.rope), gate_self)
         q = self.cross_attention.queries(x, e.rope)
         if len(x) < e.rows:
             x, q = (t.repeat(e.rows // len(t), 1, 1) for t in (x, q))
         y = self.cross_attention(q, condition, e.mask)
-        x, h = residual_norm(x, e.ones, y, None, scale_mlp, shift_mlp, dtype=dtype)
+        x, h = residual_norm(x, None, y, None, scale_mlp, shift_mlp, dtype=dtype)
         return x, self.mlp(h), gate_mlp
