@@ -39,12 +39,12 @@ TILE_FRAMES = 64  # latent frames that are decoded at a time, 5.9 s
 
 
 class Decoder(nn.Module):
-    """Latents to 44.1 kHz audio, both channels as one batch."""
+    """Latents to 44.1 kHz audio, both channels as one batch; ``spectral`` for a CPU, see the vocoder."""
 
-    def __init__(self, dcae: DCAEConfig, vocoder: VocoderConfig):
+    def __init__(self, dcae: DCAEConfig, vocoder: VocoderConfig, spectral: bool = False):
         super().__init__()
         self.channels, self.latent_channels = dcae.in_channels, dcae.latent_channels
-        self.dcae, self.vocoder = MelDecoder(dcae), Vocoder(vocoder)
+        self.dcae, self.vocoder = MelDecoder(dcae), Vocoder(vocoder, spectral)
         self.halo = local.halo(self.steps(), FRAME)
 
     def latent(self, latents: Tensor) -> Tensor:
@@ -57,9 +57,10 @@ class Decoder(nn.Module):
         return [*self.dcae.steps(), Step(lambda mel: mel.movedim(3, 1).flatten(0, 1)), *self.vocoder.steps()]
 
     @staticmethod
-    def weight_table(dcae: DCAEConfig, vocoder: VocoderConfig) -> WeightTable:
+    def weight_table(dcae: DCAEConfig, vocoder: VocoderConfig, spectral: bool = False) -> WeightTable:
         """Our parameters and the checkpoint's tensors they are made of."""
-        return _under("dcae", MelDecoder.weight_table(dcae)) | _under("vocoder", Vocoder.weight_table(vocoder))
+        vocoder_table = Vocoder.weight_table(vocoder, spectral)
+        return _under("dcae", MelDecoder.weight_table(dcae)) | _under("vocoder", vocoder_table)
 
 
 class Encoder(nn.Module):
@@ -157,12 +158,17 @@ def encode(encoder: Encoder, audio: Tensor, tile_frames: int | None = None) -> T
     check_shape("encode", "audio", audio, (2, None), "[2, N]")
     if not audio.shape[1]:
         raise ValueError("encode: audio must have at least one sample, got none")
-    device, dtype = encoder.dcae.conv_in.weight.device, encoder.dcae.conv_in.weight.dtype
     wave = soxr.resample(audio.float().T.numpy(force=True), SAMPLE_RATE, RATE, quality="VHQ")
-    wave = torch.from_numpy(np.ascontiguousarray(wave.T)).to(device)
-    T = max(-(-wave.shape[1] // FRAME), 1)
-    mel = normalised(log_mel(F.pad(wave, (0, T * FRAME - wave.shape[1]))))
-    rows, steps = Rows(mel.movedim(0, 2)[None].to(dtype), 0, mel.shape[1]), encoder.dcae.steps()
+    wave = torch.from_numpy(np.ascontiguousarray(wave.T))
+    return encode_resampled(encoder, wave, tile_frames)
+
+
+def encode_resampled(encoder: Encoder, audio: Tensor, tile_frames: int | None = None) -> Tensor:
+    """``encode`` of [2, N] at 44.1 kHz: [1, ceil(N / 4096), 128]."""
+    weight, steps = encoder.dcae.conv_in.weight, encoder.dcae.steps()
+    T = max(-(-audio.shape[1] // FRAME), 1)
+    mel = normalised(log_mel(F.pad(audio.to(weight.device), (0, T * FRAME - audio.shape[1]))))
+    rows = Rows(mel.movedim(0, 2)[None].to(weight.dtype), 0, mel.shape[1])
     made = [local.run(steps, rows, lo, hi).x for lo, hi in local.pieces(0, T, tile_frames or TILE_FRAMES)]
     z = encoder.dcae.latent(torch.cat(made, 1)).float()
     return (z - SHIFT).mul_(SCALE).flatten(2)

@@ -9,6 +9,7 @@ Source: ADaMoSHiFiGANV1 in ace-step/ACE-Step music_vocoder.py, there channels-fi
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -20,6 +21,7 @@ from acefast.models.v1.config import VocoderConfig
 from acefast.models.v1.dcae_layers import parameter
 from acefast.models.v1.local import Rows, Step
 from acefast.models.v1.mel import MEL_SCALE, MEL_SHIFT
+from acefast.models.v1.spectral import PRODUCTS, gains, spectral_conv1d, transformed
 from acefast.models.v15.vae_layers import fold, fold_transposed
 from acefast.ops.conv1d import conv1d
 from acefast.ops.conv_transpose1d import conv_transpose1d
@@ -44,6 +46,20 @@ class Conv(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         options = {"padding": self.reach, "dilation": self.dilation, "residual": residual}
         return conv1d(x, self.weight, self.bias, **options)
+
+
+class SpectralConv(nn.Module):
+    """The same as ``Conv`` with the weight of acefast.models.v1.spectral, [47, Cin, Cout]: faster on a CPU."""
+
+    def __init__(self, channels: int, kernel: int, dilation: int):
+        super().__init__()
+        self.kernel, self.dilation = kernel, dilation
+        self.weight, self.bias = parameter(PRODUCTS, channels, channels), parameter(channels)
+        self.reach = dilation * (kernel - 1) // 2
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        y = spectral_conv1d(x, self.weight, self.bias, self.kernel, self.dilation)
+        return y.contiguous() if residual is None else residual + y
 
 
 class ConvTranspose(nn.Module):
@@ -99,10 +115,11 @@ class ConvNeXt(nn.Module):
 class Stack(nn.Module):
     """``x += conv2(SiLU(conv1(SiLU(x))))`` for each dilation of conv1; the last conv2 holds the mean of all stacks."""
 
-    def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...]):
+    def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...], spectral: bool):
         super().__init__()
-        self.convs1 = nn.ModuleList(Conv(channels, channels, kernel, d) for d in dilations)
-        self.convs2 = nn.ModuleList(Conv(channels, channels, kernel) for _ in dilations)
+        conv = SpectralConv if spectral and gains(channels, kernel) else partial(Conv, channels)
+        self.convs1 = nn.ModuleList(conv(channels, kernel, d) for d in dilations)
+        self.convs2 = nn.ModuleList(conv(channels, kernel, 1) for _ in dilations)
         self.reach = sum(conv.reach for conv in (*self.convs1, *self.convs2))
 
     def forward(self, x: Tensor, active: Tensor, into: Tensor, share: float) -> Tensor:
@@ -119,11 +136,11 @@ class Stack(nn.Module):
 class Upsample(nn.Module):
     """One row becomes ``stride``, then the mean of parallel stacks."""
 
-    def __init__(self, cin: int, stride: int, config: VocoderConfig):
+    def __init__(self, cin: int, stride: int, config: VocoderConfig, spectral: bool):
         super().__init__()
         self.up = ConvTranspose(cin, cin // 2, stride)
         kernels, dilations = config.resblock_kernel_sizes, config.resblock_dilations
-        self.stacks = nn.ModuleList(Stack(cin // 2, kernel, dilations) for kernel in kernels)
+        self.stacks = nn.ModuleList(Stack(cin // 2, kernel, dilations, spectral) for kernel in kernels)
 
     def steps(self) -> list[Step]:
         stride = self.up.stride
@@ -138,9 +155,9 @@ class Upsample(nn.Module):
 
 
 class Vocoder(nn.Module):
-    """The autoencoder's mel to audio."""
+    """The autoencoder's mel to audio; ``spectral`` chooses the weights that suit a CPU, see SpectralConv."""
 
-    def __init__(self, config: VocoderConfig):
+    def __init__(self, config: VocoderConfig, spectral: bool = False):
         super().__init__()
         dims, width = config.dims, config.upsample_initial_channel
         self.stem, self.stem_norm = Conv(config.input_channels, dims[0], KERNEL), LayerNorm(dims[0])
@@ -150,7 +167,7 @@ class Vocoder(nn.Module):
         )
         self.norm = LayerNorm(dims[-1])
         self.conv_pre = Conv(dims[-1], width, config.pre_conv_kernel_size)
-        self.ups = nn.ModuleList(Upsample(width >> i, s, config) for i, s in enumerate(config.upsample_rates))
+        self.ups = nn.ModuleList(Upsample(width >> i, s, config, spectral) for i, s in enumerate(config.upsample_rates))
         self.conv_post = Conv(width >> len(self.ups), 1, config.post_conv_kernel_size)
 
     def steps(self) -> list[Step]:
@@ -180,7 +197,7 @@ class Vocoder(nn.Module):
         return local.run(steps, Rows(mel, 0, M), 0, total).x
 
     @staticmethod
-    def weight_table(config: VocoderConfig) -> WeightTable:
+    def weight_table(config: VocoderConfig, spectral: bool = False) -> WeightTable:
         """Our parameters and the checkpoint's tensors they are made of."""
         backbone, head = "vocoder.backbone", "vocoder.head"
         first = f"{backbone}.channel_layers.0"
@@ -199,18 +216,26 @@ class Vocoder(nn.Module):
         stacks = len(config.resblock_kernel_sizes)
         for i in range(len(config.upsample_rates)):
             table |= _normed(f"ups.{i}.up", f"{head}.ups.{i}", fold_transposed)
-            for j in range(stacks):
+            for j, kernel in enumerate(config.resblock_kernel_sizes):
+                combine = (
+                    fold_spectral if spectral and gains(config.upsample_initial_channel >> i + 1, kernel) else fold
+                )
                 ours, theirs = f"ups.{i}.stacks.{j}", f"{head}.resblocks.{i * stacks + j}"
                 for k in range(len(config.resblock_dilations)):
                     share = 1 / stacks if k == len(config.resblock_dilations) - 1 else 1.0
-                    table |= _normed(f"{ours}.convs1.{k}", f"{theirs}.convs1.{k}")
-                    table |= _normed(f"{ours}.convs2.{k}", f"{theirs}.convs2.{k}", share=share)
+                    table |= _normed(f"{ours}.convs1.{k}", f"{theirs}.convs1.{k}", combine)
+                    table |= _normed(f"{ours}.convs2.{k}", f"{theirs}.convs2.{k}", combine, share)
         return table | _normed("conv_post", f"{head}.conv_post")
 
 
 def _rows(weight: Tensor) -> Tensor:
     """[Cout, Cin, K] to [Cout, K, Cin]."""
     return weight.transpose(1, 2).contiguous()
+
+
+def fold_spectral(weight_g: Tensor, weight_v: Tensor) -> Tensor:
+    """Weight norm of a Conv1d, fp32, as acefast.models.v1.spectral takes it."""
+    return transformed(fold(weight_g, weight_v))
 
 
 def _matrix(weight: Tensor) -> Tensor:
@@ -224,7 +249,7 @@ def _stem_bias(bias: Tensor, weight: Tensor) -> Tensor:
 
 def _scaled(gamma: Tensor, tensor: Tensor) -> Tensor:
     """Rows of a matrix, or a bias, times their channel's factor, in fp32."""
-    return (gamma.float() * tensor.float().T).T
+    return gamma.float().view(-1, *[1] * (tensor.dim() - 1)) * tensor.float()
 
 
 def _both(ours: str, theirs: str, combine: Callable[[Tensor], Tensor] | None = None) -> WeightTable:

@@ -18,7 +18,10 @@ VOCODER = VocoderConfig(
     depths=(1, 1, 2, 1),
     dims=(16, 24, 32, 48),
     upsample_initial_channel=256,
-    pre_conv_kernel_size=13,
+)
+# The same in fewer stages: what is tested on many frames.
+SHORT = dataclasses.replace(
+    VOCODER, upsample_initial_channel=64, upsample_rates=(4, 4, 4, 8), upsample_kernel_sizes=(8, 8, 8, 16)
 )
 
 
@@ -143,3 +146,23 @@ def vocoder_shapes(config: VocoderConfig) -> dict[str, tuple[int, ...]]:
 def vocoder_tensors(config: VocoderConfig, seed: int = 2000) -> dict[str, Tensor]:
     """All of them, filled."""
     return scaled(vocoder_shapes(config), seed)
+
+
+def latents(T: int = 3, B: int = 1) -> Tensor:
+    """[B, T, 128] in the model's scale."""
+    return normal(31, B, T, 128)
+
+
+def mel(M: int = 6, B: int = 2) -> Tensor:
+    """[B, M, 128], normalised."""
+    return normal(32, B, M, 128).clamp(-1.5, 1.5)
+
+
+def sound(N: int = 3 * 4096 + 1000) -> Tensor:
+    """[2, N], noise that grows from silence."""
+    return normal(33, 2, N) * torch.linspace(0, 0.3, N)
+
+
+def padded(audio: Tensor) -> Tensor:
+    """With zeros up to a whole latent frame."""
+    return torch.nn.functional.pad(audio, (0, -audio.shape[1] % 4096))

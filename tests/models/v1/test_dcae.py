@@ -1,0 +1,150 @@
+"""Proof of acefast.models.v1.dcae: diffusers' AutoencoderDC is the oracle, with random weights at tiny widths."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from acefast.models.v1 import dcae, dcae_layers, local
+from acefast.models.v1.config import DCAEConfig
+from acefast.models.v1.dcae import MelDecoder, MelEncoder
+from acefast.models.v1.local import Rows
+from tests.models.v1.codec_fill import DCAE, dcae_tensors, diffusers_dcae, fill, normal, relative
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    return dcae_tensors(DCAE)
+
+
+@pytest.fixture(scope="module")
+def theirs(tensors):
+    return diffusers_dcae(DCAE, tensors)
+
+
+def build(kind, tensors, dtype=torch.float32):
+    with torch.device("meta"):
+        module = kind(DCAE)
+    return fill(module, kind.weight_table(DCAE), tensors, dtype)
+
+
+@pytest.fixture(scope="module")
+def decoder(tensors):
+    return build(MelDecoder, tensors)
+
+
+@pytest.fixture(scope="module")
+def encoder(tensors):
+    return build(MelEncoder, tensors)
+
+
+def first(x):
+    """[B, T, F, C] to the [B, C, F, T] of the checkpoint, or back."""
+    return x.permute(0, 3, 2, 1)
+
+
+@pytest.mark.parametrize("B, T", [(1, 1), (2, 2), (1, 3), (2, 21)])  # to two frames theirs is the quadratic form
+def test_decoder_and_encoder_match_diffusers(decoder, encoder, theirs, B, T):
+    z, mel = normal(1, B, T, 16, 8), normal(2, B, 8 * T, 128, 2)
+    got = decoder(z)
+    assert got.shape == (B, 8 * T, 128, 2) and got.is_contiguous()
+    assert relative(first(got), theirs.decoder(first(z))) <= 1e-5
+    got = encoder(mel)
+    assert got.shape == (B, T, 16, 8)
+    assert relative(first(got), theirs.encoder(first(mel))) <= 1e-5
+
+
+def test_every_block_matches_diffusers(decoder, encoder, theirs):
+    for i, level in enumerate(decoder.levels):  # theirs holds the lowest rate last
+        C = DCAE.block_out_channels[2 - i]
+        for j, block in enumerate(level):
+            x = normal(3, 2, 5, 6, C if j else 2 * C)
+            assert relative(first(block(x)), theirs.decoder.up_blocks[2 - i][j](first(x))) <= 1e-5
+    for i, level in enumerate(encoder.levels):
+        for j, block in enumerate(level):
+            x = normal(4, 2, 6, 8, DCAE.block_out_channels[i])
+            assert relative(first(block(x)), theirs.encoder.down_blocks[i][j](first(x))) <= 1e-5
+    for block, other in zip(decoder.blocks, theirs.decoder.up_blocks[3]):
+        x = normal(5, 2, 7, 16, 64)
+        assert relative(first(block.attn(x)), other.attn(first(x))) <= 1e-5
+        assert relative(first(block(x.clone())), other(first(x))) <= 1e-5
+
+
+def test_pieces_of_the_global_blocks_leave_no_seam(decoder, encoder, monkeypatch):
+    z, x = normal(6, 2, 17, 16, 8), normal(7, 2, 17, 16, 64)
+    whole = decoder.latent(z), encoder.latent(x.clone())
+    monkeypatch.setattr(dcae_layers, "PIECE", 4)
+    monkeypatch.setattr(dcae, "PIECE", 5)
+    assert relative(decoder.latent(z), whole[0]) <= 1e-6
+    assert relative(encoder.latent(x.clone()), whole[1]) <= 1e-6
+
+
+def test_attention_is_what_hears_the_whole_song_and_nothing_behind_it(decoder):
+    z = normal(8, 1, 40, 16, 8)
+    other = z.clone()
+    other[:, 0] += 1
+    assert relative(decoder.latent(other)[:, -1], decoder.latent(z)[:, -1]) > 1e-5
+    halo, steps = local.halo(decoder.steps(), 8), decoder.steps()
+    x = decoder.latent(z)
+    whole = local.run(steps, Rows(x, 0, 40), 0, 320).x
+    x[:, 20 + halo :], x[:, : 19 - halo] = torch.nan, torch.nan
+    assert torch.equal(local.run(steps, Rows(x, 0, 40), 0, 320).x[:, 19 * 8 : 20 * 8], whole[:, 19 * 8 : 20 * 8])
+    x[:, 19 - halo + 1] = torch.nan  # a frame nearer is heard
+    assert not local.run(steps, Rows(x, 0, 40), 0, 320).x[:, 19 * 8 : 20 * 8].isfinite().all()
+
+
+@pytest.mark.parametrize("size", (1, 3, 16))
+def test_tiles_are_the_whole_song(decoder, encoder, size):
+    x, mel = decoder.latent(normal(9, 2, 16, 16, 8)), normal(10, 2, 128, 128, 2)
+    for steps, rows, rate in ((decoder.steps(), x, 8), (encoder.steps(), mel, 1)):
+        total = rows.shape[1] * 8 if rate == 8 else rows.shape[1] // 8
+        whole = local.run(steps, Rows(rows, 0, rows.shape[1]), 0, total).x
+        for lo, hi in local.pieces(0, total, size * rate):
+            part = local.run(steps, Rows(rows, 0, rows.shape[1]), lo, hi).x
+            assert part.shape[1] == hi - lo and relative(part, whole[:, lo:hi]) <= 1e-6
+
+
+def test_a_piece_takes_its_own_rows_only(decoder):
+    x, steps = decoder.latent(normal(11, 1, 30, 16, 8)), decoder.steps()
+    whole = local.run(steps, Rows(x, 0, 30), 80, 120).x
+    lo, hi = local.needs(steps, 80, 120)
+    assert 0 < lo < 10 and 15 < hi < 30
+    assert torch.equal(local.run(steps, Rows(x[:, lo:hi], lo, 30), 80, 120).x, whole)
+
+
+def test_inputs_are_not_modified(decoder, encoder):
+    z, mel = normal(12, 1, 3, 16, 8), normal(13, 1, 24, 128, 2)
+    before = z.clone(), mel.clone()
+    x = decoder.latent(z)
+    kept = x.clone()
+    local.run(decoder.steps(), Rows(x, 0, 3), 0, 24)
+    encoder(mel)
+    assert torch.equal(z, before[0]) and torch.equal(mel, before[1]) and torch.equal(x, kept)
+
+
+def test_songs_of_a_batch_do_not_meet(decoder, encoder):
+    z, mel = normal(14, 3, 5, 16, 8), normal(15, 3, 40, 128, 2)
+    assert relative(decoder(z)[1:2], decoder(z[1:2])) <= 1e-6
+    z[[0, 2]], mel[[0, 2]] = torch.nan, torch.nan
+    assert decoder(z)[1].isfinite().all() and encoder(mel)[1].isfinite().all()
+
+
+def test_bf16_stays_near_fp32(tensors, decoder, encoder):
+    z, mel = normal(16, 1, 6, 16, 8), normal(17, 1, 48, 128, 2)
+    assert relative(build(MelDecoder, tensors, torch.bfloat16)(z.bfloat16()).float(), decoder(z)) <= 0.03
+    assert relative(build(MelEncoder, tensors, torch.bfloat16)(mel.bfloat16()).float(), encoder(mel)) <= 0.03
+
+
+def test_weight_tables_take_every_tensor_of_the_published_size():
+    config = DCAEConfig()
+    with torch.device("meta"):
+        shapes = {f"dcae.{k}": v.shape for k, v in diffusers_dcae(config).state_dict().items()}
+        modules = {MelEncoder: MelEncoder(config), MelDecoder: MelDecoder(config)}
+    taken = []
+    for kind, module in modules.items():
+        table = kind.weight_table(config)
+        assert table.keys() == module.state_dict().keys()
+        taken += [name for source in table.values() for name in source.names]
+    assert sorted(taken) == sorted(shapes) and len(taken) == 192
+    for side, count in (("encoder", 77_668_232), ("decoder", 79_144_194)):
+        assert sum(v.numel() for k, v in shapes.items() if k.startswith(f"dcae.{side}")) == count
