@@ -28,6 +28,7 @@ from acefast.kernels.sampler_step import (
     count_step,
     frames_of,
     read_step,
+    sampler_step,
     step_arguments,
     step_bytes,
     store_latents,
@@ -124,7 +125,7 @@ def _guided_step_kernel(
     before = tl.load(at(x_ptr, x_song, x_frame, frames, columns), mask=within, other=0.0)
     v = _guide(c, m, partials_ptr, numbers_ptr, columns, D, COLUMNS, PARTIALS)
     x = advance(
-        before, v, step, times_ptr, noise_ptr, seeds_ptr, mask_ptr, source_ptr, initial_ptr, held_ptr,
+        before, v, None, None, step, times_ptr, noise_ptr, seeds_ptr, mask_ptr, source_ptr, initial_ptr, held_ptr,
         frames, columns, there, live, T, D,
     )  # fmt: skip
     store_latents(
@@ -164,12 +165,19 @@ def apg_step(
     model_latents: Tensor | None = None,
     noise: Tensor | None = None,
     seeds: Tensor | None = None,
+    omega: Tensor | None = None,
     repaint: Repaint | None = None,
     lengths: Tensor | None = None,
-    scratch: Tensor,
+    scratch: Tensor | tuple[Tensor, Tensor, Tensor],
     out: Tensor,
 ) -> None:
-    """Two launches; arguments as in the op. ``running`` is updated in place."""
+    """Two launches, with omega four; arguments as in the op. ``running`` is updated in place."""
+    if omega is not None:  # whose mean is of the guided velocity, so that has to be there first
+        scratch, velocity, sums = scratch
+        apg(cond, uncond, running, numbers, lengths=lengths, scratch=scratch, out=(velocity, running))
+        held = {"model_latents": model_latents, "repaint": repaint, "lengths": lengths, "out": out}
+        sampler_step(latents, velocity, times, step, omega=omega, scratch=sums, **held)
+        return
     _launch_partials(cond, uncond, running, running, scratch, numbers, lengths)
     _guided_step_kernel[_grid(cond)](
         *strided(cond), running, scratch, numbers, *strided(latents),

@@ -3,6 +3,7 @@
 Math    x <- x - v dt, or t_next eps + (1 - t_next) (x - v t); then what a repaint holds, as the op's docstring has it
 Tiling  one program per 256 frames x 16 channels of a song: 64 bytes of a row, two full sectors. A thread has 4
         neighbouring channels, 16 bytes of fp32 or 8 of bf16, so that all tensors share one layout
+        With omega a launch before sums up v dt of each tile in fp64, whose tiles a song's programs add in one order
 Bytes   B * T * D * (8 + velocity's + copy's itemsize): latents in and out, velocity in, copy out; with noise 4 more,
         in a repaint's steps 8 more
 Bound   memory beyond some 10 minutes of song, latency below; fp64 arithmetic where eps is drawn here
@@ -20,7 +21,7 @@ from torch import Tensor
 from acefast.cases import Arguments, Case
 from acefast.kernel_config import Config, pick
 from acefast.kernels.philox import normal
-from acefast.ops.sampler_step import SDE_STREAM, TILE, Repaint, clock, sampler_step_reference, step_table
+from acefast.ops.sampler_step import SDE_STREAM, TILE, Repaint, clock, clock_entries, sampler_step_reference, step_table
 
 _EXACT = {"enable_fp_fusion": False}
 CONFIGS = {
@@ -79,13 +80,16 @@ def _program():
 
 @triton.jit
 def advance(
-    x, v, step, times_ptr, noise_ptr, seeds_ptr, mask_ptr, source_ptr, initial_ptr, held_ptr,
+    x, v, omega, mean, step, times_ptr, noise_ptr, seeds_ptr, mask_ptr, source_ptr, initial_ptr, held_ptr,
     frames, columns, there, live, T, D: tl.constexpr,
 ):  # fmt: skip
-    """The latents of a tile at t_next, from those at t and the fp32 velocity."""
+    """The latents of a tile at t_next, from those at t and the fp32 velocity; ``mean`` is of v dt, where omega is."""
     t_next, rest = tl.load(times_ptr + step * 4 + 2), tl.load(times_ptr + step * 4 + 3)
     if noise_ptr is None and seeds_ptr is None:
-        x = x - v * tl.load(times_ptr + step * 4 + 1)
+        change = v * tl.load(times_ptr + step * 4 + 1)
+        if omega is not None:
+            change = (change - mean) * omega + mean
+        x = x - change
     else:
         x = x - v * tl.load(times_ptr + step * 4)
         if t_next > 0:
@@ -117,8 +121,36 @@ def store_latents(
 
 
 @triton.jit(do_not_specialize=["step"])
+def _sums_kernel(
+    v_ptr, v_song, v_frame, times_ptr, step, clock_ptr, sums_ptr, lengths_ptr, T,
+    D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    frames, _, valid = frames_of(lengths_ptr, T, ROWS)
+    columns = columns_of(COLUMNS)
+    live = valid[:, None] & (columns < D)[None, :]
+    v = tl.load(at(v_ptr, v_song, v_frame, frames, columns), mask=live, other=0.0).to(tl.float32)
+    change = v * tl.load(times_ptr + read_step(step, clock_ptr) * 4 + 1)
+    tl.store(sums_ptr + _program(), tl.sum(change.to(tl.float64)))
+
+
+@triton.jit
+def _mean(sums_ptr, lengths_ptr, T, D: tl.constexpr):
+    """Of v dt over this program's song, fp32."""
+    tiles = tl.num_programs(0) * tl.num_programs(1)
+    total = tl.zeros([16], tl.float64)
+    for first in range(0, tiles, 16):
+        index = first + tl.arange(0, 16)
+        total += tl.load(sums_ptr + tl.program_id(2) * tiles + index, mask=index < tiles, other=0.0)
+    frames = T
+    if lengths_ptr is not None:
+        frames = tl.minimum(tl.load(lengths_ptr + tl.program_id(2)).to(tl.int32), T)
+    return (tl.sum(total) / (frames * D).to(tl.float64)).to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["step"])
 def _sampler_step_kernel(
-    x_ptr, x_song, x_frame, v_ptr, v_song, v_frame, out_ptr, out_song, out_frame, copy_ptr, copy_song, copy_frame,
+    omega_ptr, sums_ptr, x_ptr, x_song, x_frame, v_ptr, v_song, v_frame,
+    out_ptr, out_song, out_frame, copy_ptr, copy_song, copy_frame,
     times_ptr, step, clock_ptr, noise_ptr, seeds_ptr, mask_ptr, source_ptr, initial_ptr, held_ptr, lengths_ptr, T,
     D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -128,8 +160,11 @@ def _sampler_step_kernel(
     step = read_step(step, clock_ptr)
     before = tl.load(at(x_ptr, x_song, x_frame, frames, columns), mask=within, other=0.0)
     v = tl.load(at(v_ptr, v_song, v_frame, frames, columns), mask=live, other=0.0).to(tl.float32)
+    omega, mean = None, None
+    if omega_ptr is not None:
+        omega, mean = tl.load(omega_ptr), _mean(sums_ptr, lengths_ptr, T, D)
     x = advance(
-        before, v, step, times_ptr, noise_ptr, seeds_ptr, mask_ptr, source_ptr, initial_ptr, held_ptr,
+        before, v, omega, mean, step, times_ptr, noise_ptr, seeds_ptr, mask_ptr, source_ptr, initial_ptr, held_ptr,
         frames, columns, there, live, T, D,
     )  # fmt: skip
     store_latents(
@@ -147,14 +182,22 @@ def sampler_step(
     model_latents: Tensor | None = None,
     noise: Tensor | None = None,
     seeds: Tensor | None = None,
+    omega: Tensor | None = None,
     repaint: Repaint | None = None,
     lengths: Tensor | None = None,
+    scratch: Tensor | None = None,
     out: Tensor,
 ) -> None:
-    """Launches the kernel; arguments as in the op, which has checked them."""
+    """Launches the kernel, with omega both; arguments as in the op, which has checked them."""
     config = pick(CONFIGS, "plain" if seeds is None else "drawn")
     B, T, D = latents.shape
-    _sampler_step_kernel[(triton.cdiv(T, TILE[0]), triton.cdiv(D, TILE[1]), B)](
+    grid = triton.cdiv(T, TILE[0]), triton.cdiv(D, TILE[1]), B
+    if omega is not None:
+        known = (0, step) if isinstance(step, Tensor) else (step, None)
+        _sums_kernel[grid](*strided(velocity), times, *known, scratch, lengths, T, D, **config.options)
+    _sampler_step_kernel[grid](
+        omega,
+        scratch,
         *strided(latents),
         *strided(velocity),
         *step_arguments(times, step, model_latents, noise, seeds, repaint, lengths, out),
@@ -190,13 +233,21 @@ def step_arguments(
 FEW = 304  # frames: a tile and a ragged one; a multiple of 16, as real sizes are, so that both are one compiled kernel
 
 
-def _reference(**arguments) -> tuple[Tensor, ...]:
+def _reference(scratch: Tensor | None = None, **arguments) -> tuple[Tensor, ...]:
     out = sampler_step_reference(**arguments)
     return out, arguments["model_latents"], arguments["step"]
 
 
 def case_arguments(
-    B: int, T: int, *, noise: bool = False, seeds: bool = False, repaint: bool = False, lengths: bool = False, **where
+    B: int,
+    T: int,
+    *,
+    noise: bool = False,
+    seeds: bool = False,
+    omega: bool = False,
+    repaint: bool = False,
+    lengths: bool = False,
+    **where,
 ) -> Arguments:
     """A step in place of a model in bf16; T frames of a buffer, of which the songs fill all but a few."""
     make = torch.randn if "generator" in where else torch.empty
@@ -212,6 +263,9 @@ def case_arguments(
     }
     if noise:
         arguments["noise"] = make(shape, **where)
+    if omega:
+        arguments["omega"] = torch.tensor([1.046], device=device)
+        arguments["scratch"] = torch.full((clock_entries(shape) - 1,), torch.nan, dtype=torch.float64, device=device)
     if seeds:
         arguments["seeds"] = torch.arange(B, device=device) - 1
     if repaint:
@@ -249,6 +303,7 @@ def _case(config: str, B: int, T: int, flops: int = 2, **options: bool) -> Case:
 CASES = (
     _case("euler", 1, 6144),  # 4 minutes
     _case("euler-batch", 3, 3072, lengths=True),
+    _case("omega", 2, 6144, 5, omega=True, lengths=True),
     _case("sde-given", 1, 6144, 5, noise=True),
     _case("sde-drawn", 1, 6144, 245, seeds=True),  # of which 240 as in kernels/philox.py
     _case("repaint", 2, 6144, 5, repaint=True, lengths=True),

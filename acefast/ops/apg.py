@@ -8,7 +8,10 @@ channel:
     par  =  <d, c> c / |c|^2
     v    =  c + (scale - 1) * ((d - par) + eta * par)
 
-``apg`` gives v; ``apg_step`` takes the sampler's step along it as well, without a launch more on a GPU.
+``apg`` gives v; ``apg_step`` takes the sampler's step along it as well, without a launch more on a GPU, but with omega.
+
+ACE-Step v1's norms run over 16 rows of frequency as well: its latents [B, T, 128] are given as [B, T * 16, 8], so are
+all tensors like them, and lengths times 16.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_shape
-from acefast.ops.sampler_step import TILE, Repaint, check_step, sampler_step_reference, step_fits
+from acefast.ops.sampler_step import TILE, Repaint, check_step, omega_memory, sampler_step_reference, step_fits
 
 OP = "apg"
 ORDER = ("triton",)
@@ -70,7 +73,7 @@ def apg_step_reference(
     step: Tensor | int,
     *,
     lengths: Tensor | None = None,
-    **step_options: Tensor | Repaint | None,
+    **step_options: Tensor | Repaint | float | None,
 ) -> Tensor:
     """What ``apg_step`` means."""
     scale, momentum, norm_threshold, eta = numbers.unbind()
@@ -146,10 +149,11 @@ def apg_step(
     times: Tensor,
     step: Tensor | int,
     *,
-    scratch: Tensor | None = None,
+    scratch: Tensor | tuple[Tensor, Tensor, Tensor] | None = None,
     model_latents: Tensor | None = None,
     noise: Tensor | None = None,
     seeds: Tensor | None = None,
+    omega: float | Tensor | None = None,
     repaint: Repaint | None = None,
     lengths: Tensor | None = None,
     out: Tensor | None = None,
@@ -158,16 +162,17 @@ def apg_step(
     """A guided step: ``sampler_step`` along the velocity of ``apg``, which is not rounded on the way.
 
     Args:
-        latents, times, step, model_latents, noise, seeds, repaint, lengths, out: as in ``sampler_step``.
+        latents, times, step, model_latents, noise, seeds, omega, repaint, lengths, out: as in ``sampler_step``.
         cond, uncond: as in ``apg``; [B, T, D].
         numbers: fp32 [4] of ``apg_numbers``, on the device, so that one captured graph serves every guidance.
         running: fp32 [B, T, D], contiguous, updated in place; zeros before the first guided step.
-        scratch: fp32 of ``scratch_shape(latents.shape)``, overwritten; None allocates.
+        scratch: fp32 of ``scratch_shape(latents.shape)``, overwritten; None allocates. With omega also the memory of a
+            velocity, fp32 [B, T, D], and ``sampler_step``'s scratch.
         backend: "triton" or "reference"; None leaves the choice to acefast.backends.
     Returns, raises: as ``sampler_step``.
     """
     steps = dict(model_latents=model_latents, noise=noise, seeds=seeds, repaint=repaint, lengths=lengths, out=out)
-    check_step(OP, latents, times, step, **steps)
+    check_step(OP, latents, times, step, omega=omega, **steps)
     for name, tensor in (("cond", cond), ("uncond", uncond), ("running", running)):
         check_shape(OP, name, tensor, latents.shape, "latents' shape")
     check_shape(OP, "numbers", numbers, (4,), "[4]")
@@ -175,12 +180,17 @@ def apg_step(
     if choose_backend(OP, backend, latents.device, ORDER if fits else ()) == "triton":
         from acefast.kernels.apg import apg_step as kernel
 
+        scratch, guided, sums = scratch if isinstance(scratch, tuple) else (scratch, None, None)
         scratch = torch.empty(scratch_shape(latents.shape), device=latents.device) if scratch is None else scratch
         check_shape(OP, "scratch", scratch, scratch_shape(latents.shape), "[B, tiles, 3, D]")
+        if omega is not None:
+            more = omega_memory(latents, omega, sums)
+            guided = torch.empty(latents.shape, device=latents.device) if guided is None else guided
+            steps["omega"], scratch = more["omega"], (scratch, guided, more["scratch"])
         steps["out"] = out = torch.empty_like(latents) if out is None else out
         kernel(latents, cond, uncond, running, numbers, times, step, **steps, scratch=scratch)
         return out
-    return apg_step_reference(latents, cond, uncond, running, numbers, times, step, **steps)
+    return apg_step_reference(latents, cond, uncond, running, numbers, times, step, omega=omega, **steps)
 
 
 def apg_numbers(scale: float, *, momentum: float = -0.75, norm_threshold: float = 2.5, eta: float = 0.0) -> Tensor:

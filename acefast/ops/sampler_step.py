@@ -1,11 +1,12 @@
 """One step of the sampler: the latents from t to t_next along the velocity, and what a repaint holds on to.
 
     euler    x <- x - v dt
+    omega    x <- x - ((d - m) omega + m)                   of d = v dt and m, its mean over a song: Euler's, stretched
     sde      x <- t_next eps + (1 - t_next) (x - v t)       eps fresh each step; none once t_next is 0
     repaint  x <- t_next n + (1 - t_next) source            then, outside of the region, in its first steps
 
-All of it is one launch on a GPU, which also writes the model's copy of the latents, in the model's dtype, and counts
-the step. Step and times lie on the device, so that one captured graph serves every step:
+All of it is one launch on a GPU, two with omega. It also writes the model's copy of the latents, in the model's dtype,
+and counts the step. Step and times lie on the device, so that one captured graph serves every step:
 
     times    [steps, 4], row i is (t, t - t_next, t_next, 1 - t_next) of step i; ``step_table`` makes it
     clock    int32 [1 + programs] of ``clock``; every entry is the number of the current step
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 
 from acefast.backends import choose_backend
-from acefast.checks import check_shape
+from acefast.checks import check_dtype, check_shape
 from acefast.ops.philox import philox_normal_reference
 
 OP = "sampler_step"
@@ -80,6 +81,7 @@ def sampler_step_reference(
     model_latents: Tensor | None = None,
     noise: Tensor | None = None,
     seeds: Tensor | None = None,
+    omega: float | Tensor | None = None,
     repaint: Repaint | None = None,
     lengths: Tensor | None = None,
     out: Tensor | None = None,
@@ -93,8 +95,14 @@ def sampler_step_reference(
         stream = SDE_STREAM + int(step if isinstance(step, int) else step[0])
         words = [seed % 2**64 for seed in seeds.tolist()]
         noise = philox_normal_reference(words, latents.shape[1:], stream=stream, device=latents.device)
+    live = None
+    if lengths is not None:
+        live = (torch.arange(T, device=latents.device) < lengths[:, None])[..., None]
     if noise is None:
-        x = latents - v * dt
+        change = v * dt
+        if omega is not None:
+            change = stretched(change, omega, live)
+        x = latents - change
     else:
         clean = latents - v * t
         x = torch.where(t_next > 0, noise.to(dtype) * t_next + clean * rest, clean)
@@ -102,15 +110,24 @@ def sampler_step_reference(
         free = (repaint.mask != 0) | (step >= repaint.steps if isinstance(step, int) else step[:1] >= repaint.steps)
         held = repaint.noise.to(dtype) * t_next + repaint.source.to(dtype) * rest
         x = torch.where(free[..., None], x, held)
-    if lengths is not None:
-        live = (torch.arange(T, device=x.device) < lengths[:, None])[..., None]
+    if live is not None:
         x = torch.where(live, x, latents)
     if model_latents is not None:
         model = model_latents[:, :T]
-        model.copy_(x if lengths is None else torch.where(live, x.to(model.dtype), model))
+        model.copy_(x if live is None else torch.where(live, x.to(model.dtype), model))
     if not isinstance(step, int):
         step.add_(1)
     return x if out is None else out.copy_(x)
+
+
+def stretched(change: Tensor, omega: float | Tensor, live: Tensor | None) -> Tensor:
+    """``(change - m) * omega + m`` with m the mean of a song [B, ...], of its frames that are ``live`` [B, T, 1]."""
+    wide = torch.float32 if change.device.type == "mps" else torch.float64
+    among = change if live is None else change.where(live, 0)
+    count = change[0].numel() if live is None else live.sum(1, keepdim=True) * change.shape[2]
+    mean = among.sum(tuple(range(1, change.ndim)), keepdim=True, dtype=wide) / count
+    mean = mean.to(change.dtype)
+    return (change - mean) * (omega.reshape(()) if isinstance(omega, Tensor) else omega) + mean
 
 
 def sampler_step(
@@ -122,8 +139,10 @@ def sampler_step(
     model_latents: Tensor | None = None,
     noise: Tensor | None = None,
     seeds: Tensor | None = None,
+    omega: float | Tensor | None = None,
     repaint: Repaint | None = None,
     lengths: Tensor | None = None,
+    scratch: Tensor | None = None,
     out: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
@@ -138,30 +157,49 @@ def sampler_step(
         model_latents: [B, T or more, D], any float dtype; the new latents are written to its first T rows as well.
         noise: eps, [B, T, D]; with it the step is the SDE's. Or
         seeds: int64 [B], the bits of each song's seed: eps is stream ``SDE_STREAM + step`` of ``philox_normal``.
+        omega: factor of what a step of Euler's departs from its mean over the song's frames and channels; a number, or
+            fp32 [1] on latents' device, so that one captured graph serves every omega. None: no such step. For the
+            mean over a whole batch give it as one song, ``x.view(1, B * T, D)``.
         repaint: what to hold on to, if anything.
         lengths: [B], valid frames of each song; None: all T. The latents of the frames behind them, and their rows of
             ``model_latents``, stay as they are, whatever their velocity.
+        scratch: with omega, fp64 of ``clock_entries(latents.shape) - 1`` that Triton kernels write; None allocates.
         out: where the new latents are written; ``latents`` itself for in place. None allocates.
         backend: "triton" or "reference"; None leaves the choice to acefast.backends.
     Returns:
-        The latents at t_next, ``out`` if given. fp32 latents are the same bits on every backend.
+        The latents at t_next, ``out`` if given. fp32 latents are the same bits on every backend, but for the order of
+        the fp64 sums behind omega's mean.
     Raises:
-        ValueError: a shape is not as above, or both noise and seeds are given.
+        ValueError: a shape or dtype is not as above, or two of noise, seeds and omega are given.
         BackendUnavailable: the backend named cannot take this input. Triton takes fp32, but for velocity and
             ``model_latents``, with contiguous channels; times, noise, seeds, lengths and repaint contiguous.
-    Source: ACE-Step 1.5's sampling loop, its ODE and SDE; ``inject`` of acefast.repaint for what a repaint holds.
+    Source: ACE-Step 1.5's sampling loop, its ODE and SDE; ``inject`` of acefast.repaint for what a repaint holds; omega
+        and the SDE also are FlowMatchEulerDiscreteScheduler and FlowMatchPingPongScheduler in ace-step/ACE-Step.
     """
     options = dict(model_latents=model_latents, noise=noise, seeds=seeds, repaint=repaint, lengths=lengths, out=out)
-    check_step(OP, latents, times, step, **options)
+    check_step(OP, latents, times, step, omega=omega, **options)
     check_shape(OP, "velocity", velocity, latents.shape, "latents' shape")
     order = ORDER if velocity.stride(-1) == 1 and step_fits(latents, times, **options) else ()
     if choose_backend(OP, backend, latents.device, order) == "triton":
         from acefast.kernels.sampler_step import sampler_step as kernel
 
         options["out"] = out = torch.empty_like(latents) if out is None else out
+        if omega is not None:
+            options |= omega_memory(latents, omega, scratch)
         kernel(latents, velocity, times, step, **options)
         return out
-    return sampler_step_reference(latents, velocity, times, step, **options)
+    return sampler_step_reference(latents, velocity, times, step, omega=omega, **options)
+
+
+def omega_memory(latents: Tensor, omega: float | Tensor, scratch: Tensor | None) -> dict[str, Tensor]:
+    """``omega`` and ``scratch`` as the kernel takes them, on the device."""
+    if scratch is None:
+        scratch = torch.empty(clock_entries(latents.shape) - 1, dtype=torch.float64, device=latents.device)
+    check_shape(OP, "scratch", scratch, (clock_entries(latents.shape) - 1,), "[clock_entries(latents.shape) - 1]")
+    check_dtype(OP, "scratch", scratch, torch.float64)
+    if not isinstance(omega, Tensor):
+        omega = torch.tensor([omega], dtype=torch.float32, device=latents.device)
+    return {"omega": omega, "scratch": scratch}
 
 
 def check_step(
@@ -176,6 +214,7 @@ def check_step(
     repaint: Repaint | None,
     lengths: Tensor | None,
     out: Tensor | None,
+    omega: float | Tensor | None = None,
 ) -> None:
     """Raise ValueError unless a step's arguments other than its velocity are as ``sampler_step`` has them."""
     check_shape(op, "times", times, (None, 4), "[steps, 4]")
@@ -190,6 +229,13 @@ def check_step(
         check_shape(op, "model_latents", model_latents[:, :T], (B, T, D), "[B, T or more, D]")
     if noise is not None and seeds is not None:
         raise ValueError(f"{op}: noise and seeds exclude each other, got both")
+    if omega is not None and (noise is not None or seeds is not None):
+        raise ValueError(
+            f"{op}: omega stretches Euler's step, got it with the SDE's {'noise' if seeds is None else 'seeds'}"
+        )
+    if isinstance(omega, Tensor):
+        check_shape(op, "omega", omega, (1,), "[1]")
+        check_dtype(op, "omega", omega, torch.float32)
     if seeds is not None:
         check_shape(op, "seeds", seeds, (B,), "[B]")
     if lengths is not None:

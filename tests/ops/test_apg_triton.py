@@ -128,6 +128,37 @@ def test_interpreted_step_matches_the_reference(B, T, D, dtype, everything):
     assert_like_reference(given, twin, got)
 
 
+@pytest.mark.parametrize("lengths", [False, True], ids=["whole", "lengths"])
+def test_a_step_of_ace_step_v1_over_frequency_and_frames(lengths):
+    """Norms over (16, T) of 8 channels, then Euler's step stretched by omega; frames of a padded buffer."""
+    given, twin = (step_arguments(2, 20 * 16, 8, dtype=torch.float32, rows=5 * 16) for _ in range(2))
+    for arguments in (given, twin):
+        arguments["omega"] = 1.046
+        if lengths:
+            arguments["lengths"] = torch.tensor([20 * 16, 13 * 16])
+    with interpreted():
+        got = apg_step(**given, backend="triton")
+    assert_like_reference(given, twin, got)
+    plane = step_arguments(2, 20 * 16, 8, dtype=torch.float32)
+    velocity, _ = apg(
+        *(plane[name].unflatten(1, (20, 16)).permute(0, 3, 2, 1) for name in ("cond", "uncond", "running")),
+        7.0,
+        time_dim=(2, 3),
+    )  # [B, 8, 16, T], as upstream has it
+    dx = velocity[0] * (0.7 - 0.9)
+    want = plane["latents"][0] + ((dx - dx.mean()) * 1.046 + dx.mean()).permute(2, 1, 0).flatten(0, 1)
+    assert lengths or relative(got[0], want) < 1e-6
+
+
+def test_a_guided_step_with_omega_is_four_launches():
+    x, clocked = torch.empty(1, 322 * 16, 8, device="meta"), clock((1, 322 * 16, 8), device="meta")
+    numbers, times = torch.empty(4, device="meta"), step_table([1.0, 0.5], device="meta")
+    with dry_run(80) as launches:
+        apg_step(x, x, x, x, numbers, times, clocked, omega=torch.empty(1, device="meta"), out=x, backend="triton")
+    names = [one.name for one in launches]
+    assert names == ["_partials_kernel", "_velocity_kernel", "_sums_kernel", "_sampler_step_kernel"]
+
+
 def test_reference_step_is_guidance_and_then_a_step():
     given, twin = (step_arguments(2, 40, 16, dtype=torch.float32, everything=True) for _ in range(2))
     scale, *numbers = twin.pop("numbers").tolist()

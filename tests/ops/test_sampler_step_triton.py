@@ -12,7 +12,7 @@ pytest.importorskip("triton", "3.9", reason="triton 3.9 is not installed")
 from acefast import sampling, sim
 from acefast.backends import BackendUnavailable
 from acefast.kernels.sampler_step import sampler_step as kernel
-from acefast.ops.sampler_step import clock, sampler_step, step_table
+from acefast.ops.sampler_step import clock, omega_memory, sampler_step, step_table
 from acefast.sim.driver import dry_run
 from acefast.sim.interpreter import interpreted
 from tests.ops.simulated import exact, simulated
@@ -37,6 +37,15 @@ def test_interpreted_kernel_renoises_and_repaints(sde, step):
     assert_same(results(given, got), results(twin, sampler_step(**twin)))
 
 
+@pytest.mark.parametrize("B, T, D, lengths", [(1, 1, 64, False), (2, 255, 24, True), (1, 4100, 32, False)])
+def test_interpreted_kernels_stretch_by_omega(B, T, D, lengths):
+    """One tile; two of a song that ends in it, with a ragged part; 34, of which a program adds 16 at a time."""
+    given, twin = (arguments(B, T, D, omega=1.046, lengths=lengths) for _ in range(2))
+    with interpreted():
+        got = sampler_step(**given, backend="triton")
+    assert_same(results(given, got), results(twin, sampler_step(**twin)))
+
+
 def test_interpreted_steps_are_those_of_sample():
     noise, v = torch.randn(2, 20, 16, generator=torch.Generator().manual_seed(0)), torch.full((2, 20, 16), 0.1)
     x, counter, table = noise.clone(), clock(noise.shape), step_table(TIMESTEPS)
@@ -53,6 +62,19 @@ def test_ptx_gives_the_references_bits(options):
     given["out"] = given["latents"]
     simulated(kernel, given, exact, registers=True)
     assert_same(results(given, given["out"]), results(twin, sampler_step(**twin)))
+
+
+@pytest.mark.parametrize("step", [None, 1], ids=["clock", "number"])
+def test_ptx_stretches_by_omega(step):
+    given, twin = (arguments(omega=1.046, repaint=True, lengths=True) for _ in range(2))
+    if step is not None:
+        given, twin = ({**a, "step": step} for a in (given, twin))
+    given |= omega_memory(given["latents"], given["omega"], None) | {"out": given["latents"]}
+    given["scratch"].fill_(torch.nan)
+    simulated(kernel, given, exact, registers=True)
+    want = sampler_step(**twin)
+    assert torch.equal(given["out"], want) and torch.equal(given["model_latents"], twin["model_latents"])
+    assert step is not None or torch.equal(given["step"], twin["step"])
 
 
 def test_ptx_takes_a_step_that_the_host_knows():
@@ -82,6 +104,17 @@ def test_a_real_step_is_one_launch(step, options):
     with dry_run(80) as launches:
         sampler_step(x, x, step_table(TIMESTEPS, **where), step, **options, out=x, backend="triton")
     assert [(one.name, one.grid) for one in launches] == [("_sampler_step_kernel", (24, 4, 1))]
+
+
+def test_a_real_step_with_omega_is_two_launches():
+    x = torch.empty(2, 2583 * 16, 8, device="meta")  # 240 s of ACE-Step v1 as its guidance sees them
+    with dry_run(80) as launches:
+        table, counter = step_table(TIMESTEPS, device="meta"), clock(x.shape, device="meta")
+        sampler_step(x, x, table, counter, omega=1.046, out=x, backend="triton")
+    assert [(one.name, one.grid) for one in launches] == [
+        ("_sums_kernel", (162, 1, 2)),
+        ("_sampler_step_kernel", (162, 1, 2)),
+    ]
 
 
 @pytest.mark.parametrize(
