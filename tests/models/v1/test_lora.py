@@ -14,12 +14,12 @@ from acefast.residence import Part, Residence
 from acefast.weights import load, read_header
 from tests.loras import with_terms, write
 
-fill = pytest.importorskip("tests.models.v1.fill", reason="v1's transformer is not in this tree")
-from acefast.models.v1.conditions import ConditionEncoder
-from acefast.models.v1.config import NULL_SCALE
-from acefast.models.v1.dit import DiT
-from tests.models.v1 import cases
-
+MISSING = "v1's transformer is not in this tree"
+dit = pytest.importorskip("acefast.models.v1.dit", reason=MISSING)
+conditions = pytest.importorskip("acefast.models.v1.conditions", reason=MISSING)
+cases = pytest.importorskip("tests.models.v1.cases", reason=MISSING)
+fill = pytest.importorskip("tests.models.v1.fill", reason=MISSING)
+ConditionEncoder, DiT, NULL_SCALE = conditions.ConditionEncoder, dit.DiT, dit.NULL_SCALE
 TINY, normal, official_tensors, ours = fill.TINY, fill.normal, fill.official_tensors, fill.ours
 
 # The training's targets are what ends in one of these.
@@ -97,9 +97,9 @@ def test_erg_weakens_the_whole_projection_its_lora_too(model, adapters, tmp_path
     set_lora(model, open_lora(write(tmp_path / FILE, own), 1.0, model.checkpoint))
     states, latents = cases.states(2, 12), cases.latents(1, 17)
 
-    def null(dit, weak):
-        conditions = dit.prepare(list(states[:1]), 17, null=list(states[1:]), weak_null=weak)
-        return dit.velocity(latents, cases.TIME, conditions, unconditional=True)[1]
+    def null(network, weak):
+        prepared = network.prepare(list(states[:1]), 17, null=list(states[1:]), weak_null=weak)
+        return network.velocity(latents, cases.TIME, prepared, unconditional=True)[1]
 
     tensors = official_tensors()
     with_terms(tensors, {f"dit.{name}": t for name, t in own.items()}, 1.0)
