@@ -7,11 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from acefast.backends import choose_backend, named_backend
 from acefast.checks import check_shape
 from acefast.conditions import Conditions
+from acefast.graphs import Graphs
 from acefast.matmul import linear
 from acefast.models.v1.config import NULL_SCALE, Config
 from acefast.models.v1.dit_layer import Evaluation, Layer, LayerCondition
+from acefast.models.v1.replay import Pass, PassShape
 from acefast.models.v15.layers import Linear, TimeEmbedding, linear_table, parameter, residual_dtype
 from acefast.ops.paired_rope import paired_rope_table
 from acefast.ops.residual_norm import residual_norm
@@ -63,6 +66,7 @@ class DiT(nn.Module):
         super().__init__()
         c, H = config, config.hidden_size
         self.config = config
+        self.graphs: Graphs | None = None  # of passes on static memory; None: its own, made when they are needed
         self.patch = PatchEmbedding(c)
         self.time = TimeEmbedding(H)
         self.layers = nn.ModuleList(Layer(c) for _ in range(c.num_layers))
@@ -146,7 +150,7 @@ class DiT(nn.Module):
 
     def keys_values(self, states: Tensor, scale: Tensor) -> list[LayerCondition]:
         """Each block's keys and values of the sequences [rows, E, H]; ``scale`` [rows] of queries in WEAK_BLOCKS."""
-        rope = self._rope(states.shape[1])
+        rope = self.rope(states.shape[1])
         return [
             layer.cross_attention.keys_values(states, rope, scale if i in WEAK_BLOCKS else None)
             for i, layer in enumerate(self.layers)
@@ -166,7 +170,8 @@ class DiT(nn.Module):
         out, blocks = self.time(times.to(self.out.weight.device, non_blocking=True))
         return blocks, out
 
-    def _rope(self, length: int) -> Tensor:
+    def rope(self, length: int) -> Tensor:
+        """The table of ``paired_rope`` for so many positions."""
         c = self.config
         return paired_rope_table(length, c.attention_head_dim, c.rope_theta, self.out.weight.device)
 
@@ -194,11 +199,29 @@ class DiT(nn.Module):
             raise ValueError(f"{OP}: unconditional=True needs prepare(..., null=...), got none there")
         if t not in prepared["times"]:
             prepared["times"][t] = tuple(found[0] for found in self.embeddings([t]))
+        if self.static:
+            return self._replayed(latents, t, conditions, branches)
         rows, mask = songs * branches, prepared["mask"]
         layers = [LayerCondition(*(kept[:rows] for kept in both)) for both in prepared["layers"]]
-        e = Evaluation(B * branches, self._rope(T), None if mask is None else mask[:rows])
+        e = Evaluation(B * branches, self.rope(T), None if mask is None else mask[:rows])
         out = self.evaluate(latents, *prepared["times"][t], layers, e).float()
         return tuple(out.split(B)) if unconditional else out
+
+    @property
+    def static(self) -> bool:
+        """Whether passes run on static memory, see ``Pass``: where Triton's kernels are in force."""
+        return choose_backend(OP, None, self.out.weight.device, ("triton",)) == "triton"
+
+    def _replayed(
+        self, latents: Tensor, t: float, conditions: Conditions, branches: int
+    ) -> Tensor | tuple[Tensor, ...]:
+        if self.graphs is None:
+            self.graphs = Graphs(self.out.weight.device)
+        shape = PassShape.of(conditions, len(latents), branches)
+        key = shape, self.dtype, named_backend()
+        found = self.graphs.kept("pass", key, lambda: Pass(self, shape, self.graphs))
+        out = found(conditions, latents, conditions.prepared["times"][t])
+        return out if branches == 1 else tuple(out.split(len(latents)))
 
     def evaluate(
         self, latents: Tensor, blocks: Tensor, out: Tensor, layers: list[LayerCondition], e: Evaluation

@@ -32,7 +32,7 @@ class Model(Conditioning, Sampling, model.Model):
 
     text_encoder = Part("text", lambda m: load_text_encoder(m.checkpoint, m.device, m.dtype))
     condition_encoder = Part("text", lambda m: m._load(ConditionEncoder, m.config))
-    transformer = Part("diffusion", lambda m: m._load(DiT, m.config))
+    transformer = Part("diffusion", lambda m: m._transformer())
     decoder = Part("decode", lambda m: m._load(codec.Decoder, m.checkpoint.dcae_config, m.checkpoint.vocoder_config))
     encoder = Part("source", lambda m: m._load(codec.Encoder, m.checkpoint.dcae_config), "Of source audio.")
 
@@ -42,6 +42,11 @@ class Model(Conditioning, Sampling, model.Model):
         entries, offline = self.config.lyric_encoder_vocab_size, self.checkpoint.offline
         file = find_vocabulary(self.checkpoint.vocabulary_folders, offline, entries)
         return LyricTokenizer(file, entries)
+
+    def _transformer(self) -> DiT:
+        transformer = self._load(DiT, self.config)
+        transformer.graphs = self.graphs
+        return transformer
 
     # -- before work starts ------------------------------------------------------------------------------------------
 
