@@ -80,7 +80,7 @@ class Pass:
         for name, given in (("latents", latents), ("blocks", times[0]), ("out", times[1])):
             self.memory[name].copy_(given)
         self.replay()
-        return self.memory["velocity"].float()
+        return self.memory["velocity"].to(torch.float32, copy=True)
 
     def _put(self, conditions: Conditions) -> None:
         """Keys and values, and which of them there are."""
