@@ -235,10 +235,10 @@ def shifted_step(
         omega: the factor; None and an SDE step leave the change as it is.
         coupled: one mean of the whole batch, upstream's, in place of one for each song.
     """
-    if omega is None or noise is not None:
-        return sampler_step(latents, velocity, times, step, noise=noise)
+    if omega is None or noise is not None or not coupled:
+        return sampler_step(latents, velocity, times, step, noise=noise, omega=None if noise is not None else omega)
     change = times[step, 1] * velocity  # in this order, which of bf16 decides where a CPU rounds
-    mean = change.mean() if coupled else change.mean(tuple(range(1, change.ndim)), keepdim=True)
+    mean = change.mean()
     return latents - ((change - mean) * omega + mean)
 
 
