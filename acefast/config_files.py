@@ -103,6 +103,23 @@ MODEL_INDEX = {
 }
 
 
+def umt5_config_for(config: V1Config) -> dict[str, Any]:
+    """Arguments of ``UMT5Config`` for a text encoder of this width: umt5-base's at 768, else ten small layers."""
+    full = config.text_embedding_dim == 768
+    return {
+        "vocab_size": 256_384 if full else 384,
+        "d_model": config.text_embedding_dim,
+        "d_kv": 64 if full else 8,
+        "d_ff": 2048 if full else 2 * config.text_embedding_dim,
+        "num_layers": 12 if full else 10,  # entropy-rectified guidance weakens layers 8 and 9
+        "num_heads": 12 if full else 4,
+        "relative_attention_num_buckets": 32,
+        "relative_attention_max_distance": 128,
+        "layer_norm_epsilon": 1e-6,
+        "feed_forward_proj": "gated-gelu",
+    }
+
+
 def v1_configs(c: V1Config, d: DCAEConfig, v: VocoderConfig, text: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The ``config.json`` of each part of ACE-Step v1, whose names ``acefast.models.v1.names`` has."""
     inner = len(d.block_out_channels) - 1

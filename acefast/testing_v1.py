@@ -7,11 +7,10 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from acefast.config_files import v1_configs
+from acefast.config_files import umt5_config_for, v1_configs
 from acefast.models.v1 import names
 from acefast.models.v1.config import Config, DCAEConfig, VocoderConfig
 from acefast.models.v1.sizes import UNSEEN
@@ -53,23 +52,6 @@ SPECIAL = {  # of the lyric vocabulary, by id
 }
 
 
-def text_config_for(config: Config) -> dict[str, Any]:
-    """Arguments of ``UMT5Config`` for a text encoder of this width: umt5-base's at 768, else ten small layers."""
-    full = config.text_embedding_dim == 768
-    return {
-        "vocab_size": 256_384 if full else 384,
-        "d_model": config.text_embedding_dim,
-        "d_kv": 64 if full else 8,
-        "d_ff": 2048 if full else 2 * config.text_embedding_dim,
-        "num_layers": 12 if full else 10,  # entropy-rectified guidance weakens layers 8 and 9
-        "num_heads": 12 if full else 4,
-        "relative_attention_num_buckets": 32,
-        "relative_attention_max_distance": 128,
-        "layer_norm_epsilon": 1e-6,
-        "feed_forward_proj": "gated-gelu",
-    }
-
-
 @dataclass
 class Writer:
     """Writes one checkpoint; see ``acefast.testing.write_checkpoint``."""
@@ -84,7 +66,7 @@ class Writer:
 
     def __post_init__(self) -> None:
         c, d = self.config, self.dcae_config
-        self.text_config = text_config_for(c)
+        self.text_config = umt5_config_for(c)
         found = names.transformer_tensors(c) | names.condition_encoder_tensors(c)
         found |= names.dcae_encoder_tensors(d) | names.dcae_decoder_tensors(d)
         found |= names.vocoder_tensors(self.vocoder_config) | names.text_encoder_tensors(self.text_config)

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from acefast import report
 from acefast.checkpoint import open_checkpoint
+from acefast.config_files import umt5_config_for
 from acefast.models.v1 import names
 from acefast.models.v1.config import Config, DCAEConfig, VocoderConfig
 from acefast.sizes import METADATA_KEY
 from acefast.testing import TINY_DCAE, TINY_V1, TINY_VOCODER, write_checkpoint
-from acefast.testing_v1 import text_config_for
 from tests.checkpoints import edit, refusal, tensors
 
 pytest_plugins = ["tests.checkpoints"]
@@ -52,7 +52,7 @@ def test_the_published_model_has_its_published_sizes():
     assert count(names.dcae_encoder_tensors(d), names.dcae_decoder_tensors(d)) == (192, 156_812_426)
     mel = {n: s for n, s in unused.items() if n.startswith("vocoder.")}
     assert count(names.vocoder_tensors(v))[1] == 103_005_138 and count(names.vocoder_tensors(v), mel)[0] == 713
-    assert count(names.text_encoder_tensors(text_config_for(c)))[1] == 281_861_376
+    assert count(names.text_encoder_tensors(umt5_config_for(c)))[1] == 281_861_376
 
 
 @pytest.mark.parametrize("config", (TINY_DCAE, DCAEConfig()), ids=("tiny", "full"))
@@ -77,7 +77,7 @@ def test_both_layouts_hold_the_same_tensors_and_sizes(written, tmp_path, layout,
     checkpoint.check()
     assert (checkpoint.family, checkpoint.layout) == ("v1", {"aio": "all-in-one"}.get(layout, layout))
     assert (checkpoint.config, checkpoint.dcae_config) == (TINY_V1, TINY_DCAE)
-    assert checkpoint.vocoder_config == TINY_VOCODER and checkpoint.text_config == text_config_for(TINY_V1)
+    assert checkpoint.vocoder_config == TINY_VOCODER and checkpoint.text_config == umt5_config_for(TINY_V1)
     assert {part.dtype for part in checkpoint.parts} == {dtype} == {s.dtype for s in checkpoint.index.values()}
     reference, found = (tensors(open_checkpoint(written("official", "v1"))), tensors(checkpoint))
     assert reference.keys() == found.keys()

@@ -93,7 +93,7 @@ def test_a_model_of_sentencepieces_own_gives_its_ids():
 @pytest.mark.parametrize(
     "spoil, reason",
     [
-        (lambda model: model[:-5], "it is no protocol buffer"),
+        (lambda model: model[:-2], "it is no protocol buffer"),
         (lambda model: b"\xff" * 20, "it is no protocol buffer"),
         (lambda model: b"", "it must be a unigram model, got type 1 of 0 pieces"),
         (lambda model: model + bytes([2 << 3 | 2, 2, 3 << 3, 2]), "it must be a unigram model, got type 2 of"),

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from acefast.checkpoint import open_checkpoint
+from acefast.config_files import umt5_config_for
 from acefast.models.v1 import names
 from acefast.models.v1.checkpoint import empty_text_encoder, load_text_encoder
-from acefast.testing_v1 import TINY_V1, text_config_for
+from acefast.testing_v1 import TINY_V1
 from tests.checkpoints import edit, refusal
 
 pytest_plugins = ["tests.checkpoints"]
@@ -52,7 +53,7 @@ def test_its_embedding_is_held_once_and_in_fp32_is_the_mapped_file(written, dtyp
 
 
 def test_its_names_are_those_of_the_table_at_full_size():
-    config = text_config_for(TINY_V1) | {"vocab_size": 256_384, "d_model": 768, "d_kv": 64, "d_ff": 2048}
+    config = umt5_config_for(TINY_V1) | {"vocab_size": 256_384, "d_model": 768, "d_kv": 64, "d_ff": 2048}
     config |= {"num_layers": 12, "num_heads": 12}
     model = empty_text_encoder(config)
     theirs = {f"umt5.encoder.{name}": tuple(t.shape) for name, t in model.encoder.state_dict().items()}
