@@ -170,6 +170,6 @@ def _from_hub(download: bool) -> Path:
     folder = snapshot_download(
         REPO, repo_type="space", allow_patterns=pattern, cache_dir=hub_cache(), local_files_only=not download
     )
-    for file in sorted(Path(folder).rglob(pattern.lstrip("*"))):
+    for file in sorted(Path(folder).rglob(pattern)):
         return file
     raise FileNotFoundError(f"it has no {pattern}")

@@ -40,6 +40,7 @@ def test_upstream_knows_as_many_lines_as_the_docstring_says():
         ("再见", "ja"),  # short Chinese of which the classifier is not sure: Japanese comes first
         ("再见，我的爱人", "zh"),
         ("???", "zh"),  # nothing to classify
+        ("<b>loud</b>", "zh"),  # nor anything that counts
         ("hello my love", "pt"),  # the classifier's own error
     ],
 )
