@@ -92,7 +92,7 @@ class Conditioning:
         if len(set(words)) == 1:  # variations of one song: one row serves all
             words = words[:1]
         edit, guided = request.task == "edit", request.guidance_scale not in (0, 1)
-        double = guided and not edit and request.guidance_text > 1 and request.guidance_lyric > 1
+        double = guided and request.guidance_text > 1 and request.guidance_lyric > 1
         weak_text = request.erg_tag and request.erg_lyric
         sequence = self.condition_encoder.sequence
         conditional, null, text_only, key = [], [], [], []
