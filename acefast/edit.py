@@ -58,9 +58,8 @@ class FlowEdit:
         return total
 
     def after_step(self, latents: Tensor, step: int, t_next: float) -> Tensor:
-        """The latents as the next step needs them."""
-        turns = step + 1 == self.switch < len(self.timesteps)
-        return self._noised(latents, t_next) if turns else latents
+        """The latents as the next step needs them: noised to its t before the switch."""
+        return self._noised(latents, t_next) if step + 1 == self.switch else latents
 
     def _noised(self, latents: Tensor, t: float) -> Tensor:
         return latents + t * (self.draw() - self.clean)

@@ -97,11 +97,9 @@ def _mask(recording: Recording, frames: int) -> Tensor:
 
     mask = torch.zeros(frames)
     for start, end in recording.regions:
-        first, last = frame(start), frame(end)
-        if last == first and not (recording.before or recording.after):  # a repaint makes a frame at least
-            first = min(first, frames - 1)
-            last = first + 1
-        mask[first:last] = 1
+        first = frame(start)
+        least = 0 if recording.before or recording.after else 1  # a repaint makes a frame at least
+        mask[first : max(frame(end), first + least)] = 1
     return mask
 
 

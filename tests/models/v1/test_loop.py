@@ -10,10 +10,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from acefast.batches import likeness
 from acefast.models.v1.tasks import frames_of
+from acefast.noise import drawing
 from acefast.ops.philox import philox_normal
+from acefast.request import Request
 from tests.golden.v1.make_sampling import CASES, FRAMES, TEXT, ours, source
-from tests.models.v1.toy import GATE, Toy, golden, recorded, relative, requested, run
+from tests.models.v1.toy import GATE, V1, Toy, golden, recorded, relative, requested, run
 
 PARITY = [
     *["euler", "euler, cfg falls", "apg everywhere", "no guidance", "cfg_star everywhere", "double"],
@@ -84,7 +87,19 @@ def test_what_an_extension_is_given_as_noise_it_takes():
         model.noise([request], task)
 
 
-def test_only_songs_of_one_length_are_made_together():
-    model = Toy()
-    assert model.bucket(SimpleNamespace(duration=10.0)) == 107 == frames_of(10)
-    assert model.bucket(SimpleNamespace(duration=10.2)) == 109
+def test_every_draw_is_another_stream():
+    draw = drawing(Toy(), [3, 4], 5, 128, "philox", first=7)
+    assert torch.equal(draw(), philox_normal([3, 4], (5, 128), stream=7))
+    assert torch.equal(draw(), philox_normal([3, 4], (5, 128), stream=8))
+
+
+def test_only_songs_of_one_length_and_of_the_same_options_are_made_together():
+    def key(**options):
+        return likeness(Request("rock", **options).for_checkpoint(V1), Toy())
+
+    assert frames_of(10.0) == frames_of(10.02) == 107 and frames_of(10.2) == 109
+    assert key(duration=10.0) == key(duration=10.02, seed=3, lyrics="la") != key(duration=10.2)
+    for other in ({"omega": 0}, {"erg_lyric": False}, {"guidance_decay": 1}, {"oss_steps": (1, 5)}, {"steps": 5}):
+        assert key(duration=10.0) != key(duration=10.0, **other)
+    edit = {"task": "edit", "source": "a.wav"}
+    assert key(**edit, target_lyrics="la") == key(**edit, target_prompt="jazz") != key(task="repaint", source="a.wav")
