@@ -79,7 +79,9 @@ def test_main_loops_have_no_masks():
                 looped.append(path.stem)
                 assert not [name for name, words in calls if "mask" in words], path
     convolutions = ["audio_conv1d", "conv1d", "conv_transpose1d", "residual_unit"]
-    assert looped == sorted([*convolutions, "cross_attention", "linear_swiglu", "self_attention", "vit_linear_attention"])
+    assert looped == sorted(
+        [*convolutions, "cross_attention", "linear_swiglu", "self_attention", "vit_linear_attention"]
+    )
 
 
 def _called(node: ast.AST) -> list[tuple[str, set[str]]]:

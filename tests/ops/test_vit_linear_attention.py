@@ -77,14 +77,18 @@ def test_images_of_a_batch_do_not_meet_and_rows_may_lie_at_a_distance(backend, r
 def test_what_does_not_fit_the_kernel_goes_to_the_library_unless_it_is_named(backend):
     for heads, dim in ((torch.ones(1, 4, 24), 8), (torch.ones(1, 4, 192)[..., ::2], 32), (torch.ones(1, 0, 96), 32)):
         if backend == "triton":
-            with pytest.raises(BackendUnavailable, match="vit_linear_attention: backend='triton' cannot run: it has no"):
+            with pytest.raises(
+                BackendUnavailable, match="vit_linear_attention: backend='triton' cannot run: it has no"
+            ):
                 vit_linear_attention(heads, head_dim=dim, backend=backend)
         out = vit_linear_attention(heads, head_dim=dim)
         assert out.shape == (*heads.shape[:2], dim) and (out == 1).all()
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match=r"vit_linear_attention: heads must be \[B, P, n \* 3 \* 32\], got \[1, 4, 64\]"):
+    with pytest.raises(
+        ValueError, match=r"vit_linear_attention: heads must be \[B, P, n \* 3 \* 32\], got \[1, 4, 64\]"
+    ):
         vit_linear_attention(torch.ones(1, 4, 64))
     with pytest.raises(ValueError, match=r"out must be \[B, P, n \* head_dim\] = \[1, 4, 32\], got \[1, 4, 96\]"):
         vit_linear_attention(torch.ones(1, 4, 96), out=torch.ones(1, 4, 96))
