@@ -40,6 +40,7 @@ CONFIGS = {
     ("half", 90): _tile(64, 128, 64, 4, 3),
     **{(shape, sm): _tile(128, 128, 32, 4, 4) for shape in ("wide", "half") for sm in _SMALLER},
     ("wide-silu", 80): _tile(128, 256, 64, 8, 3),  # the vocoder's, whose residual and two results spill on others
+    ("wide-silu", 100): _tile(128, 128, 64, 8, 3),
     ("half-silu", 80): _tile(128, 128, 64, 4, 3),
     ("half-silu", 90): _tile(64, 128, 64, 4, 3),
     **{(shape, sm): _tile(128, 128, 32, 8, 4) for shape in ("wide-silu", "half-silu", "short") for sm in _SMALLER},
@@ -190,7 +191,7 @@ def conv1d(
     """Launches the kernel on guarded rows; ``out``: the result and what ``wave`` makes of it. The op has checked."""
     (B, L, CIN), (COUT, TAPS, _) = x.shape, weight.shape
     R = next(t for t in out if t is not None).shape[1]
-    config = pick(CONFIGS, shape_class(CIN, COUT, TAPS, dilation, wave == SILU))
+    config = pick(CONFIGS, shape_class(CIN, COUT, TAPS, dilation, wave == SILU or total is not None))
     residual, total, y, activated = (None if t is None else whole(t) for t in (residual, total, *out))
     grid = (triton.cdiv(R, config["BLOCK_M"]) * (COUT // config["BLOCK_N"]), B)
     sizes = {"CIN": CIN, "COUT": COUT, "TAPS": TAPS, "STRIDE": stride, "PADDING": padding, "DILATION": dilation}
@@ -310,7 +311,7 @@ CASES = (
     _case("stereo", (1, 983040, 2, 128), (1, 200, 2, 128), taps=8, padding=3, results="both", dots=False),
     _case("last", (1, 512, 2048, 128), (1, 50, 2048, 128), taps=3, padding=1, results="y", mix=2.2),
     _case("c512-k13d5-silu", (2, 4096, 512, 512), (1, 150, 64, 256), **K13D5, mix=0.9),  # the vocoder's
-    _case("c512-k7-both-silu", (2, 4096, 512, 512), (1, 100, 64, 256), **SECOND, taps=7, padding=3, mix=0.9),
+    _case("c512-k11-both-silu", (2, 4096, 512, 512), (1, 100, 64, 256), **SECOND, taps=11, padding=5, mix=0.9),
     _case("c128-k3-both-silu", (2, 32768, 128, 128), (1, 150, 128, 128), **SECOND, taps=3, padding=1),
     _case("c64-k7-both-silu", (2, 65536, 64, 64), (1, 150, 64, 64), **SECOND, taps=7, padding=3),
     _case("c32-k11-both-silu", (2, 131072, 32, 32), (1, 150, 32, 32), **SECOND, taps=11, padding=5),

@@ -1,9 +1,9 @@
 """Triton kernels of acefast.ops.vit_linear_attention (K13), in two launches.
 
 Math    state = Σ_j relu(k_j) v_j^T, z = Σ_j relu(k_j) per head; out_i = relu(q_i) state / (relu(q_i) . z + 1e-15)
-Tiling  first one program per head and part of an image, which writes its sums, [D + 1, D] fp32; then one per M positions
-        of a head, which adds the parts' in their order. The state is split in two numbers of tf32, high and low, so
-        that its fp32 counts; a query of 16 bits is one
+Tiling  first one program per head and part of an image, which writes its sums, [D + 1, D] fp32; then one per M
+        positions of a head, which adds the parts' in their order. The state is split in two numbers of tf32, high and
+        low, so that its fp32 counts; a query of 16 bits is one
 Bytes   4 * B * P * n * D * itemsize: q, k, v in, out out. The sums come from L2
 Bound   memory
 """

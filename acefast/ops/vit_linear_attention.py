@@ -23,10 +23,9 @@ SPLITS = 8  # parts of an image that the kernel sums on their own: of the image'
 
 def vit_linear_attention_reference(heads: Tensor, *, head_dim: int = 32) -> Tensor:
     """What the op means, in fp32 PyTorch; every kernel is held to it. Its memory is linear in the positions."""
-    B, P, _ = heads.shape
     q, k, v = heads.float().unflatten(-1, (-1, 3, head_dim)).unbind(3)  # [B, P, n, D] each
     out = torch.empty(q.shape, dtype=heads.dtype, device=heads.device)
-    for image in range(B):  # a batch of heads at strides of one image, without copies
+    for image in range(len(heads)):  # a batch of heads at strides of one image, without copies
         queries, keys, values = q[image].relu().transpose(0, 1), k[image].relu().permute(1, 2, 0), v[image]
         state = torch.cat([keys @ values.transpose(0, 1), keys.sum(2, keepdim=True)], 2)  # [n, D, D + 1]
         sums = queries @ state
