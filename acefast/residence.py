@@ -62,12 +62,7 @@ class Residence:
         return module
 
     def weights(self) -> Iterator[tuple[nn.Module, dict[str, Tensor]]]:
-        """Each network that has been loaded and its tensors by name, to be written to in place.
-
-        Where memory is low all leave before: the tensors are those on the host, and dropped networks have none.
-        """
-        if self.low:
-            self.leave()
+        """Each network that has been loaded and its tensors by name, to be written to in place: here, and on the host."""
         yield from ((module, named(module)) for module in self.here.values())
         yield from ((module, dict(zip(named(module), hosts))) for module, hosts in self.away.values())
 
