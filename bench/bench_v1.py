@@ -98,9 +98,8 @@ def _upstream(checkout: Path, dtype: torch.dtype) -> tuple[nn.Module, nn.Module,
     """Transformer, mel autoencoder and vocoder."""
     from diffusers import AutoencoderDC
 
-    from acefast.config_files import v1_configs
+    from acefast.config_files import umt5_config_for, v1_configs
     from acefast.models.v1.config import Config, DCAEConfig, VocoderConfig
-    from acefast.testing_v1 import text_config_for
 
     sys.path.insert(0, str(checkout))
     for name in ("librosa", "librosa.filters", "torchaudio", "torchaudio.transforms", "torchaudio.functional"):
@@ -111,7 +110,7 @@ def _upstream(checkout: Path, dtype: torch.dtype) -> tuple[nn.Module, nn.Module,
     from acestep.music_dcae.music_vocoder import ADaMoSHiFiGANV1
 
     config = Config()
-    configs = v1_configs(config, DCAEConfig(), VocoderConfig(), text_config_for(config))
+    configs = v1_configs(config, DCAEConfig(), VocoderConfig(), umt5_config_for(config))
     with _quickly():
         dit = ACEStepTransformer2DModel.from_config(configs["dit"])
     made = dit, AutoencoderDC.from_config(configs["dcae"]), ADaMoSHiFiGANV1()

@@ -13,6 +13,7 @@ from torch import nn
 
 from acefast.checkpoint import Checkpoint
 from acefast.conditions import CACHE_BYTES
+from acefast.config_files import umt5_config_for
 from acefast.families import V1_LONGEST
 from acefast.locate import NAMES
 from acefast.memory import LIBRARY, SMALL, Job, Networks, module_bytes, tensor_bytes
@@ -51,10 +52,8 @@ class V1Networks(Networks):
 
     @classmethod
     def published(cls, variant: str) -> V1Networks:
-        from acefast.testing_v1 import text_config_for
-
         config = Config()
-        return cls(NAMES[variant], config, DCAEConfig(), VocoderConfig(), text_config_for(config))
+        return cls(NAMES[variant], config, DCAEConfig(), VocoderConfig(), umt5_config_for(config))
 
     def completed(self, job: Job) -> Job:
         return job.or_else(steps=60, guided=True, conditions=1 + TEXT_TOKENS + LYRIC_TOKENS)

@@ -1,0 +1,64 @@
+"""The plan of v1's memory at full size against what is allocated, on meta tensors, by the references."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from acefast.memory import Job, Networks
+from acefast.models.v1.conditions import ConditionEncoder
+from acefast.models.v1.dit import DiT
+from acefast.models.v1.dit_layer import Evaluation
+from acefast.models.v1.tasks import frames_of
+from tests.live_bytes import LiveBytes
+
+CPU, LAYERS = torch.device("cpu"), 3
+
+
+def meta(*shape, dtype=torch.bfloat16):
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def full_size(kind, config):
+    with torch.device("meta"):
+        return kind(config).to(torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def networks():
+    return Networks.named("v1")
+
+
+def test_weights_of_the_published_model_need_none_on_disk(networks, offline):
+    weights = {name: round(size / 1e9, 2) for name, size in networks.weights(torch.bfloat16, CPU).items()}
+    want = {"transformer": 4.99, "condition_encoder": 0.19, "text_encoder": 0.56}
+    assert {name: weights[name] for name in want} == want
+    assert networks.completed(Job()) == Job(240.0, 1, 4353, 60, True)
+
+
+@pytest.mark.parametrize("seconds, conditions", [(240.0, 512), (30.0, 512), (240.0, 4353)])
+def test_a_guided_steps_memory_is_within_the_plan(networks, seconds, conditions):
+    config = dataclasses.replace(networks.config, num_layers=LAYERS)
+    networks, H = dataclasses.replace(networks, config=config), config.hidden_size
+    dit, frames = full_size(DiT, config), frames_of(seconds)
+    with torch.inference_mode(), LiveBytes() as counted:
+        states = meta(2, conditions, H)
+        kept = dit.keys_values(states, meta(2, dtype=torch.float32))
+        latents, times = meta(1, frames, 128, dtype=torch.float32), meta(7, H, dtype=torch.float32)
+        made = dit.evaluate(latents, times[:6], times[6], kept, Evaluation(2, dit.rope(frames), None))
+    assert made.shape == (2, frames, 128)
+    job = networks.completed(Job(seconds, conditions=conditions))
+    planned = networks.work(job, torch.bfloat16, CPU, False, None, False)[0]["steps"]
+    assert 0.6 < counted.peak / planned <= 1
+
+
+@pytest.mark.parametrize("tokens", [300, 4096])
+def test_long_lyrics_are_within_the_plan(networks, tokens):
+    encoder = full_size(ConditionEncoder, networks.config)
+    with torch.inference_mode(), LiveBytes() as counted:
+        encoder.lyric_encode(meta(1, tokens, dtype=torch.int64))
+    job = networks.completed(Job(60.0, conditions=1 + 256 + tokens))
+    planned = networks.work(job, torch.bfloat16, CPU, False, None, False)[0]["text"]
+    assert 0.5 < counted.peak / planned <= 1
