@@ -193,6 +193,16 @@ def test_16_bit_stays_near_fp32(dit, dtype):
     assert relative(got, want) <= (0.05 if dtype == torch.bfloat16 else 0.01)
 
 
+def test_neither_conditions_nor_a_velocity_read_a_number_back():
+    """On "meta" there is none to read, as on a GPU none without waiting for it."""
+    with torch.device("meta"):
+        dit = DiT(TINY)
+        states = [torch.empty(n, H) for n in (12, 7)]
+        conditions = dit.prepare(states, 9, [1.0], null=states, text_only=states)
+        found = dit.velocity(torch.empty(2, 9, 128), 0.5, conditions, unconditional=True)
+    assert [(v.device.type, v.shape) for v in found] == [("meta", (2, 9, 128))] * 3
+
+
 # -- lyric encoder -----------------------------------------------------------------------------------------------------
 
 
