@@ -141,8 +141,7 @@ class Conditioning:
         if target:
             prompt = prompt if request.target_prompt is None else request.target_prompt
             lyrics = lyrics if request.target_lyrics is None else request.target_lyrics
-        language = None if request.language == "unknown" else request.language
-        ids = self.lyric_tokenizer.ids(lyrics, language) if lyrics else ()
+        ids = self.lyric_tokenizer.ids(lyrics, request.language) if lyrics else ()
         return tuple(self.prompt_tokens(request, prompt).ids), tuple(ids)
 
     # -- encodings, of which nobody may write to one -----------------------------------------------------------------

@@ -197,10 +197,10 @@ def test_instrumental_songs_are_told_so_by_the_vocabularys_own_word(model):
     assert model._words(request(instrumental=True), target=False) == (tuple(cases.PROMPT), (3,))
 
 
-def test_languages_are_handed_on_and_unknown_ones_are_to_be_detected(model):
-    for language in ("ja", "unknown", None):
+def test_the_lyrics_language_is_handed_on(model):
+    for language in ("ja", None):
         model._words(request(language=language), target=False)
-    assert model.lyric_tokenizer.languages == ["ja", None, None]
+    assert model.lyric_tokenizer.languages == ["ja", None]
 
 
 def test_a_prompt_over_256_tokens_is_cut_and_the_cut_is_told(model):
