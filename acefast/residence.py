@@ -62,7 +62,7 @@ class Residence:
         return module
 
     def weights(self) -> Iterator[tuple[nn.Module, dict[str, Tensor]]]:
-        """Each network that has been loaded and its tensors by name, to be written to: here, and on the host."""
+        """Each network that has been loaded, with its tensors by name: those here, and those on the host."""
         yield from ((module, named(module)) for module in self.here.values())
         yield from ((module, dict(zip(named(module), hosts))) for module, hosts in self.away.values())
 

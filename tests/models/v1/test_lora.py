@@ -10,17 +10,13 @@ from safetensors.torch import save_file
 
 from acefast.lora import set_lora
 from acefast.lora_files import FILE, open_lora
+from acefast.models.v1.conditions import ConditionEncoder
+from acefast.models.v1.dit import NULL_SCALE, DiT
 from acefast.residence import Part, Residence
 from acefast.weights import load, read_header
 from tests.loras import with_terms, write
-
-MISSING = "v1's transformer is not in this tree"
-dit = pytest.importorskip("acefast.models.v1.dit", reason=MISSING)
-conditions = pytest.importorskip("acefast.models.v1.conditions", reason=MISSING)
-cases = pytest.importorskip("tests.models.v1.cases", reason=MISSING)
-fill = pytest.importorskip("tests.models.v1.fill", reason=MISSING)
-ConditionEncoder, DiT, NULL_SCALE = conditions.ConditionEncoder, dit.DiT, dit.NULL_SCALE
-TINY, normal, official_tensors, ours = fill.TINY, fill.normal, fill.official_tensors, fill.ours
+from tests.models.v1 import cases
+from tests.models.v1.fill import TINY, normal, official_tensors, ours
 
 # The training's targets are what ends in one of these.
 SUFFIXES = ("speaker_embedder", "linear_q", "linear_k", "linear_v", "to_q", "to_k", "to_v", "to_out.0")

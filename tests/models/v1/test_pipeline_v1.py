@@ -162,6 +162,24 @@ def test_a_prompt_is_encoded_once(v1_pipe, monkeypatch):
     model.text_encoder._forward_pre_hooks.clear()
 
 
+def test_a_lora_changes_the_song_and_its_removal_restores_it(tiny_v1, tmp_path, song):
+    from safetensors.torch import save_file
+
+    halves, modules = {}, ("transformer_blocks.0.attn.to_q", "transformer_blocks.1.cross_attn.to_v", "speaker_embedder")
+    pipe = acefast.load(tiny_v1, device="cpu", dtype="float32")
+    for i, module in enumerate((*modules, "lyric_encoder.encoders.0.self_attn.linear_k")):
+        out, width = pipe.model.checkpoint.index[f"dit.{module}.weight"].shape
+        halves[f"{module}.lora_A.weight"] = torch.randn(2, width, generator=torch.Generator().manual_seed(i))
+        halves[f"{module}.lora_B.weight"] = torch.randn(out, 2, generator=torch.Generator().manual_seed(i + 9))
+    save_file(halves, tmp_path / "rap.safetensors")
+    pipe.set_lora(tmp_path / "rap.safetensors", 0.5)
+    other = pipe.generate(**SONG)
+    assert far(other.audio, song.audio) > 0.1 and other.lora == {"name": "rap", "weight": 0.5}
+    pipe.set_lora(None)
+    again = pipe.generate(**SONG)
+    assert torch.equal(again.latents, song.latents) and again.lora is None
+
+
 def test_a_song_of_no_words_needs_no_vocabulary(tiny_v1, tmp_path, monkeypatch):
     folder = shutil.copytree(tiny_v1, tmp_path / "v1")
     for file in folder.rglob("*vocab*.json"):
