@@ -184,6 +184,8 @@ def load_text_encoder(
     table = {name: Source((f"umt5.encoder.{name}",)) for name in model.encoder.state_dict()}
     load(model.encoder, table | {"embed_tokens.weight": Source((SHARED,))}, checkpoint, device, dtype)
     model.shared = model.encoder.embed_tokens  # one embedding
+    inner = model.encoder.origin
+    model.origin = inner._replace(table={f"encoder.{name}": source for name, source in inner.table.items()})
     return model
 
 
