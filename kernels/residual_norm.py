@@ -66,14 +66,15 @@ def _norm(
     H: tl.constexpr,
 ):
     """Store one piece of h."""
-    out = x * inverse_rms[:, None]
     if weight_ptr is not None:
         factor = _vector(weight_ptr, None, 0, columns, H)
         if scale_ptr is not None:
             factor *= 1 + _vector(scale_ptr, step, scale_stride, columns, H)
-        out *= factor
+        out = x * inverse_rms[:, None] * factor
     elif scale_ptr is not None:
-        out *= 1 + _vector(scale_ptr, step, scale_stride, columns, H)
+        out = x * inverse_rms[:, None] * (1 + _vector(scale_ptr, step, scale_stride, columns, H))
+    else:
+        out = x * inverse_rms[:, None]
     if shift_ptr is not None:
         out += _vector(shift_ptr, step, shift_stride, columns, H)
     tl.store(h + columns[None, :], out.to(h.dtype.element_ty), mask=live & (columns < H)[None, :])
