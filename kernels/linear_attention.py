@@ -20,7 +20,7 @@ from torch import Tensor
 
 from acefast.cases import Arguments, Case
 from acefast.kernel_config import Config, pick
-from acefast.kernels.paired_rope import mix
+from acefast.kernels.paired_rope import first_half, mix
 from acefast.ops.linear_attention import CHUNK, TINY, linear_attention_reference, scratch_memory
 from acefast.ops.paired_rope import mix_pairs, paired_rope_table
 
@@ -173,8 +173,8 @@ def linear_attention(
     return out
 
 
-def _meaning(*, scratch: tuple[Tensor, Tensor], out: Tensor, **arguments) -> tuple[Tensor]:
-    return (linear_attention_reference(**arguments),)
+def _meaning(table: Tensor, *, scratch: tuple[Tensor, Tensor], out: Tensor, **arguments) -> tuple[Tensor]:
+    return (linear_attention_reference(table=first_half(table), **arguments),)
 
 
 def _upstream(
@@ -182,7 +182,7 @@ def _upstream(
 ) -> tuple[Tensor]:
     """As PyTorch does it in 16 bits: q and k rounded before the products, which are of fp32."""
     q, k, v = qkv.unflatten(-1, (3, heads, -1)).unbind(2)
-    mixed = [mix_pairs(t.float(), table).to(t.dtype) for t in (q, k)]
+    mixed = [mix_pairs(t.float(), first_half(table)).to(t.dtype) for t in (q, k)]
     plain = torch.stack((torch.ones_like(table[:, 0]), torch.zeros_like(table[:, 0])), 1)
     return (linear_attention_reference(torch.stack((*mixed, v), 2).flatten(2), plain, heads, lengths),)
 
@@ -197,7 +197,7 @@ def _case(config: str, real: Arguments, small: Arguments) -> Case:
                 song[length:] = torch.nan
         counts = torch.tensor(lengths, dtype=torch.int32, device=device)
         scratch = tuple(t.fill_(torch.nan) for t in scratch_memory(qkv, heads))
-        given = {"qkv": qkv, "table": paired_rope_table(S, D, 1e6, device), "heads": heads, "lengths": counts}
+        given = {"qkv": qkv, "table": paired_rope_table(S, D, 1e6, device).clone(), "heads": heads, "lengths": counts}
         return given | {"scratch": scratch, "out": qkv.new_empty(len(lengths), S, heads * D)}
 
     def moved(a: Arguments) -> float:

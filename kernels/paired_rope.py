@@ -66,14 +66,19 @@ def paired_rope(x: Tensor, table: Tensor, *, out: Tensor) -> Tensor:
     return out
 
 
+def first_half(table: Tensor) -> Tensor:
+    """A table whose second half of columns is the first, which is all that kernels read: on a GPU cases hold noise."""
+    return table[..., : table.shape[-1] // 2].repeat(1, 1, 2)
+
+
 def _meaning(x: Tensor, table: Tensor, *, out: Tensor) -> tuple[Tensor]:
-    return (paired_rope_reference(x.to(torch.promote_types(x.dtype, torch.float32)), table),)
+    return (paired_rope_reference(x.to(torch.promote_types(x.dtype, torch.float32)), first_half(table)),)
 
 
 def _case(config: str, real: tuple[int, int, int], small: tuple[int, int, int], parts: int) -> Case:
     def arguments(S: int, H: int, D: int, device: torch.device, rng: torch.Generator | None = None) -> Arguments:
         x = torch.randn(2, S, parts, H, D, generator=rng, device=device).bfloat16()[:, :, 0]  # keys of keys and values
-        return {"x": x, "table": paired_rope_table(S, D, 1e6, device), "out": x}
+        return {"x": x, "table": paired_rope_table(S, D, 1e6, device).clone(), "out": x}
 
     return Case(
         kernel="paired_rope",

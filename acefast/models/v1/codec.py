@@ -18,6 +18,7 @@ passband ends earlier; samples differ from these, spectra hardly.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,6 +62,11 @@ class Decoder(nn.Module):
         """Our parameters and the checkpoint's tensors they are made of."""
         vocoder_table = Vocoder.weight_table(vocoder, spectral)
         return _under("dcae", MelDecoder.weight_table(dcae)) | _under("vocoder", vocoder_table)
+
+
+def decoder_configs(sizes: Any, device: torch.device) -> tuple[DCAEConfig, VocoderConfig, bool]:
+    """Arguments of ``Decoder`` on a device; ``sizes``: what has the configs, as a checkpoint does."""
+    return sizes.dcae_config, sizes.vocoder_config, device.type == "cpu"
 
 
 class Encoder(nn.Module):

@@ -33,7 +33,7 @@ class Model(Conditioning, Sampling, model.Model):
     text_encoder = Part("text", lambda m: load_text_encoder(m.checkpoint, m.device, m.dtype))
     condition_encoder = Part("text", lambda m: m._load(ConditionEncoder, m.config))
     transformer = Part("diffusion", lambda m: m._transformer())
-    decoder = Part("decode", lambda m: m._load(codec.Decoder, m.checkpoint.dcae_config, m.checkpoint.vocoder_config))
+    decoder = Part("decode", lambda m: m._load(codec.Decoder, *codec.decoder_configs(m.checkpoint, m.device)))
     encoder = Part("source", lambda m: m._load(codec.Encoder, m.checkpoint.dcae_config), "Of source audio.")
 
     @cached_property

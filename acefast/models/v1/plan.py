@@ -59,7 +59,7 @@ class V1Networks(Networks):
         return job.or_else(steps=60, guided=True, conditions=1 + TEXT_TOKENS + LYRIC_TOKENS)
 
     def weights(self, dtype: torch.dtype, device: torch.device) -> dict[str, int]:
-        return _weights(self, dtype, device.type == "cuda")
+        return _weights(self, dtype, device.type)
 
     def work(
         self,
@@ -101,16 +101,16 @@ class V1Networks(Networks):
 
 
 @cache
-def _weights(networks: V1Networks, dtype: torch.dtype, rounded: bool) -> dict[str, int]:
+def _weights(networks: V1Networks, dtype: torch.dtype, device: str) -> dict[str, int]:
     def of(kind: type[nn.Module], *configs: Any) -> int:
-        return module_bytes(kind, *configs, dtype=dtype, rounded=rounded)
+        return module_bytes(kind, *configs, dtype=dtype, rounded=device == "cuda")
 
     n = networks
     text = names.text_encoder_tensors(n.text_config).values()
     return {
         "transformer": of(DiT, n.config),
         "condition_encoder": of(ConditionEncoder, n.config),
-        "text_encoder": tensor_bytes(((math.prod(shape), dtype) for shape in text), rounded),
-        "decoder": of(codec.Decoder, n.dcae_config, n.vocoder_config),
+        "text_encoder": tensor_bytes(((math.prod(shape), dtype) for shape in text), device == "cuda"),
+        "decoder": of(codec.Decoder, *codec.decoder_configs(n, torch.device(device))),
         "encoder": of(codec.Encoder, n.dcae_config),
     }
