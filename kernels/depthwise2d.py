@@ -23,6 +23,7 @@ from acefast.kernels.snake import silu_of
 
 CONFIGS = {
     ("wide", 80): Config({"COLUMNS": 8, "BLOCK": 64}, num_warps=4),  # a multiple of 64 channels out
+    ("wide", 90): Config({"COLUMNS": 8, "BLOCK": 64}, num_warps=8),  # with 4 the taps spill
     ("narrow", 80): Config({"COLUMNS": 8, "BLOCK": 16}, num_warps=1),
 }
 

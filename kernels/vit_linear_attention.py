@@ -22,7 +22,7 @@ from acefast.ops.vit_linear_attention import SPLITS, TINY, vit_linear_attention_
 CONFIGS = {
     ("sum-half", 80): Config({"ROWS": 64, "STAGES": 3}, num_warps=4),
     ("sum-fp32", 80): Config({"ROWS": 32, "STAGES": 1}, num_warps=4),
-    ("mean-half", 80): Config({"M": 256}, num_warps=8),
+    ("mean-half", 80): Config({"M": 256}, num_warps=4),
     ("mean-fp32", 80): Config({"M": 32}, num_warps=4),
 }
 
@@ -142,7 +142,7 @@ def _case(config: str, real: tuple[int, int, int], small: tuple[int, int, int], 
         flops=lambda a: 6 * a["head_dim"] * a["out"].numel(),
         bytes=lambda a: a["heads"].nbytes + a["out"].nbytes,
         dots=True,
-        wavefront_limit=1.2,  # ldmatrix does not turn operands of 32 bits: the state's are read with conflicts
+        wavefront_limit=1.3,  # a program's state, once, of 32 bits that ldmatrix does not turn; much at few tiles
         tolerance=3e-3 if dtype == torch.bfloat16 else 4e-4,
     )
 

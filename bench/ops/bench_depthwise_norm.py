@@ -13,5 +13,5 @@ from acefast.ops.depthwise_norm import depthwise_norm, depthwise_norm_reference
 def bench_depthwise_norm(op_benchmark, device, dtype, backend, seconds, C):
     x = torch.randn(2, seconds * 44_100 // 512, C, device=device, dtype=dtype)
     conv_weight, *vectors = (torch.randn(size, device=device, dtype=dtype) for size in ((7, C), (C,), (C,), (C,)))
-    options = {"reference": depthwise_norm_reference, "backend": backend, "bytes": 2 * x.nbytes}
-    op_benchmark(depthwise_norm, x, conv_weight, *vectors, **options)
+    given = x, conv_weight, *vectors
+    op_benchmark(depthwise_norm, *given, reference=depthwise_norm_reference, backend=backend, bytes=2 * x.nbytes)

@@ -12,5 +12,5 @@ from acefast.ops.rms_residual import rms_residual, rms_residual_reference
 def bench_rms_residual(op_benchmark, device, dtype, backend, rows, C):
     h, x = (torch.randn(rows, C, device=device, dtype=dtype) for _ in range(2))
     weight, bias = (torch.randn(C, device=device, dtype=dtype) for _ in range(2))
-    options = {"reference": rms_residual_reference, "backend": backend, "bytes": 3 * h.nbytes}
-    op_benchmark(rms_residual, h, weight, bias, x, **options)
+    given = h, weight, bias, x
+    op_benchmark(rms_residual, *given, reference=rms_residual_reference, backend=backend, bytes=3 * h.nbytes)

@@ -142,6 +142,7 @@ def test_results_may_be_written_over_x(monkeypatch, dtype):
         ("activated", torch.ones(1, 5, 8), r"residual_unit: activated must be \[B, L, C\] = \[1, 4, 8\]"),
         ("wave", (torch.ones(7), torch.ones(8)), r"residual_unit: wave\[0\] must be \[C\] = \[8\], got \[7\]"),
         ("wave", (torch.ones(8), torch.ones(8).half()), r"residual_unit: wave\[1\] must be torch.float32"),
+        ("wave", "silu", r"residual_unit: wave must be alpha and inv_beta of a snake, got 'silu'"),
         ("keep", False, r"residual_unit: keep=False needs a wave"),
         ("guarded", True, r"residual_unit: x must lie between guards"),
         ("out", torch.ones(1, 4, 9), r"residual_unit: out must be \[B, L, C\] = \[1, 4, 8\], got \[1, 4, 9\]"),
