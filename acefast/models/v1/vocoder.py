@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from acefast.guarded import with_guards
 from acefast.models.v1 import local
 from acefast.models.v1.config import VocoderConfig
 from acefast.models.v1.dcae_layers import parameter
@@ -23,12 +25,20 @@ from acefast.models.v1.local import Rows, Step
 from acefast.models.v1.mel import MEL_SCALE, MEL_SHIFT
 from acefast.models.v1.spectral import PRODUCTS, gains, spectral_conv1d, transformed
 from acefast.models.v15.vae_layers import fold, fold_transposed
+from acefast.models.v15.vae_tiling import kernels_take
 from acefast.ops.conv1d import conv1d
 from acefast.ops.conv_transpose1d import conv_transpose1d
+from acefast.ops.depthwise_norm import depthwise_norm
 from acefast.weights import Source, WeightTable
 
 EPS = 1e-6  # of the layer norms
 KERNEL = 7  # of the ConvNeXt blocks and the stem
+
+
+def fits(weight: Tensor, dilation: int = 2) -> bool:
+    """Whether a kernel of conv1d takes this weight [Cout, K, Cin]."""
+    Cout, K, Cin = weight.shape
+    return Cout % 16 == 0 and (Cin if dilation > 1 else K * Cin) % 16 == 0
 
 
 class Conv(nn.Module):
@@ -43,9 +53,19 @@ class Conv(nn.Module):
     def reach(self) -> int:
         return self.dilation * (self.kernel - 1) // 2
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        options = {"padding": self.reach, "dilation": self.dilation, "residual": residual}
-        return conv1d(x, self.weight, self.bias, **options)
+    def forward(self, x: Tensor, residual: Tensor | None = None, guarded: bool = False) -> Tensor:
+        return self._run(x, residual=residual, guarded=guarded)
+
+    def activated(
+        self, x: Tensor, residual: Tensor | None = None, keep: bool = True, guarded: bool = False
+    ) -> tuple[Tensor | None, Tensor]:
+        """The result y, None unless kept, and SiLU(y)."""
+        return self._run(x, residual=residual, wave="silu", keep=keep, guarded=guarded)
+
+    def _run(self, x: Tensor, **options: Any) -> Any:
+        backend = None if fits(self.weight, self.dilation) else "reference"  # a few narrow layers fit no kernel
+        where = {"padding": self.reach, "dilation": self.dilation}
+        return conv1d(x, self.weight, self.bias, **where, **options, backend=backend)
 
 
 class SpectralConv(nn.Module):
@@ -57,9 +77,16 @@ class SpectralConv(nn.Module):
         self.weight, self.bias = parameter(PRODUCTS, channels, channels), parameter(channels)
         self.reach = dilation * (kernel - 1) // 2
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None, guarded: bool = False) -> Tensor:
         y = spectral_conv1d(x, self.weight, self.bias, self.kernel, self.dilation)
         return y.contiguous() if residual is None else residual + y
+
+    def activated(
+        self, x: Tensor, residual: Tensor | None = None, keep: bool = True, guarded: bool = False
+    ) -> tuple[Tensor | None, Tensor]:
+        """As of ``Conv``."""
+        y = self(x, residual)
+        return (y, F.silu(y)) if keep else (None, F.silu(y, inplace=True))
 
 
 class ConvTranspose(nn.Module):
@@ -71,7 +98,8 @@ class ConvTranspose(nn.Module):
         self.weight, self.bias = parameter(2 * cin, stride * cout), parameter(cout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return conv_transpose1d(x, self.weight, self.bias, stride=self.stride)
+        backend = None if x.shape[2] % 16 == 0 and len(self.bias) % 16 == 0 else "reference"
+        return conv_transpose1d(x, self.weight, self.bias, stride=self.stride, backend=backend)
 
 
 class LayerNorm(nn.Module):
@@ -101,15 +129,21 @@ class ConvNeXt(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.depth, self.depth_bias = parameter(channels, 1, 1, KERNEL), parameter(channels)
+        self.depth, self.depth_bias = parameter(KERNEL, channels), parameter(channels)
         self.norm = LayerNorm(channels)
         self.up, self.down = Linear(channels, 4 * channels), Linear(4 * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(self._mixed(x)))).add_(x)
+
+    def _mixed(self, x: Tensor) -> Tensor:
+        """Taps and norm."""
+        if kernels_take(x.dtype, x.device):
+            return depthwise_norm(x, self.depth, self.depth_bias, self.norm.weight, self.norm.bias, eps=EPS)
         image = x.transpose(1, 2).unsqueeze(2)  # [B, C, 1, L], channels-last in memory
-        y = F.conv2d(image, self.depth, self.depth_bias, padding=(0, KERNEL // 2), groups=x.shape[2])
-        y = y.squeeze(2).transpose(1, 2).contiguous()
-        return self.down(F.gelu(self.up(self.norm(y)))).add_(x)
+        filters = self.depth.t()[:, None, None].contiguous()
+        y = F.conv2d(image, filters, self.depth_bias, padding=(0, KERNEL // 2), groups=x.shape[2])
+        return self.norm(y.squeeze(2).transpose(1, 2).contiguous())
 
 
 class Stack(nn.Module):
@@ -122,15 +156,14 @@ class Stack(nn.Module):
         self.convs2 = nn.ModuleList(conv(channels, kernel, 1) for _ in dilations)
         self.reach = sum(conv.reach for conv in (*self.convs1, *self.convs2))
 
-    def forward(self, x: Tensor, active: Tensor, into: Tensor, share: float) -> Tensor:
-        """``into`` plus ``share`` of the result; ``active`` is SiLU(x)."""
+    def forward(self, x: Tensor, active: Tensor, into: Tensor, share: float, guarded: bool = False) -> Tensor:
+        """``into`` plus ``share`` of the result; ``active`` is SiLU(x). With ``guarded`` all lie as acefast.guarded."""
         last = len(self.convs1) - 1
         for i, (conv1, conv2) in enumerate(zip(self.convs1, self.convs2)):
-            h = F.silu(conv1(active), inplace=True)
+            _, h = conv1.activated(active, keep=False, guarded=guarded)
             if i < last:
-                x = conv2(h, residual=x)
-                active = F.silu(x)
-        return conv2(h, residual=into.add_(x, alpha=share))
+                x, active = conv2.activated(h, x, guarded=guarded)
+        return conv2(h, into.add_(x, alpha=share), guarded)
 
 
 class Upsample(nn.Module):
@@ -149,9 +182,12 @@ class Upsample(nn.Module):
 
     def _mean(self, x: Tensor) -> Tensor:
         active, total = F.silu(x), torch.zeros_like(x)
+        guarded = kernels_take(x.dtype, x.device) and all(fits(stack.convs1[0].weight) for stack in self.stacks)
+        if guarded:  # once, so that no convolution copies its rows
+            x, active, total = map(with_guards, (x, active, total))
         for stack in self.stacks:
-            total = stack(x, active, total, 1 / len(self.stacks))
-        return total
+            total = stack(x, active, total, 1 / len(self.stacks), guarded)
+        return total.contiguous()
 
 
 class Vocoder(nn.Module):
@@ -266,7 +302,7 @@ def _normed(ours: str, theirs: str, combine: Callable[..., Tensor] = fold, share
 
 def _convnext(ours: str, theirs: str) -> WeightTable:
     return {
-        f"{ours}.depth": Source((f"{theirs}.dwconv.weight",), lambda w: w.unsqueeze(2)),
+        f"{ours}.depth": Source((f"{theirs}.dwconv.weight",), lambda w: w[:, 0].t()),
         f"{ours}.depth_bias": Source((f"{theirs}.dwconv.bias",)),
         **_both(f"{ours}.norm", f"{theirs}.norm"),
         **_both(f"{ours}.up", f"{theirs}.pwconv1"),
