@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from acefast.models.v1.local import pieces
 from acefast.models.v15.vae_tiling import kernels_take
+from acefast.ops import depthwise2d as op
 from acefast.ops.rms_residual import rms_residual
 from acefast.ops.vit_linear_attention import vit_linear_attention
 from acefast.weights import Source, WeightTable, stack
@@ -37,9 +38,12 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1, padd
 
 
 def depthwise2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Convolve every channel of [B, T, F, C] with its own filter of [C, 1, K, K], zeros beyond the ends."""
-    y = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=weight.shape[2] // 2, groups=len(weight))
-    return y.permute(0, 2, 3, 1).contiguous()
+    """Convolve every channel of [B, T, F, C] with its own filter, [K, K, C] of all; zeros beyond the ends."""
+    if kernels_take(x.dtype, x.device):
+        return op.depthwise2d(x.contiguous(), weight, bias)
+    K, _, C = weight.shape
+    filters = weight.permute(2, 0, 1).unsqueeze(1).contiguous()
+    return F.conv2d(x.permute(0, 3, 1, 2), filters, bias, padding=K // 2, groups=C).permute(0, 2, 3, 1).contiguous()
 
 
 class Conv2d(nn.Module):
@@ -135,7 +139,7 @@ class Attention(nn.Module):
         super().__init__()
         self.head = head
         self.qkv = parameter(3 * channels, channels)
-        self.depth = parameter(3 * channels, 1, 5, 5)
+        self.depth = parameter(5, 5, 3 * channels)
         self.mix = parameter(3 * channels // head, head, head)  # [group, in, out]
         self.out = parameter(channels, 2 * channels)
         self.norm = RMSNorm(channels)
@@ -189,7 +193,7 @@ class FeedForward(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.up, self.up_bias = parameter(8 * channels, channels), parameter(8 * channels)
-        self.depth, self.depth_bias = parameter(8 * channels, 1, 3, 3), parameter(8 * channels)
+        self.depth, self.depth_bias = parameter(3, 3, 8 * channels), parameter(8 * channels)
         self.down = parameter(channels, 4 * channels)
         self.norm = RMSNorm(channels)
 
@@ -197,9 +201,15 @@ class FeedForward(nn.Module):
         """Writes the result of x [B, T, F, C] to y."""
         for lo, hi in pieces(0, x.shape[1], PIECE):
             start, end = max(lo - FFN_REACH, 0), min(hi + FFN_REACH, x.shape[1])
-            h = F.silu(F.linear(x[:, start:end], self.up, self.up_bias), inplace=True)
-            value, gate = depthwise2d(h, self.depth, self.depth_bias)[:, lo - start : hi - start].chunk(2, -1)
-            y[:, lo:hi] = self.norm(F.linear(F.silu(gate).mul_(value), self.down), x[:, lo:hi])
+            gated = self._gated(F.linear(x[:, start:end], self.up, self.up_bias), lo - start, hi - start)
+            y[:, lo:hi] = self.norm(F.linear(gated, self.down), x[:, lo:hi])
+
+    def _gated(self, h: Tensor, lo: int, hi: int) -> Tensor:
+        """Of frames ``lo`` to ``hi``; writes to h."""
+        if kernels_take(h.dtype, h.device):
+            return op.depthwise2d(h, self.depth, self.depth_bias, silu_input=True, gate=True)[:, lo:hi]
+        value, gate = depthwise2d(F.silu(h, inplace=True), self.depth, self.depth_bias)[:, lo:hi].chunk(2, -1)
+        return F.silu(gate).mul_(value)
 
 
 class EfficientViT(nn.Module):
@@ -221,7 +231,8 @@ def _filter(weight: Tensor) -> Tensor:
 
 
 def _depthwise_filter(weight: Tensor) -> Tensor:
-    return weight.transpose(2, 3).contiguous()
+    """[C, 1, frequency, time] to [time, frequency, C]."""
+    return weight[:, 0].permute(2, 1, 0).contiguous()
 
 
 def _up_filter(weight: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from acefast.sim.interpreter import interpreted
 from tests.models.v1.codec_fill import normal, relative
 from tests.songs import counted
 
-KERNELS = ("conv1d", "conv_transpose1d", "depthwise_norm", "rms_residual", "vit_linear_attention")
+KERNELS = ("conv1d", "conv_transpose1d", "depthwise2d", "depthwise_norm", "rms_residual", "vit_linear_attention")
 CONFIG = dataclasses.replace(VocoderConfig(), resblock_kernel_sizes=(3, 13), resblock_dilations=(1, 5))
 CASES = {
     "stacks": (
@@ -39,7 +39,7 @@ CASES = {
         lambda: EfficientViT(64, 16),
         lambda m, x: m(x),
         (1, 5, 4, 64),
-        {"rms_residual", "vit_linear_attention"},
+        {"depthwise2d", "rms_residual", "vit_linear_attention"},
     ),
 }
 

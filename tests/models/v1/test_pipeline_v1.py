@@ -76,6 +76,12 @@ def test_retake_is_text2music_with_variation(v1_pipe, song):
     assert far(retake.audio, song.audio) > 0.1
 
 
+def test_a_song_made_here_is_as_long_when_it_is_encoded(v1_pipe):
+    for frames in (1, 2, 3, 7, 50, 64):
+        assert v1_pipe.model.encode(np.zeros((2, samples(frames)), np.float32)).shape == (1, frames, 128)
+    assert v1_pipe.model.encode(np.zeros((2, samples(3) + 3), np.float32)).shape == (1, 4, 128)
+
+
 def test_a_repaint_keeps_the_latents_around_it(v1_pipe, song):
     options = {**SONG, "duration": None, "prompt": "drill", "seed": 3}
     made = v1_pipe.generate(**options, task="repaint", source=song, start=1.0, end=3.0)
