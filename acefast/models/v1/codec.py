@@ -156,7 +156,8 @@ def encode(encoder: Encoder, audio: Tensor, tile_frames: int | None = None) -> T
             at 44.1 kHz beyond one comes of rounding, as of a song that was decoded here, and is left out.
         tile_frames: latent frames encoded at a time; None takes 64.
     Returns:
-        [1, T, 128] fp32, T = ceil(round(147 * N / 160) / 4096) but for that, in the model's scale; nothing is drawn at random.
+        [1, T, 128] fp32, T = ceil(round(147 * N / 160) / 4096) but for that, in the model's scale; nothing is drawn at
+        random.
     Raises:
         ValueError: the shape is not as above.
     """

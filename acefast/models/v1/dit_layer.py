@@ -113,7 +113,7 @@ class GatedConvolution(nn.Module):
         super().__init__()
         H, M = c.hidden_size, c.mlp_hidden_size
         self.up = Linear(H, 2 * M)
-        self.depth = parameter(2 * M, 3)
+        self.depth = parameter(3, 2 * M)  # a tap's channels side by side
         self.depth_bias = parameter(2 * M)
         self.down = parameter(H, M)
 
@@ -122,14 +122,14 @@ class GatedConvolution(nn.Module):
         return {
             f"{ours}.up.weight": Source((f"{official}.inverted_conv.conv.weight",), lambda w: w[..., 0]),
             f"{ours}.up.bias": Source((f"{official}.inverted_conv.conv.bias",)),
-            f"{ours}.depth": Source((f"{official}.depth_conv.conv.weight",), lambda w: w[:, 0]),
+            f"{ours}.depth": Source((f"{official}.depth_conv.conv.weight",), lambda w: w[:, 0].t()),
             f"{ours}.depth_bias": Source((f"{official}.depth_conv.conv.bias",)),
             f"{ours}.down": Source((f"{official}.point_conv.conv.weight",), lambda w: w[..., 0]),
         }
 
     def forward(self, h: Tensor) -> Tensor:
         """[B, S, H] -> [B, S, H]."""
-        return linear(depthwise_glu(self.up(h), self.depth, self.depth_bias, silu_input=True), self.down)
+        return linear(depthwise_glu(self.up(h), self.depth.t(), self.depth_bias, silu_input=True), self.down)
 
 
 class Layer(nn.Module):
