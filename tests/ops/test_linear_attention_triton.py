@@ -108,7 +108,7 @@ def test_a_real_layer_is_three_launches():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sm", (80, 86, 89, 90, 100, 120))
+@pytest.mark.parametrize("sm", (80, 90, 100))  # a kind of tensor core each
 @pytest.mark.parametrize("dtype", GATE, ids=str)
 @pytest.mark.parametrize("D", (16, 32, 64, 128))
 def test_every_width_compiles_without_spills(D, dtype, sm):
