@@ -317,7 +317,6 @@ CASES = (
     _case("c32-k11-both-silu", (2, 131072, 32, 32), (1, 150, 32, 32), **SECOND, taps=11, padding=5),
     _case("c16-k13d5-silu", (2, 262144, 16, 16), (2, 300, 16, 16), **K13D5),
     _case("c16-k7-both-silu", (2, 262144, 16, 16), (1, 300, 16, 16), **SECOND, taps=7, padding=3, dtype=torch.float16),
-    _case("c16-mean", (2, 262144, 16, 16), (1, 300, 16, 16), **QUARTER, results="y"),
     _case("c16-mean-silu", (2, 262144, 16, 16), (1, 300, 16, 16), **QUARTER, silu=True),
     _case("tiny", (1, 500, 48, 48), (2, 70, 16, 48), taps=7, padding=9, dilation=3, residual=True, results="both"),
 )

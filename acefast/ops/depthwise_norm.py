@@ -18,7 +18,7 @@ from acefast.checks import check_contiguous, check_dtype, check_shape
 OP = "depthwise_norm"
 ORDER = ("triton",)
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-WIDEST = 2048  # channels that stay in the registers of a Triton program
+WIDEST = 1024  # channels that stay in the registers of a Triton program
 
 
 def depthwise_norm_reference(
@@ -58,7 +58,7 @@ def depthwise_norm(
         weight, bias: [C] of the norm. These four are of x's dtype or fp32.
         eps: added to the variance.
         out: [B, L, C] in x's dtype, written and returned; shares no memory with x. None: new memory.
-        backend: "triton" (rows of neighbouring channels, C up to 2048) or "reference"; None leaves the choice to
+        backend: "triton" (rows of neighbouring channels, C up to 1024) or "reference"; None leaves the choice to
             acefast.backends.
     Returns:
         y, [B, L, C] in x's dtype, rounded once.

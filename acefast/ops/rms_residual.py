@@ -16,7 +16,7 @@ from acefast.checks import check_dtype, check_shape, is_rows
 OP = "rms_residual"
 ORDER = ("triton",)
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-WIDEST = 4096  # channels that stay in the registers of a Triton program
+WIDEST = 2048  # channels that stay in the registers of a Triton program
 
 
 def rms_residual_reference(
@@ -50,7 +50,7 @@ def rms_residual(
         relu: whether negative results become 0.
         eps: added to the mean square.
         out: [..., C] in h's dtype, written and returned; may be ``h`` or ``x``. None: new memory.
-        backend: "triton" (rows of neighbouring channels at one distance, C up to 4096) or "reference"; None leaves the
+        backend: "triton" (rows of neighbouring channels at one distance, C up to 2048) or "reference"; None leaves the
             choice to acefast.backends.
     Returns:
         y, [..., C] in h's dtype, rounded once.

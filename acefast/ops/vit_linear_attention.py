@@ -43,7 +43,7 @@ def vit_linear_attention(
             in any order: of a channels-last image [B, H, W, ...] it is ``.flatten(1, 2)``.
         head_dim: channels of a query.
         out: [B, P, n * head_dim] in heads' dtype, written and returned; shares no memory with it. None: new memory.
-        backend: "triton" (head_dim 16, 32 or 64, channels neighbours in memory) or "reference"; None leaves the choice
+        backend: "triton" (head_dim 16 or 32, channels neighbours in memory) or "reference"; None leaves the choice
             to acefast.backends.
     Returns:
         [B, P, n * head_dim] in heads' dtype, rounded once; sums are fp32.
@@ -61,7 +61,7 @@ def vit_linear_attention(
         check_shape(OP, "out", out, (B, P, n * head_dim), "[B, P, n * head_dim]")
         check_dtype(OP, "out", out, heads.dtype)
     near = all(t is None or t.stride(-1) == 1 for t in (heads, out))
-    fits = head_dim in (16, 32, 64) and heads.dtype in FLOATS and near and heads.numel() > 0
+    fits = head_dim in (16, 32) and heads.dtype in FLOATS and near and heads.numel() > 0
     if choose_backend(OP, backend, heads.device, ORDER if fits else ()) == "triton":
         from acefast.kernels.vit_linear_attention import vit_linear_attention as kernel
 

@@ -9,8 +9,8 @@ from acefast.backends import BackendUnavailable
 from acefast.ops.depthwise_norm import depthwise_norm
 
 GATE = {torch.float32: 2e-6, torch.bfloat16: 2.5e-3, torch.float16: 4e-4}  # relative L2: one rounding
-# One row; fewer rows than taps; rows of 8 a program and their neighbours; of 4; channels that are no power of two.
-SHAPES = [(1, 1, 16), (2, 3, 40), *((1, rows, 128) for rows in (7, 8, 9)), *((2, rows, 384) for rows in (3, 5))]
+# One row; fewer rows than taps; rows of 8 a program and one more; of 4; channels that are no power of two.
+SHAPES = [(1, 1, 16), (2, 3, 40), *((1, rows, 128) for rows in (8, 9)), *((2, rows, 384) for rows in (3, 5))]
 
 
 @pytest.fixture(params=("reference", "triton"))

@@ -9,8 +9,8 @@ from acefast.backends import BackendUnavailable
 from acefast.ops.rms_residual import rms_residual
 
 GATE = {torch.float32: 1e-6, torch.bfloat16: 2.5e-3, torch.float16: 4e-4}  # relative L2: one rounding
-# One number; a song's row; rows of 16 a program and their neighbours; of 4; channels that are no power of two.
-SHAPES = [(1, 1), (2, 3, 5, 96), *((rows, 128) for rows in (15, 16, 17)), *((rows, 1024) for rows in (3, 5)), (2, 1000)]
+# One number; a song's row; rows of 16 a program and one more; of 4; channels that are no power of two.
+SHAPES = [(1, 1), (2, 3, 5, 96), *((rows, 128) for rows in (16, 17)), *((rows, 1024) for rows in (3, 5)), (2, 1000)]
 
 
 @pytest.fixture(params=("reference", "triton"))
