@@ -146,11 +146,12 @@ def encode(encoder: Encoder, audio: Tensor, tile_frames: int | None = None) -> T
     """Encode a song.
 
     Args:
-        audio: [2, N] at 48 kHz, any floating dtype, N at least 1; zeros follow up to a whole latent frame.
+        audio: [2, N] at 48 kHz, any floating dtype, N at least 1; zeros follow up to a whole latent frame. A sample
+            at 44.1 kHz beyond one comes of rounding, as of a song that was decoded here, and is left out.
         tile_frames: latent frames encoded at a time; None takes 64.
     Returns:
-        [1, T, 128] fp32, T = ceil(floor(147 * N / 160) / 4096), in the model's scale; nothing is drawn at random. So a
-        decoded song has as many frames again; upstream, which rounds up, makes it a frame longer each time.
+        [1, T, 128] fp32, T = ceil(round(147 * N / 160) / 4096) but for that, in the model's scale; nothing is drawn at
+        random.
     Raises:
         ValueError: the shape is not as above.
     """
@@ -160,7 +161,9 @@ def encode(encoder: Encoder, audio: Tensor, tile_frames: int | None = None) -> T
     if not audio.shape[1]:
         raise ValueError("encode: audio must have at least one sample, got none")
     wave = soxr.resample(audio.float().T.numpy(force=True), SAMPLE_RATE, RATE, quality="VHQ")
-    wave = torch.from_numpy(np.ascontiguousarray(wave[: max(147 * audio.shape[1] // 160, 1)].T))
+    if len(wave) % FRAME == 1 < len(wave):
+        wave = wave[:-1]
+    wave = torch.from_numpy(np.ascontiguousarray(wave.T))
     return encode_resampled(encoder, wave, tile_frames)
 
 

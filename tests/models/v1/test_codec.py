@@ -152,7 +152,7 @@ def test_tiled_encoding_is_the_whole_song(encoder, tile_frames):
 def test_encoding_resamples_with_soxr_and_pads_to_whole_frames(encoder):
     audio = 0.3 * normal(3, 2, 5000)
     wave = soxr.resample(audio.T.numpy(), 48_000, 44_100, quality="VHQ").T
-    want = codec.encode_resampled(encoder, torch.nn.functional.pad(torch.from_numpy(wave[:, :4593].copy()), (0, 3599)))
+    want = codec.encode_resampled(encoder, torch.nn.functional.pad(torch.from_numpy(wave.copy()), (0, 3598)))
     assert len(wave[0]) == 4594 and torch.equal(codec.encode(encoder, audio), want) and want.shape[1] == 2
 
 
