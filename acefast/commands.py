@@ -118,7 +118,7 @@ def _add_song(parser: argparse.ArgumentParser, **more: str) -> None:
     parser.add_argument("--lora-weight", metavar="V", help="how strongly it acts [-3 to 3] (default: 1)")
     parser.add_argument("--subtype", choices=("int16", "int24", "float32"), help="sample format (default: int16)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no closing line")
-    more = {"lyrics": "; a text file, or - for standard input", **more}
+    more = {"lyrics": "; a text file, or - for standard input", "target_lyrics": "; a text file", **more}
     for name, about in _typed_options().items():
         if about.kind == "flag":
             const, text = ("false", f"not so: {about.help}") if about.default else ("true", about.help)
@@ -205,7 +205,9 @@ def _place(args: argparse.Namespace) -> dict[str, Any]:
 def _request(args: argparse.Namespace) -> dict[str, Any]:
     """The options given, read: what ``Pipeline.generate`` takes."""
     given = {n.removeprefix("option_"): v for n, v in vars(args).items() if n.startswith("option_") and v is not None}
-    lyrics, seeds = _lyrics(given.pop("lyrics", "")), given.pop("seed", None)
+    lyrics, seeds = _words("lyrics", given.pop("lyrics", "")), given.pop("seed", None)
+    if "target_lyrics" in given:
+        given["target_lyrics"] = _words("target_lyrics", given["target_lyrics"])
     request: dict[str, Any] = {name: options()[name].parse(name, text) for name, text in given.items()}
     if seeds is not None:
         found = [options()["seed"].parse("seed", word) for word in seeds.split(",")]
@@ -229,7 +231,7 @@ def _places(args: argparse.Namespace, seeds: int | list[int] | None) -> list[tup
     return places
 
 
-def _lyrics(text: str) -> str:
+def _words(option: str, text: str) -> str:
     """Lyrics as given: "-" reads standard input, the name of a file reads it, anything else is the words themselves."""
     try:
         if text == "-":
@@ -241,7 +243,7 @@ def _lyrics(text: str) -> str:
     except (OSError, ValueError) as error:  # a UnicodeDecodeError is a ValueError
         what = "standard input" if text == "-" else f"file {text!r}"
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise RequestError(f"lyrics: {what} cannot be read: {reason}; give a text file or the words") from error
+        raise RequestError(f"{option}: {what} cannot be read: {reason}; give a text file or the words") from error
 
 
 @contextlib.contextmanager

@@ -153,7 +153,7 @@ def _check_v1_steps(request: Request) -> None:
     if request.task in REPAINT and request.strength == 0:
         raise refusal("strength", f"above 0 in task={request.task!r}, so that something is made anew", 0.0)
     if request.task == "audio2audio" and int((1 - request.strength) * request.steps) < 1:
-        needs = f"low enough that 1 - strength of {request.steps} steps are at least one"
+        needs = f"so low that a step is left: (1 - strength) * {request.steps} steps, rounded down"
         raise refusal("strength", needs, request.strength, "take less strength or more steps")
     if request.task == "edit" and int(request.steps * request.edit_from) >= request.steps:
         raise refusal("edit_from", "below 1, so that a step is left", request.edit_from)

@@ -53,7 +53,8 @@ class Request:
     instrumental: bool = option(False, "flag", "no singing: the lyrics become [Instrumental], in v1 [inst]")
     duration: float | None = option(
         None, "number", "length of the song; 60 if not given, or that of the codes; in extend the length at the end. "
-        "Official semantics round it to 0.1 and make at least 5.12; v1 makes at most 240 at once",
+        "Official semantics round it to 0.1 and make at least 5.12; v1 rounds down to frames of 0.093 and makes at "
+        "most 240 at once",
         unit="seconds", low=5, high=600, tasks=("text2music", "cover", "extend"),
     )  # fmt: skip
     task: str = option(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from acefast.options import REPAINT, SOURCE_TASKS, of_guidance, tasks_of
+from acefast.options import NOT_EDIT, REPAINT, SOURCE_TASKS, of_guidance, tasks_of
 from acefast.values import RequestError, refusal
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ def _task(request: Request) -> None:
     task = f"task={request.task!r}"
     for name, about in request.given().items():
         if about.tasks and not {request.task, request.acts_as} & {*about.tasks}:
-            raise RequestError(f"{name} has no use in {task}, only in {tasks_of(about)}; leave it out")
+            only = "" if about.tasks == NOT_EDIT else f", only in {tasks_of(about)}"
+            raise RequestError(f"{name} has no use in {task}{only}; leave it out")
 
 
 def _source(request: Request) -> None:
@@ -145,7 +146,7 @@ def _guidance(request: Request) -> None:
     double = request.guidance_text > 1 and request.guidance_lyric > 1
     for name in ("guidance_text", "guidance_lyric"):
         if name in given and not double:
-            raise RequestError(f"{name} has no use but with guidance_text and guidance_lyric both above 1; give both")
+            raise RequestError(f"{name} acts only where guidance_text and guidance_lyric are above 1; set both or none")
     for name in ("guidance", "guidance_decay", "guidance_min", *apg):
         if double and name in given:
             raise RequestError(f"{name} has no use with guidance_text and guidance_lyric; leave it or them out")

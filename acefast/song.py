@@ -30,7 +30,7 @@ class Song:
 
     Attributes:
         audio: float32 numpy [2, N], full scale +-1.
-        latents: float32 CPU tensor [T, 64], what the audio was decoded from, 25 frames per second.
+        latents: float32 CPU tensor [T, 64], what the audio was decoded from, 25 frames per second; v1: [T, 128], 10.77.
         sample_rate: Hz.
         seed: the one it was drawn with.
         codes: 5 Hz audio codes, where the request had or made some.

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import soundfile
 
+import acefast
+from acefast import commands
 from acefast.audio import read_tags
 from acefast.cli import main
 from acefast.request import options
@@ -149,6 +151,15 @@ def test_prompt_stands_before_or_behind_the_options(generate):
 def test_lyrics_come_from_a_file(generate, folder, name):
     (folder / name).write_text("\ufeff[verse]\nčau, 你好\n", "utf-8")
     assert generate("boom bap", *SHORT, "--lyrics", name)["options"]["lyrics"] == "[verse]\nčau, 你好\n"
+
+
+def test_an_edits_words_come_from_a_file(folder):
+    (folder / "new.txt").write_text("[verse]\nother words", "utf-8")
+    args = commands._parser().parse_args(["generate", "boom bap", "--task", "edit", "--target-lyrics", "new.txt"])
+    assert commands._request(args)["target_lyrics"] == "[verse]\nother words"
+    args.option_target_lyrics = "none.txt"
+    with pytest.raises(acefast.RequestError, match=r"^target_lyrics: file 'none.txt' cannot be read"):
+        commands._request(args)
 
 
 def test_lyrics_come_from_standard_input(generate, monkeypatch):

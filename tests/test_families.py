@@ -241,6 +241,11 @@ def test_what_goes_against_each_other_is_refused(words, values):
     refused(*words, **values)
 
 
+def test_a_refusal_names_tasks_only_where_they_are_few():
+    refused("variation has no use in task='edit'; leave it out", **EDIT, variation=0.5)
+    refused("edit_from has no use in task='text2music', only in edit; leave it out", edit_from=0.5)
+
+
 def test_edit_takes_what_its_guidance_reads_and_no_more():
     for_v1(**EDIT, guidance_scale=7, guidance_momentum=0, guidance_norm=1, guidance_eta=0.5, variation_seed=3)
     for name in ("guidance", "erg_lyric", "variation", "noise"):

@@ -139,19 +139,30 @@ class Sampling:
             omega=stretch(request.omega), coupled=upstream, corrects_last=False, seeds=[r.seed for r in requests]
         )
         if request.solver == "sde" and request.noise_source == "torch":
-            options["sde_noise"] = self._pingpong(requests, task.frames)
+            options["sde_noise"] = self._pingpong(requests, task)
         if request.task == "audio2audio":
             matched = request.noise_level == "schedule"
             level = timesteps[0] if matched else start_of(request.steps, request.strength)[1]
             noise = (1 - level) * task.clean.to(noise) + level * noise
         return Loop(velocity, noise, timesteps, options)
 
-    def _pingpong(self, requests: list[Request], frames: int) -> Callable[[int], Tensor]:
-        """Upstream's noise of the steps: all songs' from the first one's generator, behind its initial noise."""
+    def _pingpong(self, requests: list[Request], task: Task) -> Callable[[int], Tensor]:
+        """Upstream's noise of the steps: all songs' from the first one's generator, behind its initial noise.
+
+        Behind a source it is drawn into latents that lie in memory as upstream's encoder leaves them, channels last.
+        """
+        B, T, channels = len(requests), task.frames, WIDTH // ROWS
         generator = torch.Generator(self.device).manual_seed(int64_of(requests[0].seed))
-        self.torch_noise(generator, frames)
-        shape = (len(requests), WIDTH // ROWS, ROWS, frames)
-        return lambda step: _our_order(torch.randn(shape, generator=generator, device=self.device))
+        self.torch_noise(generator, T)
+
+        def draw(step: int) -> Tensor:
+            if task.clean is None:
+                latents = torch.empty(B, channels, ROWS, T, device=self.device)
+            else:
+                latents = torch.empty(B, ROWS, T, channels, device=self.device).permute(0, 3, 1, 2)
+            return _our_order(latents.normal_(generator=generator))
+
+        return draw
 
 
 def _our_order(latents: Tensor) -> Tensor:

@@ -88,7 +88,10 @@ def _extension(recording: Recording, source: Tensor) -> Task:
 
 
 def _mask(recording: Recording, frames: int) -> Tensor:
-    """[frames]: 1 at the frames of a source that a recording's regions cover."""
+    """[frames]: 1 at the frames of a source that a recording's regions cover.
+
+    The source's end is that of its last frame, which upstream, rounding it down, does not reach where there is padding.
+    """
     before = recording.before / SAMPLE_RATE
     end_of_source = recording.seconds - recording.after / SAMPLE_RATE
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,14 @@ def test_encoding_resamples_with_soxr_and_pads_to_whole_frames(encoder):
     wave = soxr.resample(audio.T.numpy(), 48_000, 44_100, quality="VHQ").T
     want = codec.encode_resampled(encoder, torch.nn.functional.pad(torch.from_numpy(wave.copy()), (0, 3598)))
     assert len(wave[0]) == 4594 and torch.equal(codec.encode(encoder, audio), want) and want.shape[1] == 2
+
+
+@pytest.mark.parametrize("frames", [1, 2, 53, 54, 147])
+def test_a_decoded_song_has_as_many_frames_again_and_upstream_makes_it_one_longer(encoder, frames):
+    """Upstream rounds up on its way to 48 kHz and back: but for 147 frames and such, the last frame is one sample's."""
+    there = codec.samples(4096 * frames)
+    assert math.ceil(math.ceil(147 * there / 160) / 4096) == frames + (frames % 147 > 0)
+    assert codec.encode(encoder, torch.zeros(2, there)).shape[1] == frames
 
 
 def test_memory_of_a_tile_does_not_grow_with_the_song(decoder):
