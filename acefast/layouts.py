@@ -24,6 +24,7 @@ import torch
 
 from acefast.models.v1.names import FOLDERS as V1_FOLDERS
 from acefast.models.v15 import names
+from acefast.values import shown
 from acefast.weights import CheckpointError, Index, Stored, read_header
 
 BUNDLE_KEY = "encoder.lyric_encoder.layers.0.input_layernorm.weight"  # only an ACE-Step 1.5 DiT bundle has it
@@ -197,6 +198,8 @@ def _shard_names(index: Path) -> set[str]:
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise CheckpointError(f"{index} must hold a weight_map of tensors to files; download the checkpoint again")
+    if outside := [name for name in places.values() if Path(name).name != name]:
+        raise CheckpointError(f"{index} names the file {shown(outside[0])}, which is not beside it; download it again")
     return {*places.values()}
 
 
@@ -208,7 +211,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not readable JSON ({error}); download the checkpoint again") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} must hold a JSON object, got {type(values).__name__}; download it again")

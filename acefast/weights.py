@@ -135,7 +135,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
         return f"{path} cannot be read ({failure.strerror}); check its permissions"
     if head.startswith(b"version https://git-lfs"):
         return f"{path} is a git-lfs pointer, not the weights; run `git lfs pull` in its folder"
-    if head.startswith((b"PK\x03\x04", b"\x80")):
+    if head.startswith((b"PK\x03\x04", b"\x80")) and head[8:9] != b"{":  # else the length of a header is 0x..80
         return f"{path} is a pickle, which can run code when read; convert it to safetensors"
     reason = " ".join(str(error).split())
     return f"{path} is a truncated or corrupt safetensors file ({reason}); download it again"

@@ -183,9 +183,9 @@ def load_text_encoder(
     model = empty_text_encoder(checkpoint.text_config)
     table = {name: Source((f"umt5.encoder.{name}",)) for name in model.encoder.state_dict()}
     load(model.encoder, table | {"embed_tokens.weight": Source((SHARED,))}, checkpoint, device, dtype)
-    model.shared = model.encoder.embed_tokens  # one embedding
-    inner = model.encoder.origin
-    model.origin = inner._replace(table={f"encoder.{name}": source for name, source in inner.table.items()})
+    model.shared = model.encoder.embed_tokens  # one embedding, of two names the first
+    table = {f"encoder.{name}": source for name, source in table.items() if name != "embed_tokens.weight"}
+    model.origin = model.encoder.origin._replace(table=table | {"shared.weight": Source((SHARED,))})
     return model
 
 

@@ -22,7 +22,7 @@ _MEASURES = (
     "卮盏箩箱煲啖袋钵年月日季刻时周天秒旬纪岁世更夜春夏秋冬代伏辈丸泡粒幢堆根道面片块]|[千微][克米]"
 )
 _DATE = re.compile(r"\D+((?:(?:[089]\d|(?:19|20)\d{2})年)?(?:\d{1,2}月(?:\d{1,2}[日号])?)?)")
-_MONEY = re.compile(rf"\D+(\d+(?:\.\d+)?[多余几]?{_CURRENCY}(?:\d{_CURRENCY}?)?)")
+_MONEY = re.compile(rf"\D(\d+(?:\.\d+)?[多余几]?{_CURRENCY}(?:\d{_CURRENCY}?)?)")
 _MOBILE = re.compile(r"\D((?:\+?86 ?)?1(?:[38]\d|5[0-35-9]|7[678]|9[89])\d{8})\D")
 _PHONE = re.compile(r"\D((?:0(?:10|2[1-3]|[3-9]\d{2})-?)?[1-9]\d{6,7})\D")
 _DECIMAL = r"\d+(?:\.\d+)?"
@@ -87,9 +87,9 @@ _RULES = (  # in this order; each replaces what its group, or all of it, has fou
     (_MONEY, _amounts),
     (_MOBILE, digits),
     (_PHONE, digits),
-    (re.compile(r"\d+/\d+"), _fraction),
-    (re.compile(_DECIMAL + "[%％]"), lambda text: "百分之" + numeral(text[:-1])),
-    (re.compile(rf"({_DECIMAL})[多余几]?(?:{_MEASURES})"), numeral),
+    (re.compile(r"(?<!\d)\d+/\d+"), _fraction),
+    (re.compile(rf"(?<!\d){_DECIMAL}[%％]"), lambda text: "百分之" + numeral(text[:-1])),
+    (re.compile(rf"(?<!\d)({_DECIMAL})[多余几]?(?:{_MEASURES})"), numeral),
     (re.compile(r"\d{4,32}"), digits),
     (re.compile(_DECIMAL), numeral),
 )

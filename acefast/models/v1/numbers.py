@@ -58,8 +58,9 @@ def _spelled(text: str, code: str, say: Callable[..., str]) -> str:
 
     with contextlib.suppress(Exception):  # the first that fails ends it; those before it stay
         for currency, sign in _CURRENCIES:
-            text = re.sub(rf"{sign}[0-9.,]*[0-9]+|[0-9.,]*[0-9]+{sign}", functools.partial(money, currency), text)
+            amount = rf"{sign}[0-9.,]*[0-9]|(?<![0-9.,])[0-9.,]*[0-9]{sign}"
+            text = re.sub(amount, functools.partial(money, currency), text)
     if code != "tr":
-        text = re.sub(r"[0-9]+[.,][0-9]+", lambda match: say(float(match.group().replace(",", "."))), text)
-    text = re.sub(f"([0-9]+)(?:{_ORDINALS[code]})", lambda match: say(int(match[1]), ordinal=True), text)
+        text = re.sub(r"(?<![0-9])[0-9]+[.,][0-9]+", lambda match: say(float(match.group().replace(",", "."))), text)
+    text = re.sub(f"(?<![0-9])([0-9]+)(?:{_ORDINALS[code]})", lambda match: say(int(match[1]), ordinal=True), text)
     return re.sub("[0-9]+", lambda match: say(int(match.group())), text)

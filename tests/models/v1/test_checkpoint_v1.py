@@ -15,7 +15,11 @@ from acefast import report
 from acefast.checkpoint import open_checkpoint
 from acefast.config_files import umt5_config_for
 from acefast.models.v1 import names
+from acefast.models.v1.checkpoint import load_text_encoder
+from acefast.models.v1.codec import Decoder, Encoder
+from acefast.models.v1.conditions import ConditionEncoder
 from acefast.models.v1.config import Config, DCAEConfig, VocoderConfig
+from acefast.models.v1.dit import DiT
 from acefast.sizes import METADATA_KEY
 from acefast.testing import TINY_DCAE, TINY_V1, TINY_VOCODER, write_checkpoint
 from tests.checkpoints import edit, refusal, tensors
@@ -238,6 +242,12 @@ def test_a_vocoder_has_its_classs_defaults(copy):
     assert open_checkpoint(path).vocoder_config == TINY_VOCODER
 
 
+def outside(path, name):
+    """The transformer, whole, but where its index has no business."""
+    (path / DIT).rename(path.parent / "outside.safetensors")
+    (path / DIT).with_name("model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": name}}))
+
+
 @pytest.mark.parametrize(
     "spoil, reason",
     [
@@ -249,12 +259,32 @@ def test_a_vocoder_has_its_classs_defaults(copy):
             "holds int4 weights, which are not supported; take those of ACE-Step/ACE-Step-v1-3.5B",
         ),
         (lambda path: edit(path / DIT, lambda v: v.pop("lyric_encoder.encoders.0.self_attn.pos_bias_u")), "lacks dit."),
+        (lambda path: (path / CONFIGS["dit"]).write_text("[" * 100_000), "config.json is not readable JSON"),
+        (lambda path: outside(path, "../../outside.safetensors"), "outside.safetensors', which is not beside it"),
+        (lambda path: outside(path, str(path.parent / "outside.safetensors")), "which is not beside it"),
     ],
 )
 def test_an_unusable_folder_is_refused_in_one_sentence(copy, spoil, reason):
     path = copy("official", "v1")
     spoil(path)
     assert reason in refusal(open_checkpoint, path)
+
+
+def test_a_truncated_file_is_no_pickle_whatever_the_length_of_its_header(copy):
+    path = copy("official", "v1")
+    for length in (0x80, 0x0480):
+        header = b'{"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}'.ljust(length)
+        (path / DIT).write_bytes(length.to_bytes(8, "little") + header)
+        assert "is a truncated or corrupt safetensors file" in refusal(open_checkpoint, path)
+
+
+def test_weight_tables_and_text_encoder_take_every_tensor_of_the_checkpoint(written):
+    checkpoint = open_checkpoint(written("official", "v1"))
+    modules = {ConditionEncoder: (checkpoint.config,), DiT: (checkpoint.config,)}
+    modules |= {Decoder: (checkpoint.dcae_config, checkpoint.vocoder_config), Encoder: (checkpoint.dcae_config,)}
+    tables = [source for kind, sizes in modules.items() for source in kind.weight_table(*sizes).values()]
+    tables += load_text_encoder(checkpoint).origin.table.values()
+    assert {name for source in tables for name in source.names} == checkpoint.index.keys()
 
 
 def test_the_transformer_alone_is_no_model(written, tmp_path):

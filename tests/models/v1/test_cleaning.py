@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,10 @@ def test_a_line_needs_only_the_packages_for_what_is_in_it(without):
     assert clean("Mr. Blue & me", "en") == "mister blue and me"
     assert clean("रात भर 20", "hi") == "रात भर 20"
     assert clean("1989", "cs") == "1989"
+
+
+@pytest.mark.parametrize("code, line", [("en", "9" * 4000), ("de", "9." * 2000), ("zh", "你" + "." * 20_000)])
+def test_a_long_line_takes_no_cube_of_its_length(code, line):
+    start = time.process_time()
+    clean(line, code)
+    assert time.process_time() - start < 2  # a twentieth of that here; minutes where it is the cube

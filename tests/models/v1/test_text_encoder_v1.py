@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from acefast.checkpoint import open_checkpoint
 from acefast.config_files import umt5_config_for
+from acefast.lora import Adapter, LoRA, remake
 from acefast.models.v1 import names
 from acefast.models.v1.checkpoint import empty_text_encoder, load_text_encoder
+from acefast.residence import named
 from acefast.testing_v1 import TINY_V1
 from tests.checkpoints import edit, refusal
 
@@ -66,3 +70,16 @@ def test_a_missing_tensor_is_told(copy):
     name = "encoder.block.9.layer.0.SelfAttention.q.weight"
     edit(path / names.FOLDERS["umt5"] / "model.safetensors", lambda values: values.pop(name))
     assert f"lacks 1 tensor(s): umt5.{name}" in refusal(load_text_encoder, open_checkpoint(path))
+
+
+def test_its_embedding_too_has_a_lora_merged_and_taken_off(written):
+    """It has two names in the module and one in the checkpoint."""
+    checkpoint = open_checkpoint(written("official", "v1"))
+    model = load_text_encoder(checkpoint, dtype=torch.float32)
+    before, (rows, width) = model.shared.weight.clone(), model.shared.weight.shape
+    adapter = Adapter(torch.ones(1, width), torch.ones(rows, 1), 0.5)
+    lora = LoRA("x", 1.0, Path("x"), None, {"umt5.shared.weight": adapter})
+    lora.merge(model, named(model))
+    assert torch.equal(model.encoder.embed_tokens.weight, before + 0.5)
+    remake(model, named(model), lora.adapters.keys(), None)
+    assert torch.equal(model.shared.weight, before)
