@@ -9,6 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import acefast
 from acefast.cli import main
@@ -174,6 +175,21 @@ def test_what_no_step_changes_is_computed_once_a_song(v1_pipe, monkeypatch):
     for hook in hooks:
         hook.remove()
     assert counts == {"kv": len(dit.layers), "time": 1, "rows 1": 2, "rows 2": 2}
+
+
+def test_no_convolution_has_one_tap(v1_pipe, song):
+    """Those are matrix products of channels-last rows here; upstream spends half its time in them."""
+    kernels = set()
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if "conv" in func.name() and len(args) > 1 and isinstance(args[1], torch.Tensor):
+                kernels.add(tuple(args[1].shape[2:]))
+            return func(*args, **(kwargs or {}))
+
+    with Seen():
+        v1_pipe.generate(**{**SONG, "duration": None, "steps": 1}, task="audio2audio", source=song, strength=0.0)
+    assert kernels >= {(3, 3), (1, 7)} and all(max(kernel) > 1 for kernel in kernels)
 
 
 def test_an_edit_in_low_memory_loads_each_network_once(tiny_v1, song, monkeypatch):
