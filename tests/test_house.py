@@ -109,6 +109,7 @@ def test_import_brings_in_no_heavy_package():
     roots = {name.split(".")[0] for name in new}
     heavy = {"transformers", "triton", "matplotlib", "diffusers", "soundfile", "soxr", "huggingface_hub", "rich"}
     assert "acefast" in roots and not roots & (heavy | {"safetensors", "tokenizers", "pynvml", "cupy"})
+    assert not roots & {"num2words", "py3langid", "pypinyin", "hangul_romanize", "cutlet", "fugashi", "unidic_lite"}
     assert len([name for name in new if not name.startswith("acefast")]) < 60  # torch and numpy are there already
 
 

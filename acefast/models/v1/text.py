@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,10 +83,16 @@ class Conditioning:
             the songs' conditions and, of the task "edit", those of the source: the first are then of the target.
         """
         edit = requests[0].task == "edit"
-        songs = [self._prepared(requests, task, timesteps, target=edit)]
-        return (*songs, self._prepared(requests, task, timesteps, target=False) if edit else None)
+        # all texts first: where memory is low, the transformer takes the encoders' place
+        branches = [self._branches(requests, target=target) for target in ((True, False) if edit else (False,))]
+        made = []
+        for key, given in branches:
+            made.append(self.transformer.prepare(frames=task.frames, timesteps=timesteps, **given))
+            made[-1].key = key
+        return made[0], made[1] if edit else None
 
-    def _prepared(self, requests: list[Request], task: Task, timesteps: list[float], *, target: bool) -> Conditions:
+    def _branches(self, requests: list[Request], *, target: bool) -> tuple[Hashable, dict[str, Any]]:
+        """The key of songs' content, and their branches as ``DiT.prepare`` takes them."""
         request = requests[0]
         words = [self._words(r, target=target) for r in requests]
         if len(set(words)) == 1:  # variations of one song: one row serves all
@@ -110,12 +116,9 @@ class Conditioning:
             null.append(sequence(self._text(prompt, weak=True).states if weak_text else len(prompt), other))
             if double:
                 text_only.append(sequence(text.states, other))
-        made = self.transformer.prepare(
-            *(conditional, task.frames, timesteps),
-            **dict(null=null, text_only=text_only, weak_null=request.erg_diffusion and not edit),
-        )
-        made.key = (guided, edit, double, request.erg_tag, request.erg_lyric, request.erg_diffusion, *key)
-        return made
+        given = dict(conditional=conditional, null=null, text_only=text_only)
+        given["weak_null"] = request.erg_diffusion and not edit
+        return (guided, edit, double, request.erg_tag, request.erg_lyric, request.erg_diffusion, *key), given
 
     # -- tokens ------------------------------------------------------------------------------------------------------
 

@@ -71,6 +71,20 @@ def test_a_replayed_pass_is_the_launched_one(static, monkeypatch):
     assert static.graphs.failed == [] and len(launches) == 2 * 4  # launched once and captured once, of each shape
 
 
+def test_songs_that_share_their_conditions_are_one_row_of_static_memory(static, monkeypatch):
+    """Of two lengths, so that there is a mask; and again when the conditions before are gone."""
+    sequence, null = normal(40, 12, CONFIG.hidden_size), normal(60, 9, CONFIG.hidden_size)
+    latents, made = normal(3, 3, 20, CONFIG.frame_size), counted(monkeypatch, Pass, "__init__")
+    with torch.inference_mode():
+        for i in range(3):
+            shared = static.prepare([sequence * (1 + i)], 20, null=[null])
+            given = static.prepare([sequence * (1 + i)] * 3, 20, null=[null] * 3)
+            pairs = zip(*(static.velocity(latents, 0.7, c, unconditional=True) for c in (given, shared)))
+            assert all(relative(a, b) <= 1e-5 for a, b in pairs)
+            del shared, given
+    assert [shape.rows for _, _, shape, _ in made] == [6, 2]
+
+
 def test_what_is_handed_out_is_no_static_memory(static):
     first, second = evaluated(static, *SONGS[0])
     assert not torch.equal(first, second)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import acefast
 from acefast.cli import main
@@ -166,6 +168,44 @@ def test_a_prompt_is_encoded_once(v1_pipe, monkeypatch):
         v1_pipe.generate(**{**SONG, "seed": seed})
     assert len(calls) == 2  # and once more, weakened
     model.text_encoder._forward_pre_hooks.clear()
+
+
+def test_what_no_step_changes_is_computed_once_a_song(v1_pipe, monkeypatch):
+    """Keys and values of every block, time embeddings; and a guided step's branches are one batch."""
+    dit, counts = v1_pipe.model.transformer, Counter()
+    hooks = [layer.cross_attention.kv.register_forward_hook(lambda *_: counts.update(["kv"])) for layer in dit.layers]
+    hooks.append(dit.time.register_forward_hook(lambda *_: counts.update(["time"])))
+    plain = dit.evaluate
+    monkeypatch.setattr(dit, "evaluate", lambda *a: counts.update([f"rows {a[4].rows}"]) or plain(*a))
+    v1_pipe.generate(**{**SONG, "steps": 4}, guidance_interval=0.5)
+    for hook in hooks:
+        hook.remove()
+    assert counts == {"kv": len(dit.layers), "time": 1, "rows 1": 2, "rows 2": 2}
+
+
+def test_no_convolution_has_one_tap(v1_pipe, song):
+    """Those are matrix products of channels-last rows here; upstream spends half its time in them."""
+    kernels = set()
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if "conv" in func.name() and len(args) > 1 and isinstance(args[1], torch.Tensor):
+                kernels.add(tuple(args[1].shape[2:]))
+            return func(*args, **(kwargs or {}))
+
+    with Seen():
+        v1_pipe.generate(**{**SONG, "duration": None, "steps": 1}, task="audio2audio", source=song, strength=0.0)
+    assert kernels >= {(3, 3), (1, 7)} and all(max(kernel) > 1 for kernel in kernels)
+
+
+def test_an_edit_in_low_memory_loads_each_network_once(tiny_v1, song, monkeypatch):
+    """Texts of the source and of the target are encoded before the transformer takes the encoders' place."""
+    pipe, loads = acefast.load(tiny_v1, device="cpu", dtype="float32", memory="low"), []
+    plain = pipe.model._load
+    monkeypatch.setattr(pipe.model, "_load", lambda kind, *c, **o: loads.append(kind.__name__) or plain(kind, *c, **o))
+    made = pipe.generate(**{**SONG, "duration": None}, task="edit", source=song, target_prompt="jazz")
+    assert made.audio.shape == song.audio.shape
+    assert sorted(loads) == ["ConditionEncoder", "Decoder", "DiT", "Encoder"]
 
 
 def test_a_lora_changes_the_song_and_its_removal_restores_it(tiny_v1, tmp_path, song):
