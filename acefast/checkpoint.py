@@ -21,7 +21,8 @@ from acefast.locate import find
 from acefast.weights import CheckpointError, Index, Stored, access_told, listing, load
 
 if TYPE_CHECKING:
-    from acefast.request import CheckpointTraits
+    from acefast.request import CheckpointTraits, Request
+    from acefast.tasks import Recording
 
 __all__ = ["Checkpoint", "CheckpointError", "Part", "find", "load", "open_checkpoint"]
 
@@ -79,6 +80,9 @@ class Checkpoint(ABC):
     def unused(self) -> list[Part]:
         """What its files hold beside, which is never loaded."""
         return [_part(name, stored) for name, stored in self.extra.items()]
+
+    def check_source(self, request: Request, recording: Recording | None) -> None:  # noqa: B027, any source will do
+        """Refuse a request's source that the model cannot work on: RequestError."""
 
     def is_unused(self, name: str) -> bool:
         """Whether ``name`` is of a tensor that published checkpoints hold and no song needs: there are none."""

@@ -150,8 +150,9 @@ def _check_v1(request: Request, traits: CheckpointTraits) -> None:
 
 def _check_v1_steps(request: Request) -> None:
     """Refuse what leaves v1 no step to take, for which upstream returns the noise or the source."""
-    if request.task in REPAINT and request.strength == 0:
-        raise refusal("strength", f"above 0 in task={request.task!r}, so that something is made anew", 0.0)
+    if request.task in REPAINT and int(request.steps * (1 - request.strength)) >= request.steps:
+        needs = f"above 0 in task={request.task!r}, so that something is made anew"
+        raise refusal("strength", needs, request.strength)
     if request.task == "audio2audio" and int((1 - request.strength) * request.steps) < 1:
         needs = f"so low that a step is left: (1 - strength) * {request.steps} steps, rounded down"
         raise refusal("strength", needs, request.strength, "take less strength or more steps")

@@ -89,9 +89,11 @@ def check(
         RequestError, CheckpointError: one sentence each.
     """
     requests, _ = expand(prompt, lyrics, **request)
-    read_audio(requests[0])
-    traits = open_checkpoint(model or default_model()).traits
-    return [r.for_checkpoint(traits) for r in requests]
+    recording, _ = read_audio(requests[0])
+    checkpoint = open_checkpoint(model or default_model())
+    requests = [r.for_checkpoint(checkpoint.traits) for r in requests]
+    checkpoint.check_source(requests[0], recording)
+    return requests
 
 
 def default_model() -> str:

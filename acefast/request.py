@@ -254,6 +254,8 @@ class Request:
         """The options that were given in other words for the same."""
         same: dict[str, Any] = {"solver": "sde"} if self.solver == "pingpong" else {}
         same |= {"guidance_scale": 1.0} if self.guidance_scale == 0 else {}
+        if self.guidance_scale in (0, 1) and self.guidance_interval == (0.0, 1.0):
+            same["guidance_interval"] = None  # says nothing beside no guidance, and records of turbo songs have it
         return same | ({"task": "text2music", "variation": self.variation or 0.5} if self.task == "retake" else {})
 
     def __eq__(self, other: object) -> bool:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from acefast.request import Request
 
 FRAME = 0.04  # seconds of one latent frame: times that differ by less mean the same
+V1_FRAME = 4096 / 44100  # v1's, by which its songs may be shorter than asked for: one of 5 seconds is a source too
 
 
 class Window(NamedTuple):
@@ -47,7 +48,7 @@ def place_window(request: Request, source_seconds: float) -> Window:
                 needs = f"within the source, which lasts {song:.2f} seconds"
                 raise refusal(name, needs, getattr(request, name), "task='extend' goes past the end")
         window = Window(0.0, 0.0, ((first, min(last, song)),), song)
-    if not 5 - FRAME <= window.seconds <= 600 + FRAME:
+    if not 5 - V1_FRAME <= window.seconds <= 600 + FRAME:
         raise RequestError(
             f"source makes a song of {window.seconds:.2f} seconds in task={request.task!r} and 5 to 600 are possible; "
             "take a longer or shorter one"

@@ -105,6 +105,30 @@ def test_guidance_is_off_at_zero_and_one_and_asks_for_no_interval():
     assert for_v1(**EDIT).guidance_interval is None
 
 
+def test_an_interval_of_all_levels_beside_no_guidance_says_nothing():
+    """Records of turbo songs have it."""
+    for traits in (TURBO, SFT, V1_CHECKPOINT):
+        made = Request("rock", guidance_scale=1, guidance_interval=(0, 1)).for_checkpoint(traits)
+        assert made.guidance_interval is None
+    assert Request("rock", guidance_interval=(0, 1)).for_checkpoint(SFT).guidance_interval == (0.0, 1.0)
+    refused_by(V1_CHECKPOINT, "guidance_interval", guidance_interval=(0, 1))
+
+
+def test_a_repaint_of_next_to_no_strength_is_refused_as_one_of_none():
+    for task in ({"task": "repaint"}, {"task": "extend", "duration": 90}):
+        for strength in (0, 1e-17):
+            refused_by(V1_CHECKPOINT, "strength", "above 0", source=SONG, strength=strength, **task)
+        assert for_v1(source=SONG, strength=1e-9, **task).strength == 1e-9
+
+
+def test_a_song_of_five_seconds_is_a_source_though_v1_rounds_it_down():
+    shortest = int(5 * 44100 / 4096) * 4096 / 44100  # 4.92
+    for task in ({"task": "repaint"}, {"task": "audio2audio"}, EDIT):
+        assert for_v1(**task | {"source": SONG}).check_window(shortest).seconds == shortest
+        with pytest.raises(RequestError, match="5 to 600 are possible"):
+            for_v1(**task | {"source": SONG}).check_window(4.9)
+
+
 def test_other_words_for_the_same():
     assert for_v1(solver="pingpong") == for_v1(solver="sde")
     assert for_v1(task="retake") == for_v1(variation=0.5)

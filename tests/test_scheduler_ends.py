@@ -18,6 +18,7 @@ import torch
 import acefast
 from acefast import batches
 from acefast.lanes import Lane
+from acefast.models.v15 import loop
 from acefast.scheduler import Scheduler
 from tests.songs import counted, distance, sentence
 from tests.test_scheduler import SHORT, WAIT, stopped_at, until, workers
@@ -123,14 +124,14 @@ def only(futures, bad: int, kind: type[BaseException], words: str, pipe) -> None
 
 
 def test_a_song_whose_latents_become_nan_takes_no_other_down(pipe, monkeypatch):
-    real = acefast.pipeline.start_noise
+    real = loop.start_noise
 
     def noise(requests, *args):
         made = real(requests, *args)
         made[[r.seed == 2 for r in requests]] *= torch.inf
         return made
 
-    monkeypatch.setattr(acefast.pipeline, "start_noise", noise)
+    monkeypatch.setattr(loop, "start_noise", noise)
     only(together(pipe), 2, acefast.RequestError, "latents became NaN or infinite", pipe)
 
 

@@ -79,7 +79,8 @@ class Fused:
                 elif stage == "finish":
                     mark("finish" if done else "copy")
 
-            options = dict(duration=job.seconds, steps=job.steps, bpm=90, semantics="diffusers")
+            own = dict(language="en") if self.pipe.model.traits.family == "v1" else dict(bpm=90, semantics="diffusers")
+            options = dict(duration=job.seconds, steps=job.steps, **own)
             seeds = list(range(job.batch))
             self.pipe.model.encodings.clear()  # every run encodes its words, as diffusers does
             return self.pipe.generate(job.prompts, job.lyrics, seed=seeds, progress=progress, **options)
@@ -114,6 +115,8 @@ class Eager:
 
     def __init__(self, path: Path, device: torch.device, dtype: torch.dtype, backend: str | None) -> None:
         self.device, traits = device, open_checkpoint(path).traits
+        if traits.family == "v1":
+            raise ModeUnavailable("diffusers has no pipeline of ACE-Step v1")
         if not (path / "model_index.json").is_file():
             raise ModeUnavailable(f"diffusers reads its own layout only and {path.name} has another")
         try:

@@ -20,7 +20,8 @@ from acefast.models.v15.layers import Linear
 from acefast.weights import CheckpointError, Index, Source, Stored, load, open_file, read_header
 
 if TYPE_CHECKING:
-    from acefast.request import CheckpointTraits
+    from acefast.request import CheckpointTraits, Request
+    from acefast.tasks import Recording
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 SHARED, TIED = "umt5.shared.weight", "umt5.encoder.embed_tokens.weight"  # one embedding, under either name or both
@@ -71,6 +72,12 @@ class Checkpoint(common.Checkpoint):
         from acefast.models.v1.model import Model
 
         return Model(self, device, dtype, graphs, memory)
+
+    def check_source(self, request: Request, recording: Recording | None) -> None:
+        """Refuse a source that is too long for its task."""
+        from acefast.models.v1.tasks import check_source
+
+        check_source(request, recording)
 
     def tokenizer(self) -> Any:
         """The text encoder's tokeniser (``transformers.PreTrainedTokenizerFast``), from files only.

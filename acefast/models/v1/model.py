@@ -18,7 +18,6 @@ from acefast.models.v1.config import FRAME
 from acefast.models.v1.dit import DiT
 from acefast.models.v1.loop import Sampling
 from acefast.models.v1.lyrics import LyricTokenizer, find_vocabulary
-from acefast.models.v1.tasks import check_source
 from acefast.models.v1.text import INSTRUMENTAL, Conditioning
 from acefast.request import Request
 from acefast.residence import Part
@@ -53,8 +52,10 @@ class Model(Conditioning, Sampling, model.Model):
     def check(self, requests: list[Request]) -> tuple[Recording | None, np.ndarray | None]:
         """Read the source audio of a batch and its texts; raises before anything is computed."""
         recording, reference = read_audio(requests[0])
-        check_source(requests[0], recording)
+        self.checkpoint.check_source(requests[0], recording)
         for request in requests:
+            if request.lyrics_overflow == "refuse":
+                self.cuts(request, request.duration if recording is None else recording.seconds)
             for lyrics in (INSTRUMENTAL if request.instrumental else request.lyrics, request.target_lyrics):
                 if lyrics:
                     self.lyric_tokenizer.lines(lyrics, request.language)

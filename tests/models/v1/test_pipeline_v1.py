@@ -12,11 +12,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import acefast
+from acefast.bench import engines
 from acefast.cli import main
 from acefast.memory import Networks
 from acefast.models.v1.tasks import frames_of
+from acefast.pipeline import check
 from acefast.testing import write_checkpoint
-from tests.songs import sentence
+from tests.songs import sentence, velocities
 
 pytestmark = pytest.mark.usefixtures("offline")
 SONG = dict(prompt="boom bap, dusty drums", lyrics="[verse]\nhello night", language="en", duration=5.5, steps=3, seed=1)
@@ -137,6 +139,18 @@ def test_songs_of_different_lengths_are_made_apart_and_requests_may_be_mixed(v1_
         assert np.array_equal(v1_pipe.submit(acefast.Request(**SONG)).result(60).audio, song.audio)
 
 
+def test_what_cannot_be_made_is_told_before_anything_is(tiny_v1, v1_pipe, monkeypatch):
+    calls = velocities(v1_pipe, monkeypatch)
+    long = acefast.Request(**{**SONG, "prompt": "drum " * 300, "duration": 7.0}, lyrics_overflow="refuse")
+    with pytest.raises(acefast.RequestError, match="prompt"):
+        v1_pipe.generate([acefast.Request(**SONG), long])
+    assert not calls
+    source = np.zeros((2, 241 * 48_000), np.float32)
+    with pytest.raises(acefast.RequestError, match="240 is the most"):
+        check("rock", model=tiny_v1, task="repaint", source=source, start=1.0)
+    assert check("rock", model=tiny_v1, duration=240)[0].guidance_interval == 0.5
+
+
 def test_a_stream_of_one_song_is_the_song_and_segments_are_refused(v1_pipe):
     whole = v1_pipe.generate(**{**SONG, "duration": 14.0}, normalize=None)
     chunks = list(v1_pipe.stream(**{**SONG, "duration": 14.0}, normalize=None))
@@ -254,3 +268,13 @@ def test_the_command_line_makes_a_song_and_plans_one(tiny_v1, folder, capsys):
     assert round(facts["plan"]["weights"]["transformer"] / 1e9, 1) == 5.0
     assert main(["generate", "boom bap", "--bpm", "90", "--model", str(tiny_v1), "-o", "y.wav"]) == 2
     assert "write it into the prompt" in capsys.readouterr().err
+
+
+def test_bench_measures_a_song_and_knows_that_diffusers_has_none(tiny_v1, monkeypatch):
+    monkeypatch.setattr(engines, "LYRICS", "[verse]\nconcrete and rain\n")
+    marks = []
+    (song,) = engines.Fused(tiny_v1, CPU, torch.float32, None).song(engines.Job(5.2, 1, 2))(marks.append)
+    assert marks[:3] == ["prep", "step", "step"] and marks[-2:] == ["copy", "finish"] and {*marks[3:-2]} == {"decode"}
+    assert song.request.guidance_scale == 15.0
+    with pytest.raises(engines.ModeUnavailable, match="no pipeline of ACE-Step v1"):
+        engines.Eager(tiny_v1, CPU, torch.float32, None)
