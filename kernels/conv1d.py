@@ -69,7 +69,7 @@ def shape_class(cin: int, cout: int, taps: int, dilation: int, silu: bool = Fals
     if max(cin, cout) >= 2048:
         return "last" if cout == 128 and inner % 256 == 0 else "frames"
     shape = "wide" if cout % 256 == 0 and taps > 1 else "half"
-    if shape == "half" and taps > 1 and taps * cin < 512:
+    if shape == "half" and taps == 3:
         return "short"
     return f"{shape}-silu" if silu else shape
 

@@ -1,9 +1,9 @@
 """Triton kernel of acefast.ops.depthwise2d (K13, the autoencoder's attention blocks).
 
 Math    y = bias + Σ_ij weight[i, j] * u[h + i - K / 2, w + j - K / 2], u = x or silu(x); and a * silu(g) of y's halves
-Tiling  one program per column tile of COLUMNS and BLOCK channels (with a gate of either half), from the first row of an
-        image to the last: each row is read once for each of its K shifts, the first time from memory, and adds to the
-        sums of K rows, of which the oldest is then done. The taps stay in registers
+Tiling  one program per ROWS x COLUMNS of an image and BLOCK channels (with a gate of either half), from the first row
+        down: each row is read once for each of its K shifts, the first time from memory, and adds to the sums of K
+        rows, of which the oldest is then done. The taps stay in registers
 Bytes   B * H * W * (C + channels out) * itemsize
 Bound   memory
 """
@@ -22,9 +22,9 @@ from acefast.kernel_config import Config, pick
 from acefast.kernels.snake import silu_of
 
 CONFIGS = {
-    ("wide", 80): Config({"COLUMNS": 8, "BLOCK": 64}, num_warps=4),  # a multiple of 64 channels out
-    ("wide", 90): Config({"COLUMNS": 8, "BLOCK": 64}, num_warps=8),  # with 4 the taps spill
-    ("narrow", 80): Config({"COLUMNS": 8, "BLOCK": 16}, num_warps=1),
+    ("wide", 80): Config({"ROWS": 32, "COLUMNS": 8, "BLOCK": 64}, num_warps=4),  # a multiple of 64 channels out
+    ("wide", 90): Config({"ROWS": 32, "COLUMNS": 8, "BLOCK": 64}, num_warps=8),  # with 4 the taps spill
+    ("narrow", 80): Config({"ROWS": 32, "COLUMNS": 8, "BLOCK": 16}, num_warps=1),
 }
 
 
@@ -47,7 +47,7 @@ def _add_row(sums, x_ptr, weights, row, columns, c, H, W, C: tl.constexpr, K: tl
     """Sums of K rows of the result, the oldest first, with what one row of x adds to each."""
     for j in tl.static_range(K):
         column = columns + (j - K // 2)
-        live = (column >= 0) & (column < tl.where(row < H, W, 0))
+        live = (column >= 0) & (column < tl.where((row >= 0) & (row < H), W, 0))
         u = tl.load(x_ptr + column[:, None] * C + c[None, :], mask=live[:, None], other=0.0)
         u = u.to(tl.float32)
         if SILU:
@@ -88,14 +88,18 @@ def _depthwise2d(
     K: tl.constexpr,
     SILU: tl.constexpr,
     GATE: tl.constexpr,
+    ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     OUT: tl.constexpr = C // 2 if GATE else C
-    columns, c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    image = tl.program_id(2).to(tl.int64) * H * W
-    x_ptr += image * C
-    out_ptrs = out_ptr + (image + columns - K // 2 * W)[:, None] * OUT + c[None, :]
+    across = tl.cdiv(W, COLUMNS)
+    start = tl.program_id(0) // across * ROWS - K // 2  # the first row that is read, if there is one
+    columns = tl.program_id(0) % across * COLUMNS + tl.arange(0, COLUMNS)
+    c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    first = (tl.program_id(2).to(tl.int64) * H + start) * W
+    x_ptr += first * C
+    out_ptrs = out_ptr + (first + columns - K // 2 * W)[:, None] * OUT + c[None, :]
     weights, sums, gates = _weights(weight_ptr, c, C, K), (), ()
     if GATE:
         gate_weights = _weights(weight_ptr, c + OUT, C, K)
@@ -103,7 +107,8 @@ def _depthwise2d(
         sums = sums + (_started(bias_ptr, c, COLUMNS),)
         if GATE:
             gates = gates + (_started(bias_ptr, c + OUT, COLUMNS),)
-    for row in range(0, H + K // 2):
+    for i in range(0, ROWS + K - 1):
+        row = start + i
         sums = _add_row(sums, x_ptr, weights, row, columns, c, H, W, C, K, SILU)
         y = sums[0]
         sums = _next(sums, bias_ptr, c, COLUMNS, K)
@@ -111,7 +116,7 @@ def _depthwise2d(
             gates = _add_row(gates, x_ptr, gate_weights, row, columns, c + OUT, H, W, C, K, SILU)
             y *= silu_of(gates[0])
             gates = _next(gates, bias_ptr, c + OUT, COLUMNS, K)
-        mask = (columns < tl.where(row >= K // 2, W, 0))[:, None]
+        mask = (columns < tl.where((i >= K - 1) & (row < H + K // 2), W, 0))[:, None]
         tl.store(out_ptrs, y.to(out_ptr.dtype.element_ty), mask=mask)
         x_ptr += W * C
         out_ptrs += W * OUT
@@ -123,7 +128,8 @@ def depthwise2d(
     """Launches the kernel; the op has checked the inputs."""
     B, H, W, C = x.shape
     config = pick(CONFIGS, "narrow" if out.shape[-1] % 64 else "wide")
-    grid = (triton.cdiv(W, config["COLUMNS"]), out.shape[-1] // config["BLOCK"], B)
+    tiles = triton.cdiv(H, config["ROWS"]) * triton.cdiv(W, config["COLUMNS"])
+    grid = (tiles, out.shape[-1] // config["BLOCK"], B)
     sizes = {"C": C, "K": len(weight), "SILU": silu_input, "GATE": gate}
     _depthwise2d[grid](x, weight, bias, out, H, W, **sizes, **config.options)
     return out
@@ -165,8 +171,8 @@ def _case(
     )
 
 
-# 30 s of song: 16 rows of 323 frames. Small: a column tile and a ragged one.
+# 30 s of song: 323 rows of 16 columns. Small: a tile and ragged ones behind it and beside it.
 CASES = (
-    _case("glu-k3", (1, 16, 323, 8192), (1, 3, 9, 128), 3, glu=True),
-    _case("k5", (1, 16, 323, 3072), (1, 3, 9, 64), 5, glu=False),
+    _case("glu-k3", (1, 323, 16, 8192), (1, 33, 9, 128), 3, glu=True),
+    _case("k5", (1, 323, 16, 3072), (1, 34, 5, 64), 5, glu=False),
 )

@@ -53,8 +53,10 @@ def conv1d_reference(
         y = F.conv2d(image, filters, bias, stride=(1, stride), padding=(0, padding), dilation=(1, dilation))
         y = y.squeeze(2).transpose(1, 2).contiguous()  # contiguous already, unless a size of 1 hid the layout
     y = y if residual is None else y.add_(residual)
-    y = y if share == 1 else y.mul_(share)
-    y = y if total is None else y.add_(total)
+    if total is not None:
+        y = torch.add(total, y, alpha=share)
+    elif share != 1:
+        y = y.mul_(share)
     if wave is None:
         return lay(y, out, guarded)
     into = pair(out)

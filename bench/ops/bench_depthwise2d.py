@@ -1,4 +1,4 @@
-"""depthwise2d of the mel autoencoder's attention blocks: 16 rows of a song's frames."""
+"""depthwise2d of the mel autoencoder's attention blocks: 16 columns, a row a frame."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LAYERS = {"glu_k3": (8192, 3, True), "multiscale_k5": (3072, 5, False)}
 @pytest.mark.parametrize("seconds", (30, 240))
 def bench_depthwise2d(op_benchmark, device, dtype, backend, seconds, layer):
     C, K, glu = LAYERS[layer]
-    x = torch.randn(1, 16, seconds * 44_100 // 4096, C, device=device, dtype=dtype)
+    x = torch.randn(1, seconds * 44_100 // 4096, 16, C, device=device, dtype=dtype)
     weight = torch.randn(K, K, C, device=device, dtype=dtype) / K
     bias = torch.randn(C, device=device, dtype=dtype) if glu else None
     op_benchmark(

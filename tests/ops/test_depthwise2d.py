@@ -9,13 +9,15 @@ from acefast.backends import BackendUnavailable
 from acefast.ops.depthwise2d import depthwise2d
 
 GATE = {torch.float32: 1e-6, torch.bfloat16: 2.5e-3, torch.float16: 4e-4}  # relative L2: one rounding
-# B, H, W, channels out, K: one pixel; less than the taps; a column tile of 8 and one more; two tiles of channels.
+# B, H, W, channels out, K: one pixel; less than the taps; a column tile of 8 and one more; two tiles of channels; a row
+# tile of 32 and one more.
 SIZES = [
     (1, 1, 1, 16, 3),
     (2, 2, 3, 16, 5),
     *((1, 3, W, 16, 3) for W in (8, 9)),
     (1, 4, 17, 32, 3),
     (1, 6, 5, 128, 5),
+    *((1, H, 2, 16, 3) for H in (32, 33)),
 ]
 VARIANTS = {
     "plain": {},
