@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from acefast.batches import likeness
+from acefast.models.v1.loop import EDIT_STREAM
 from acefast.models.v1.tasks import frames_of
 from acefast.noise import drawing
 from acefast.ops.philox import philox_normal
+from acefast.ops.sampler_step import SDE_STREAM
 from acefast.request import Request
 from tests.golden.v1.make_sampling import CASES, FRAMES, TEXT, ours, source
 from tests.models.v1.toy import GATE, V1, Toy, golden, recorded, relative, requested, run
@@ -85,6 +87,19 @@ def test_what_an_extension_is_given_as_noise_it_takes():
     object.__setattr__(request, "noise", given[:9])
     with pytest.raises(ValueError, match=r"noise must be \[T, 128\] with T = 16 here"):
         model.noise([request], task)
+
+
+def test_an_edits_noise_is_none_that_a_song_is_made_with():
+    seen = []
+
+    class Watched(Toy):
+        def velocity(self, x, *args, **options):
+            seen.append(x)
+            return super().velocity(x, *args, **options)
+
+    run(CASES["edit"], Watched(), noise_source="philox", variation_seed=8)
+    assert EDIT_STREAM > SDE_STREAM + 200  # steps at most
+    assert torch.equal(seen[1], philox_normal([8], (FRAMES, 128), stream=EDIT_STREAM))  # the source's, at t = 1
 
 
 def test_every_draw_is_another_stream():
