@@ -60,20 +60,21 @@ class Conv2d(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """``x / sqrt(mean(x ** 2) + 1e-5) * weight + bias`` over channels, the mean in fp32, and a residual added."""
+    """``x / sqrt(mean(x ** 2) + 1e-5) * weight + bias`` over channels, mean in fp32; plus a residual, or its ReLU."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.weight, self.bias = parameter(channels), parameter(channels)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         """Overwrites x."""
         if kernels_take(x.dtype, x.device):
-            return rms_residual(x, self.weight, self.bias, residual, eps=EPS, out=x)
+            return rms_residual(x, self.weight, self.bias, residual, relu=relu, eps=EPS, out=x)
         mean = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_().div_(x.shape[-1])
         x.mul_(mean.add_(EPS).rsqrt_().to(x.dtype))
         shift = self.bias if residual is None else residual + self.bias
-        return torch.addcmul(shift, x, self.weight)
+        y = torch.addcmul(shift, x, self.weight)
+        return y.relu_() if relu else y
 
 
 class ResBlock(nn.Module):

@@ -13,7 +13,7 @@ pytest.importorskip("triton", "3.9", reason="triton 3.9 is not installed")
 from acefast.backends import use_backend
 from acefast.models.v1 import dcae_layers
 from acefast.models.v1.config import VocoderConfig
-from acefast.models.v1.dcae_layers import EfficientViT, ResBlock
+from acefast.models.v1.dcae_layers import EfficientViT, ResBlock, RMSNorm
 from acefast.models.v1.vocoder import ConvNeXt, Upsample
 from acefast.sim.interpreter import interpreted
 from tests.models.v1.codec_fill import normal, relative
@@ -36,6 +36,7 @@ CASES = {
     ),
     "ConvNeXt": (lambda: ConvNeXt(48), lambda m, x: m(x), (2, 45, 48), {"depthwise_norm"}),
     "residual block": (lambda: ResBlock(48), lambda m, x: m(x), (1, 6, 8, 48), {"rms_residual"}),
+    "norm and ReLU": (lambda: RMSNorm(48), lambda m, x: m(x, relu=True), (1, 6, 8, 48), {"rms_residual"}),
     "attention and feed-forward": (
         lambda: EfficientViT(64, 16),
         lambda m, x: m(x),
