@@ -73,7 +73,7 @@ class MelDecoder(nn.Module):
         return [*steps, Step(self._out, 1)]
 
     def _out(self, x: Tensor) -> Tensor:
-        return self.conv_out(self.norm(x).relu_())
+        return self.conv_out(self.norm(x, relu=True))
 
     def forward(self, z: Tensor) -> Tensor:
         """All of it at once: z as for ``latent``, the mel as of ``steps``."""

@@ -40,7 +40,7 @@ class V1Networks(Networks):
     longest = V1_LONGEST
     stages = {  # noqa: RUF012 (read only)
         "text": (("text_encoder", "condition_encoder"), ("text",)),
-        "source": (("encoder",), ("tile",)),
+        "source": (("encoder",), ("tile", "song")),
         "diffusion": (("transformer",), ("steps", "sampling")),
         "decode": (("decoder",), ("tile", "song")),
     }

@@ -203,6 +203,13 @@ def test_wrong_arguments_are_named(decoder, encoder):
         codec.decode(decoder, torch.zeros(1, 8, 16, 3))
     with pytest.raises(ValueError, match=r"decode: ACE-Step v1 decodes whole songs, got keep=\(0, 1\)"):
         next(codec.decode_tiles(decoder, latents(), (0, 1)))
+    for shape in ((1, 0, 128), (0, 3, 128)):
+        with pytest.raises(ValueError, match="decode: latents must have at least one song and frame, got"):
+            codec.decode(decoder, torch.zeros(shape))
+    with pytest.raises(ValueError, match="decode: tile_frames must be at least 1, got 0"):
+        codec.decode(decoder, latents(), 0)
+    with pytest.raises(ValueError, match="encode: tile_frames must be at least 1, got -3"):
+        codec.encode(encoder, torch.zeros(2, 4096), -3)
     with pytest.raises(ValueError, match=r"encode: audio must be \[2, N\] = \[2, any\]"):
         codec.encode(encoder, torch.zeros(1, 4096))
     with pytest.raises(ValueError, match="encode: audio must have at least one sample, got none"):

@@ -11,8 +11,9 @@ import torch
 pytest.importorskip("triton", "3.9", reason="triton 3.9 is not installed")
 
 from acefast.backends import use_backend
+from acefast.models.v1 import dcae_layers
 from acefast.models.v1.config import VocoderConfig
-from acefast.models.v1.dcae_layers import EfficientViT, ResBlock
+from acefast.models.v1.dcae_layers import EfficientViT, ResBlock, RMSNorm
 from acefast.models.v1.vocoder import ConvNeXt, Upsample
 from acefast.sim.interpreter import interpreted
 from tests.models.v1.codec_fill import normal, relative
@@ -35,6 +36,7 @@ CASES = {
     ),
     "ConvNeXt": (lambda: ConvNeXt(48), lambda m, x: m(x), (2, 45, 48), {"depthwise_norm"}),
     "residual block": (lambda: ResBlock(48), lambda m, x: m(x), (1, 6, 8, 48), {"rms_residual"}),
+    "norm and ReLU": (lambda: RMSNorm(48), lambda m, x: m(x, relu=True), (1, 6, 8, 48), {"rms_residual"}),
     "attention and feed-forward": (
         lambda: EfficientViT(64, 16),
         lambda m, x: m(x),
@@ -67,6 +69,7 @@ def test_a_layer_on_kernels_is_as_near_to_fp32_as_without(case, monkeypatch):
     x = normal(1, *shape).bfloat16()
     exact = run(filled(build, torch.float32), x.float())
     plain = run(filled(build, torch.bfloat16), x.clone())
+    monkeypatch.setattr(dcae_layers, "HEADS", 3)  # of the four: two goes
     calls = {name: counted(monkeypatch, import_module(f"acefast.kernels.{name}"), name) for name in KERNELS}
     with interpreted(), use_backend("triton"):
         got = run(filled(build, torch.bfloat16), x.clone())

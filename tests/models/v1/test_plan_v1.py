@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 
 import pytest
 import torch
 
-from acefast.memory import Job, Networks
+from acefast.backends import use_backend
+from acefast.memory import GB, Job, Networks, plan
+from acefast.models.v1 import codec, local, spectral
 from acefast.models.v1.conditions import ConditionEncoder
+from acefast.models.v1.config import FRAME
 from acefast.models.v1.dit import DiT
 from acefast.models.v1.dit_layer import Evaluation
 from acefast.models.v1.tasks import frames_of
 from tests.live_bytes import LiveBytes
 
 CPU, LAYERS = torch.device("cpu"), 3
+BACKENDS = "reference", "triton"
 
 
 def meta(*shape, dtype=torch.bfloat16):
@@ -62,3 +67,34 @@ def test_long_lyrics_are_within_the_plan(networks, tokens):
     job = networks.completed(Job(60.0, conditions=1 + 256 + tokens))
     planned = networks.work(job, torch.bfloat16, CPU, False, None, False)[0]["text"]
     assert 0.5 < counted.peak / planned <= 1
+
+
+@pytest.mark.parametrize("kernels", [False, True], ids=["references", "kernels"])
+@pytest.mark.parametrize("seconds", [240.0, 20.0])
+def test_the_codecs_memory_is_within_the_plan(networks, seconds, kernels, monkeypatch):
+    """As on a CPU, with the vocoder's transformed weights, and with kernels, which are compiled and not run."""
+    if kernels:
+        pytest.importorskip("triton", "3.9", reason="triton 3.9 is not installed")
+        from acefast.sim.driver import dry_run
+    device = torch.device("cuda") if kernels else CPU
+    monkeypatch.setattr(
+        spectral, "tables", lambda *given, tables=spectral.tables: [t.to("meta") for t in tables(*given)]
+    )
+    decoder = full_size(lambda n: codec.Decoder(*codec.decoder_configs(n, device)), networks)
+    encoder = full_size(codec.Encoder, networks.dcae_config)
+    frames = frames_of(seconds)
+    latents, audio = meta(1, frames, 128, dtype=torch.float32), meta(2, frames * FRAME, dtype=torch.float32)
+    peaks = []
+    with torch.inference_mode(), dry_run(80) if kernels else nullcontext(), use_backend(BACKENDS[kernels]):
+        with LiveBytes() as counted:
+            rows, middle = local.Rows(decoder.latent(latents), 0, frames), frames // 2
+            local.run(decoder.steps(), rows, middle * FRAME, min(middle + codec.TILE_FRAMES, frames) * FRAME)
+        peaks.append(counted.peak)
+        with LiveBytes() as counted:
+            codec.encode_resampled(encoder, audio)
+        peaks.append(counted.peak + audio.nbytes)
+    job = Job(seconds, source=True)
+    planned = plan(networks, job, torch.bfloat16, device, "low", total=80 * GB, kernels=kernels)
+    for stage, part, peak in zip(("decode", "source"), ("decoder", "encoder"), peaks):
+        work = planned.stages[stage] - planned.weights[part] - planned.work["libraries"] - planned.work["cache"]
+        assert 0.25 < peak / work <= 1
