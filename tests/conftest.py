@@ -68,6 +68,17 @@ def tiny_base_pipe(tiny_base):
     return acefast.load(tiny_base, device="cpu", dtype="float32")
 
 
+@pytest.fixture(scope="session")
+def tiny_v1(tmp_path_factory):
+    """Folder of a tiny random v1 checkpoint in the hub's layout; tests that change it copy it first."""
+    return write_checkpoint(tmp_path_factory.mktemp("v1"), variant="v1")
+
+
+@pytest.fixture(scope="session")
+def v1_pipe(tiny_v1):
+    return acefast.load(tiny_v1, device="cpu", dtype="float32")
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_known_from_another_test(request):
     """What one test encoded, perhaps by a stand-in of its own, is no other's."""

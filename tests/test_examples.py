@@ -35,6 +35,11 @@ RUNS = {  # arguments, files made, what is printed
         ["out-1.wav", "out-3.wav"],
         r"^drill: duration must be .*\n(.*\n)*out-3\.wav: 5\.48 s, lo-fi$",
     ),
+    "edit.py": (
+        ["tune.wav", "--target-prompt", "jazz trio", "--edit-from", "0.2", "--edit-until", "0.4", "--steps", "4"],
+        ["out.wav"],
+        r"^out\.wav: 5\.2\d s, steps 0\.2 to 0\.4 of the way edited$",
+    ),
     "lora.py": (
         ["--weights", "0.5", "-1", "--duration", "5"],
         ["out.wav", "out-0.5.wav", "out--1.wav", "random-lora.safetensors"],
@@ -45,12 +50,13 @@ RUNS = {  # arguments, files made, what is printed
 
 
 @pytest.mark.parametrize("example", RUNS)
-def test_example_runs(example, tiny, tune, tmp_path):
+def test_example_runs(example, request, tune, tmp_path):
+    model = request.getfixturevalue("tiny_v1" if example == "edit.py" else "tiny")
     arguments, made, printed = RUNS[example]
     soundfile.write(tmp_path / "tune.wav", tune.T, 48_000, "FLOAT")
     script, *more = example.split()
     ran = subprocess.run(
-        [sys.executable, ROOT / "examples" / script, *arguments, *more, "--model", tiny, "--out", "out.wav"],
+        [sys.executable, ROOT / "examples" / script, *arguments, *more, "--model", model, "--out", "out.wav"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"},
         capture_output=True,
@@ -76,4 +82,4 @@ def test_every_example_is_run_and_uses_the_public_surface_only():
         assert not re.search(r"from acefast|import acefast\.|\._", text), script
         used = set(re.findall(r"acefast\.(\w+)", text))
         assert used <= {*acefast.__all__}, script
-        assert '"--model", default="ace-step-1.5-turbo"' in text and '"--out"' in text
+        assert re.search('"--model", default="ace-step-(1.5-turbo|v1-3.5b)"', text) and '"--out"' in text
