@@ -288,7 +288,7 @@ def test_the_demo_models_autoencoder(demo, kind, frames):
     on either path: only a clip of a dozen tells which path is the nearer.
     """
     config = demo.checkpoint.vae_config
-    coder = demo._load(kind, config, torch.float16)
+    coder = demo._load(kind, config, dtype=torch.float16)
     code = vae.decode if kind is vae.Decoder else vae.encode
     x = (
         latents(1, frames, config.decoder_input_channels)
