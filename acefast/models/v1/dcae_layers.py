@@ -47,6 +47,11 @@ def depthwise2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return F.conv2d(x.permute(0, 3, 1, 2), filters, bias, padding=K // 2, groups=C).permute(0, 2, 3, 1).contiguous()
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A product of [..., Cin] with [Cout, Cin], as one of rows: of a slice in time torch makes a batch of products."""
+    return F.linear(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], len(weight))
+
+
 class Conv2d(nn.Module):
     """A convolution of 3x3 taps, weight [Cout, 3, 3, Cin]."""
 
@@ -149,7 +154,7 @@ class Attention(nn.Module):
     def heads(self, x: Tensor, lo: int, hi: int) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Queries, keys and values [B, heads, S, head] fp32 of the frames ``lo`` to ``hi``, for u and for m."""
         start, end = max(lo - ATTENTION_REACH, 0), min(hi + ATTENTION_REACH, x.shape[1])
-        u = F.linear(x[:, start:end], self.qkv)
+        u = linear(x[:, start:end], self.qkv)
         m = depthwise2d(u, self.depth)[:, lo - start : hi - start]
         u = u[:, lo - start : hi - start]
         groups = m.reshape(-1, len(self.mix), self.head).transpose(0, 1)
@@ -170,11 +175,11 @@ class Attention(nn.Module):
         y = x.new_empty(B, T * W, 2, C)
         for lo, hi in pieces(0, C, HEADS * self.head):
             self._heads_on_kernels(x, lo, hi, y[..., lo:hi])
-        return self.norm(F.linear(y.view(B, T, W, 2 * C), self.out), x)
+        return self.norm(linear(y.view(B, T, W, 2 * C), self.out), x)
 
     def _heads_on_kernels(self, x: Tensor, lo: int, hi: int, y: Tensor) -> None:
         """Writes the channels ``lo`` to ``hi`` of the heads of u and of those of m to y [B, T * F, 2, hi - lo]."""
-        u = F.linear(x, self.qkv[3 * lo : 3 * hi])
+        u = linear(x, self.qkv[3 * lo : 3 * hi])
         m = depthwise2d(u, self.depth[..., 3 * lo : 3 * hi].contiguous())
         m = m.view(-1, 3 * (hi - lo) // self.head, self.head).transpose(0, 1)
         m = torch.bmm(m, self.mix[3 * lo // self.head : 3 * hi // self.head])
@@ -194,7 +199,7 @@ class Attention(nn.Module):
             parts = kept if len(spans) == 1 else self.heads(x, lo, hi)
             found = [q @ kv / (q @ total + ATTENTION_EPS) for (q, _, _), (kv, total) in zip(parts, sums)]
             heads = torch.cat(found, 1).transpose(1, 2).reshape(B, hi - lo, W, 2 * C).to(x.dtype)
-            y[:, lo:hi] = self.norm(F.linear(heads, self.out), x[:, lo:hi])
+            y[:, lo:hi] = self.norm(linear(heads, self.out), x[:, lo:hi])
         return y
 
 
@@ -212,8 +217,8 @@ class FeedForward(nn.Module):
         """Writes the result of x [B, T, F, C] to y."""
         for lo, hi in pieces(0, x.shape[1], PIECE):
             start, end = max(lo - FFN_REACH, 0), min(hi + FFN_REACH, x.shape[1])
-            gated = self._gated(F.linear(x[:, start:end], self.up, self.up_bias), lo - start, hi - start)
-            y[:, lo:hi] = self.norm(F.linear(gated, self.down), x[:, lo:hi])
+            gated = self._gated(linear(x[:, start:end], self.up, self.up_bias), lo - start, hi - start)
+            y[:, lo:hi] = self.norm(linear(gated, self.down), x[:, lo:hi])
 
     def _gated(self, h: Tensor, lo: int, hi: int) -> Tensor:
         """Of frames ``lo`` to ``hi``; writes to h."""

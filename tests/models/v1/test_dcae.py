@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from acefast.models.v1 import dcae, dcae_layers, local
 from acefast.models.v1.config import DCAEConfig
@@ -148,3 +151,22 @@ def test_weight_tables_take_every_tensor_of_the_published_size():
     assert sorted(taken) == sorted(shapes) and len(taken) == 192
     for side, count in (("encoder", 77_668_232), ("decoder", 79_144_194)):
         assert sum(v.numel() for k, v in shapes.items() if k.startswith(f"dcae.{side}")) == count
+
+
+def test_pieces_of_a_song_are_one_product_of_rows():
+    """Of a slice in time torch's ``linear`` makes a product a frame, each with a copy of the weight."""
+
+    class Products(TorchDispatchMode):
+        shapes: ClassVar[list] = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.bmm.default:
+                self.shapes.append(tuple(args[1].shape))
+            return func(*args, **(kwargs or {}))
+
+    block = dcae_layers.EfficientViT(16, 8)
+    for i, parameter in enumerate(block.parameters()):
+        parameter.data = 0.1 * normal(i, *parameter.shape)
+    with torch.no_grad(), Products():
+        block(normal(99, 1, dcae_layers.PIECE + 9, 4, 16))
+    assert Products.shapes and all(batch < 16 for batch, *_ in Products.shapes)
