@@ -170,6 +170,12 @@ def _why_not_installed(name: str) -> str:
     return ""
 
 
+def kernels_take(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether Triton's kernels are in force for an autoencoder, whose dtype has to have 16 bits."""
+    fits = dtype in (torch.float16, torch.bfloat16)
+    return choose_backend("vae", None, device, ("triton",) if fits else ()) == "triton"
+
+
 @functools.cache
 def cpu_multiplies(dtype: torch.dtype) -> bool:
     """Whether this CPU multiplies matrices of a 16-bit ``dtype`` faster than fp32 ones.

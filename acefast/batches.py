@@ -20,19 +20,8 @@ BATCH = 8  # songs made together at most
 # What a batch's songs may differ in, or what has a rule of its own.
 OWN = frozenset(
     {"prompt", "lyrics", "instrumental", "bpm", "key", "time_signature", "language", "instruction", "lyrics_overflow"}
-    | {
-        "target_prompt",
-        "target_lyrics",
-        "seed",
-        "variation_seed",
-        "fade_in",
-        "fade_out",
-        "duration",
-        "noise",
-        "source",
-        "reference",
-        "on_step",
-    }
+    | {"target_prompt", "target_lyrics", "seed", "variation_seed", "fade_in", "fade_out", "duration", "noise"}
+    | {"source", "reference", "on_step"}
 )
 
 

@@ -19,10 +19,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from acefast.backends import kernels_take
 from acefast.checkpoint import Checkpoint, open_checkpoint
 from acefast.devices import current
 from acefast.locate import family_of, variant_of
-from acefast.models.v15.vae_tiling import kernels_take
 from acefast.request import RequestError
 from acefast.residence import POLICIES
 from acefast.weights import CheckpointError

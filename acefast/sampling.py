@@ -232,11 +232,11 @@ def shifted_step(
     """``sampler_step``, its change stretched about its mean: ``x - ((d - mean(d)) * omega + mean(d))``, d = v dt.
 
     Args:
-        omega: the factor; None and an SDE step leave the change as it is.
+        omega: the factor; None leaves the change as it is, as has to be in an SDE's step.
         coupled: one mean of the whole batch, upstream's, in place of one for each song.
     """
-    if omega is None or noise is not None or not coupled:
-        return sampler_step(latents, velocity, times, step, noise=noise, omega=None if noise is not None else omega)
+    if omega is None or not coupled:
+        return sampler_step(latents, velocity, times, step, noise=noise, omega=omega)
     change = times[step, 1] * velocity  # in this order, which of bf16 decides where a CPU rounds
     mean = change.mean()
     return latents - ((change - mean) * omega + mean)

@@ -155,18 +155,18 @@ def conv1d(
     check_results(OP, (B, rows, Cout), "[B, Lout, Cout]", x, wave, keep, guarded, out)
     geometry = {"stride": stride, "padding": padding, "dilation": dilation}
     added = {"residual": residual, "share": share, "total": total}
-    fits = _kernel_fits(x, weight, padding, dilation)
+    fits = kernel_takes(weight, dilation) and padding <= GUARD and x.dtype in (torch.float16, torch.bfloat16)
     if choose_backend(OP, backend, x.device, ORDER if fits else ()) == "triton":
         return _launch(x, weight, bias, geometry, added, (B, rows, Cout), wave, keep, guarded, out)
     results = {"wave": wave, "keep": keep, "guarded": guarded, "out": out}
     return conv1d_reference(x, weight, bias, **geometry, **added, **results)
 
 
-def _kernel_fits(x: Tensor, weight: Tensor, padding: int, dilation: int) -> bool:
+def kernel_takes(weight: Tensor, dilation: int = 1) -> bool:
+    """Whether the Triton kernel takes a weight [Cout, K, Cin]."""
     Cout, K, Cin = weight.shape
     inner = Cin if dilation > 1 else K * Cin
-    sizes = inner > 0 and inner % 16 == 0 and Cout % 16 == 0 and padding <= GUARD
-    return sizes and x.dtype in (torch.float16, torch.bfloat16)
+    return inner > 0 and inner % 16 == 0 and Cout % 16 == 0
 
 
 def _launch(

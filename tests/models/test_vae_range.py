@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import acefast
+from acefast import backends
 from acefast.backends import named_backend, use_backend
-from acefast.models.v15 import vae, vae_range, vae_tiling
+from acefast.models.v15 import vae, vae_range
 from acefast.models.v15.config import VAEConfig
 from acefast.models.v15.vae_layers import Conv, ConvTranspose, ResidualUnit, Snake
 from acefast.models.v15.vae_range import LARGEST, largest_stored, load_coder, tries_fp16
@@ -150,7 +151,7 @@ def test_references_run_whatever_is_chosen(module):
 def test_fp16_is_for_kernels_on_a_gpu_in_16_bits(dtype, monkeypatch):
     monkeypatch.setattr(vae_range, "current", lambda device: use_backend("auto"))
     choices = iter(("triton", "reference"))
-    monkeypatch.setattr(vae_tiling, "choose_backend", lambda *given: next(choices) if given[3] else "reference")
+    monkeypatch.setattr(backends, "choose_backend", lambda *given: next(choices) if given[3] else "reference")
     if dtype == torch.float32:
         assert not tries_fp16(dtype, GPU) and next(choices) == "triton"
         return

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from acefast.backends import kernels_take
 from acefast.models.v1.local import pieces
-from acefast.models.v15.vae_tiling import kernels_take
 from acefast.ops import depthwise2d as op
 from acefast.ops.rms_residual import rms_residual
 from acefast.ops.vit_linear_attention import vit_linear_attention

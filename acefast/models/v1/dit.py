@@ -146,7 +146,7 @@ class DiT(nn.Module):
             "times": dict(zip(timesteps, zip(*self.embeddings(timesteps)))) if timesteps else {},
         }
         context = torch.zeros(songs, frames, 0, device=device)
-        return Conditions(states[:songs], lengths[:songs], context, prepared)
+        return Conditions(states[:songs], lengths[:songs], context, prepared, key=object())  # no others are the same
 
     def keys_values(self, states: Tensor, scale: Tensor) -> list[LayerCondition]:
         """Each block's keys and values of the sequences [rows, E, H]; ``scale`` [rows] of queries in WEAK_BLOCKS."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -63,7 +64,7 @@ class Pass:
         self.evaluation = Evaluation(shape.songs * shape.branches, model.rope(shape.frames), memory["mask"])
         own = weakref.proxy(self)  # so that what is forgotten is gone at once, its graph too
         self.replay = graphs.replayed("pass", lambda: own.launch())
-        self._loaded: weakref.ref | None = None  # the conditions that lie in memory
+        self._loaded: Hashable = None  # key of the conditions that lie in memory
 
     def launch(self) -> None:
         """What a graph holds."""
@@ -72,11 +73,10 @@ class Pass:
 
     def __call__(self, conditions: Conditions, latents: Tensor, times: tuple[Tensor, Tensor]) -> Tensor:
         """Velocities [songs * branches, T, 128] fp32 in memory of their own; ``times``: of ``DiT.embeddings``."""
-        same = self._loaded is not None and self._loaded() is conditions
-        if not self.graphs.take(self) or not same:
+        if not self.graphs.take(self) or conditions.key != self._loaded:
             self._loaded = None  # until all of it is there
             self._put(conditions)
-            self._loaded = weakref.ref(conditions)
+            self._loaded = conditions.key
         for name, given in (("latents", latents), ("blocks", times[0]), ("out", times[1])):
             self.memory[name].copy_(given)
         self.replay()

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from acefast.backends import kernels_take
 from acefast.guarded import with_guards
 from acefast.models.v1 import local
 from acefast.models.v1.config import VocoderConfig
@@ -25,20 +26,13 @@ from acefast.models.v1.local import Rows, Step
 from acefast.models.v1.mel import MEL_SCALE, MEL_SHIFT
 from acefast.models.v1.spectral import PRODUCTS, gains, spectral_conv1d, transformed
 from acefast.models.v15.vae_layers import fold, fold_transposed
-from acefast.models.v15.vae_tiling import kernels_take
-from acefast.ops.conv1d import conv1d
+from acefast.ops.conv1d import conv1d, kernel_takes
 from acefast.ops.conv_transpose1d import conv_transpose1d
 from acefast.ops.depthwise_norm import depthwise_norm
 from acefast.weights import Source, WeightTable
 
 EPS = 1e-6  # of the layer norms
 KERNEL = 7  # of the ConvNeXt blocks and the stem
-
-
-def fits(weight: Tensor, dilation: int = 2) -> bool:
-    """Whether a kernel of conv1d takes this weight [Cout, K, Cin]."""
-    Cout, K, Cin = weight.shape
-    return Cout % 16 == 0 and (Cin if dilation > 1 else K * Cin) % 16 == 0
 
 
 class Conv(nn.Module):
@@ -53,8 +47,16 @@ class Conv(nn.Module):
     def reach(self) -> int:
         return self.dilation * (self.kernel - 1) // 2
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, guarded: bool = False) -> Tensor:
-        return self._run(x, residual=residual, guarded=guarded)
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        share: float = 1.0,
+        total: Tensor | None = None,
+        guarded: bool = False,
+    ) -> Tensor:
+        """``share`` of the result and the residual, plus ``total``."""
+        return self._run(x, residual=residual, share=share, total=total, guarded=guarded)
 
     def activated(
         self, x: Tensor, residual: Tensor | None = None, keep: bool = True, guarded: bool = False
@@ -63,7 +65,7 @@ class Conv(nn.Module):
         return self._run(x, residual=residual, wave="silu", keep=keep, guarded=guarded)
 
     def _run(self, x: Tensor, **options: Any) -> Any:
-        backend = None if fits(self.weight, self.dilation) else "reference"  # a few narrow layers fit no kernel
+        backend = None if kernel_takes(self.weight, self.dilation) else "reference"  # a few narrow layers fit no kernel
         where = {"padding": self.reach, "dilation": self.dilation}
         return conv1d(x, self.weight, self.bias, **where, **options, backend=backend)
 
@@ -77,9 +79,19 @@ class SpectralConv(nn.Module):
         self.weight, self.bias = parameter(PRODUCTS, channels, channels), parameter(channels)
         self.reach = dilation * (kernel - 1) // 2
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, guarded: bool = False) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        share: float = 1.0,
+        total: Tensor | None = None,
+        guarded: bool = False,
+    ) -> Tensor:
+        """As of ``Conv``."""
         y = spectral_conv1d(x, self.weight, self.bias, self.kernel, self.dilation)
-        return y.contiguous() if residual is None else residual + y
+        y = y.contiguous() if residual is None else residual + y
+        y = y if share == 1 else y.mul_(share)
+        return y if total is None else y.add_(total)
 
     def activated(
         self, x: Tensor, residual: Tensor | None = None, keep: bool = True, guarded: bool = False
@@ -147,7 +159,7 @@ class ConvNeXt(nn.Module):
 
 
 class Stack(nn.Module):
-    """``x += conv2(SiLU(conv1(SiLU(x))))`` for each dilation of conv1; the last conv2 holds the mean of all stacks."""
+    """``x += conv2(SiLU(conv1(SiLU(x))))`` for each dilation of conv1."""
 
     def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...], spectral: bool):
         super().__init__()
@@ -156,14 +168,14 @@ class Stack(nn.Module):
         self.convs2 = nn.ModuleList(conv(channels, kernel, 1) for _ in dilations)
         self.reach = sum(conv.reach for conv in (*self.convs1, *self.convs2))
 
-    def forward(self, x: Tensor, active: Tensor, into: Tensor, share: float, guarded: bool = False) -> Tensor:
-        """``into`` plus ``share`` of the result; ``active`` is SiLU(x). With ``guarded`` all lie as acefast.guarded."""
+    def forward(self, x: Tensor, active: Tensor, share: float, total: Tensor | None, guarded: bool) -> Tensor:
+        """``share`` of the result plus ``total``; ``active`` is SiLU(x). ``guarded``: all lie as acefast.guarded."""
         last = len(self.convs1) - 1
         for i, (conv1, conv2) in enumerate(zip(self.convs1, self.convs2)):
             _, h = conv1.activated(active, keep=False, guarded=guarded)
             if i < last:
                 x, active = conv2.activated(h, x, guarded=guarded)
-        return conv2(h, into.add_(x, alpha=share), guarded)
+        return conv2(h, x, share, total, guarded)
 
 
 class Upsample(nn.Module):
@@ -181,12 +193,12 @@ class Upsample(nn.Module):
         return [Step(lambda x: self.up(F.silu(x)), stride // 2, up=stride), Step(self._mean, reach)]
 
     def _mean(self, x: Tensor) -> Tensor:
-        active, total = F.silu(x), torch.zeros_like(x)
-        guarded = kernels_take(x.dtype, x.device) and all(fits(stack.convs1[0].weight) for stack in self.stacks)
+        active, total = F.silu(x), None
+        guarded = kernels_take(x.dtype, x.device) and x.shape[2] % 16 == 0
         if guarded:  # once, so that no convolution copies its rows
-            x, active, total = map(with_guards, (x, active, total))
+            x, active = with_guards(x), with_guards(active)
         for stack in self.stacks:
-            total = stack(x, active, total, 1 / len(self.stacks), guarded)
+            total = stack(x, active, 1 / len(self.stacks), total, guarded)
         return total.contiguous()
 
 
@@ -258,9 +270,8 @@ class Vocoder(nn.Module):
                 )
                 ours, theirs = f"ups.{i}.stacks.{j}", f"{head}.resblocks.{i * stacks + j}"
                 for k in range(len(config.resblock_dilations)):
-                    share = 1 / stacks if k == len(config.resblock_dilations) - 1 else 1.0
-                    table |= _normed(f"{ours}.convs1.{k}", f"{theirs}.convs1.{k}", combine)
-                    table |= _normed(f"{ours}.convs2.{k}", f"{theirs}.convs2.{k}", combine, share)
+                    for convs in ("convs1", "convs2"):
+                        table |= _normed(f"{ours}.{convs}.{k}", f"{theirs}.{convs}.{k}", combine)
         return table | _normed("conv_post", f"{head}.conv_post")
 
 
@@ -292,11 +303,11 @@ def _both(ours: str, theirs: str, combine: Callable[[Tensor], Tensor] | None = N
     return {f"{ours}.weight": Source((f"{theirs}.weight",), combine), f"{ours}.bias": Source((f"{theirs}.bias",))}
 
 
-def _normed(ours: str, theirs: str, combine: Callable[..., Tensor] = fold, share: float = 1.0) -> WeightTable:
-    """A convolution with weight norm, and both times ``share``."""
+def _normed(ours: str, theirs: str, combine: Callable[..., Tensor] = fold) -> WeightTable:
+    """A convolution with weight norm."""
     return {
-        f"{ours}.weight": Source((f"{theirs}.weight_g", f"{theirs}.weight_v"), lambda g, v: combine(g, v) * share),
-        f"{ours}.bias": Source((f"{theirs}.bias",), lambda b: b.float() * share if share != 1 else b),
+        f"{ours}.weight": Source((f"{theirs}.weight_g", f"{theirs}.weight_v"), combine),
+        f"{ours}.bias": Source((f"{theirs}.bias",)),
     }
 
 

@@ -14,11 +14,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from acefast.backends import cpu_multiplies, emulated_sm, use_backend
+from acefast.backends import cpu_multiplies, emulated_sm, kernels_take, use_backend
 from acefast.devices import current
 from acefast.models.v15 import vae
 from acefast.models.v15.vae_layers import Conv, ConvTranspose, ResidualUnit, Snake
-from acefast.models.v15.vae_tiling import kernels_take
 from acefast.ops.conv1d import conv1d
 from acefast.ops.philox import philox_normal
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from acefast.backends import choose_backend
+from acefast.backends import kernels_take
 from acefast.guarded import elements
 from acefast.models.v15.vae_tile import padded
 
@@ -88,12 +88,6 @@ def even_size(length: int, largest: int, halo: int) -> int:
 def on_kernels(coder: Decoder | Encoder) -> bool:
     """Whether tiles are a list of launches on static memory."""
     return kernels_take(coder.conv1.weight.dtype, coder.conv1.weight.device)
-
-
-def kernels_take(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether Triton's kernels are in force, for an autoencoder of 16 bits."""
-    fits = dtype in (torch.float16, torch.bfloat16)
-    return choose_backend("vae", None, device, ("triton",) if fits else ()) == "triton"
 
 
 def tiles(

@@ -85,4 +85,4 @@ def test_a_step_is_stretched_about_each_songs_mean_or_the_batchs():
         torch.testing.assert_close(got.double(), x - ((d - mean) * 1.3 + mean), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(shifted_step(x, v, table, 0), x - 0.5 * v)
     noise = torch.ones_like(x)
-    torch.testing.assert_close(shifted_step(x, v, table, 0, noise=noise, omega=1.3), 0.4 * noise + 0.6 * (x - 0.9 * v))
+    torch.testing.assert_close(shifted_step(x, v, table, 0, noise=noise), 0.4 * noise + 0.6 * (x - 0.9 * v))

@@ -90,6 +90,17 @@ def test_what_is_handed_out_is_no_static_memory(static):
     assert not torch.equal(first, second)
 
 
+def test_conditions_of_the_same_content_are_not_put_there_again(static, monkeypatch):
+    loads, latents = counted(monkeypatch, Pass, "_put"), normal(3, 1, 20, CONFIG.frame_size)
+    made = []
+    with torch.inference_mode():
+        for key in ("drill", "drill", "trap"):
+            given = static.prepare([normal(40 + len(key), 12, CONFIG.hidden_size)], 20)
+            given.key = key
+            made.append(static.velocity(latents, 0.7, given))
+    assert len(loads) == 2 and torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])
+
+
 def test_other_weights_are_seen_though_the_conditions_are_the_same(static):
     """As after a LoRA is merged: keys and values are made anew with the conditions, the rest lies where it lay."""
     with torch.inference_mode():
