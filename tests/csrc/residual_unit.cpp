@@ -9,6 +9,7 @@
 
 #include "device.h"
 #include SOURCE
+#include "memory.h"
 
 constexpr int GUARD = 32, TAPS_ = 7;
 
@@ -20,29 +21,7 @@ struct Sizes {
   int C, rows, kb, stages;
 };
 
-template <typename T>
-float value(T v) {
-  return unpack2<T>(v.bits).x;
-}
-template <typename T>
-T number(float v) {
-  return {u16(pack2<T>(v, 0))};
-}
 double snake_exact(double x, double alpha, double inv_beta) { return x + inv_beta * sin(alpha * x) * sin(alpha * x); }
-
-// Memory of exactly so many, 16 bytes aligned, whose ends the address sanitizer sees.
-template <typename T>
-struct Memory {
-  explicit Memory(size_t n) : n(n) {
-    if (posix_memalign(reinterpret_cast<void**>(&data), 16, n * sizeof(T))) fibers::fail("no memory");
-    memset(data, 0xff, n * sizeof(T));
-  }
-  ~Memory() { free(data); }
-  Memory(const Memory&) = delete;
-  T& operator[](size_t i) { return data[i]; }
-  T* data = nullptr;
-  size_t n;
-};
 
 template <typename T>
 void check(Kernel<T> kernel, Sizes s, double tolerance, int B, int L, int d, bool keep, bool wave, fibers::Options how) {

@@ -6,38 +6,17 @@ What threads of a GPU may do in any order, and copies at any moment, is done in 
 from __future__ import annotations
 
 import itertools
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-SOURCE = HERE.parents[1] / "csrc/residual_unit.cu"
-LATE, EAGER = "01"  # copies
-FAIR, GREEDY, BACKWARDS = "012"  # warps
-CHECKS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+from tests.csrc.programs import BACKWARDS, CHECKS, EAGER, FAIR, GREEDY, LATE, build, faulty, needs_compiler, run
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not on the PATH")
-
-
-def build(folder: Path, source: Path, *options: str) -> Path:
-    program = folder / "residual_unit"
-    words = ["g++", "-std=c++17", "-O1", *options, f'-DSOURCE="{source}"', "-I", HERE, "-I", SOURCE.parent]
-    subprocess.run([*words, HERE / "residual_unit.cpp", "-o", program], check=True)
-    return program
-
-
-def run(program: Path, *words: object) -> str:
-    """What is wrong; empty where nothing is."""
-    done = subprocess.run([program, *map(str, words)], capture_output=True, text=True)
-    assert done.returncode in (0, 1) or "Sanitizer" in done.stderr
-    return done.stdout.strip() + "".join(done.stderr.splitlines()[1:2]) if done.returncode else ""
+pytestmark = needs_compiler
 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("sound"), SOURCE, *CHECKS)
+    return build(tmp_path_factory.mktemp("sound"), "residual_unit", *CHECKS)
 
 
 @pytest.mark.parametrize("copies, order", list(itertools.product((LATE, EAGER), (FAIR, GREEDY, BACKWARDS))))
@@ -78,7 +57,4 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_found(fault, tmp_path):
     old, new, copies, order = FAULTS[fault]
-    text = SOURCE.read_text()
-    assert text.count(old) == 1
-    (tmp_path / "faulty.cu").write_text(text.replace(old, new))
-    assert run(build(tmp_path, tmp_path / "faulty.cu"), "c128_r128_bf16", 1, 100, 3, 1, 1, copies, order)
+    assert run(faulty(tmp_path, "residual_unit", old, new), "c128_r128_bf16", 1, 100, 3, 1, 1, copies, order)

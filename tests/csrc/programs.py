@@ -1,0 +1,40 @@
+"""Kernels of csrc/ on fibers of a CPU: builds tests/csrc/<op>.cpp around csrc/<op>.cu with g++, and runs it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+CSRC = HERE.parents[1] / "csrc"
+LATE, EAGER = "01"  # copies
+FAIR, GREEDY, BACKWARDS = "012"  # warps
+CHECKS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not on the PATH")
+
+
+def build(folder: Path, op: str, *options: str, source: Path | None = None) -> Path:
+    """The program of an op, of its own source or of ``source``."""
+    source, program = source or CSRC / f"{op}.cu", folder / op
+    words = ["g++", "-std=c++17", "-O1", *options, f'-DSOURCE="{source}"', "-I", HERE, "-I", CSRC]
+    subprocess.run([*words, HERE / f"{op}.cpp", "-o", program], check=True)
+    return program
+
+
+def run(program: Path, *words: object) -> str:
+    """What is wrong; empty where nothing is."""
+    done = subprocess.run([program, *map(str, words)], capture_output=True, text=True)
+    assert done.returncode in (0, 1) or "Sanitizer" in done.stderr
+    return done.stdout.strip() + "".join(done.stderr.splitlines()[1:2]) if done.returncode else ""
+
+
+def faulty(folder: Path, op: str, old: str, new: str) -> Path:
+    """The program of an op whose source has ``new`` in place of its only ``old``."""
+    text = (CSRC / f"{op}.cu").read_text()
+    assert text.count(old) == 1
+    (folder / "faulty.cu").write_text(text.replace(old, new))
+    return build(folder, op, source=folder / "faulty.cu")
