@@ -133,7 +133,7 @@ def test_both_families_are_measured_where_both_run(toys, monkeypatch, capsys, re
     monkeypatch.setattr(kernels_command, "why_unavailable", lambda name: reason)
     monkeypatch.setattr(cases, "all_cases", lambda family: (family,))
     assert kernels_command._all_that_run() == (("triton",) if reason else ("triton", "cuda"))
-    assert capsys.readouterr().err == (f"bench: CUDA kernels are not measured: {reason}\n" if reason else "")
+    assert capsys.readouterr().err == (f"acefast: bench: CUDA kernels are not measured: {reason}\n" if reason else "")
 
 
 def test_the_gpus_offered_are_those_that_are_compiled_for():
