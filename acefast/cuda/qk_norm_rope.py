@@ -35,11 +35,10 @@ def fits(
     sin: Tensor | None,
     heads: int,
     kv_heads: int,
-    out: Tensor | None = None,
+    out: Tensor,
 ) -> bool:
     """Whether the kernel takes heads so wide, in groups of 8 that are all of queries or all of keys."""
-    same = [t for t in (qkv, q_weight, k_weight, out) if t is not None]
-    fp32 = [t for t in (cos, sin) if t is not None]
+    same, fp32 = (qkv, q_weight, k_weight, out), [t for t in (cos, sin) if t is not None]
     return (
         k_weight.shape[0] == HEAD_DIM
         and heads % 8 == kv_heads % 8 == 0

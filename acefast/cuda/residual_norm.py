@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -29,20 +29,23 @@ KERNELS = {("rows", 80): _tile(2)}
 TALL = _tile(4)  # in no row until measured
 
 
-def fits(x: Tensor, others: Iterable[Tensor | None], vectors: Iterable[Tensor | None], h: torch.dtype) -> bool:
-    """Whether the kernel takes a stream ``x`` and a norm of dtype ``h``.
-
-    ``others``: y, weight and the results, where they are there; ``vectors``: gate, scale and shift.
-    """
+def fits(
+    x: Tensor,
+    others: Sequence[Tensor | None],
+    vectors: Sequence[Tensor | None],
+    new: Tensor | None,
+    dtype: torch.dtype,
+) -> bool:
+    """Whether the kernel takes a stream ``x``, written to ``new`` or to new memory, a norm of ``dtype``, the ``others``
+    of that dtype (weight, y, h), and gate, scale and shift."""
     H = x.shape[-1]
-    given = [t for t in others if t is not None]
-    fp32 = [t for t in vectors if t is not None]
     return (
         0 < H <= WIDEST
         and H % 256 == 0  # whole warps
-        and (x.dtype, h) in NAMES
-        and all(t.dtype == torch.float32 for t in fp32)
-        and all(in_fours(t) for t in (x, *given, *fp32))
+        and (x.dtype, dtype) in NAMES
+        and all(t is None or t.dtype == dtype for t in others)
+        and all(t is None or t.dtype == torch.float32 for t in vectors)
+        and all(t is None or in_fours(t) for t in (x, new, *others, *vectors))
     )
 
 
