@@ -9,9 +9,11 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_dtype, check_shape
+from acefast.cuda import qk_norm_rope as cuda
+from acefast.operators import operator
 
 OP = "qk_norm_rope"
-ORDER = ("triton",)
+ORDER = ("triton", "cuda")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -80,7 +82,8 @@ def qk_norm_rope(
         kv_heads: key heads, as many as value heads.
         out: where q and k are written, a tensor packed like ``qkv``; may be ``qkv`` itself, which is then rotated in
             place. Its values' part is not touched.
-        backend: "triton" or "reference"; None leaves the choice to acefast.backends.
+        backend: "triton", "cuda" (D 128, heads and kv_heads multiples of 8, bf16 or fp16 with weights of that dtype,
+            rows at multiples of 4 elements) or "reference"; None leaves the choice to acefast.backends.
     Returns:
         q [B, S, heads, D] and k [B, S, kv_heads, D] in qkv's dtype, rounded once, views of ``out`` where it is given;
         v [B, S, kv_heads, D], a view of ``qkv``.
@@ -101,14 +104,66 @@ def qk_norm_rope(
     if out is not None:
         check_shape(OP, "out", out, qkv.shape, "[B, S, (heads + 2 * kv_heads) * D]")
         check_dtype(OP, "out", out, qkv.dtype)
-    fits = D >= 2 and D & (D - 1) == 0 and _kernel_fits(qkv, q_weight, k_weight, cos, sin, out)
-    if choose_backend(OP, backend, qkv.device, ORDER if fits else ()) == "triton":
-        from acefast.kernels.qk_norm_rope import qk_norm_rope as kernel
+    options = {"eps": eps, "backend": backend}
+    if out is not None:
+        return _run(qkv, q_weight, k_weight, cos, sin, heads, kv_heads, **options, out=out)
+    out = _qk_norm_rope(qkv, q_weight, k_weight, cos, sin, heads, kv_heads, **options)
+    q, k = out.unflatten(-1, (heads + kv_heads, D)).split((heads, kv_heads), 2)
+    return q, k, qkv[..., (heads + kv_heads) * D :].unflatten(-1, (kv_heads, D))
 
-        if out is None:  # values stay where they are
-            out = torch.empty(B, S, (heads + kv_heads) * D, dtype=qkv.dtype, device=qkv.device)
-        return kernel(qkv, q_weight, k_weight, cos, sin, heads, kv_heads, eps=eps, out=out)
-    return qk_norm_rope_reference(qkv, q_weight, k_weight, cos, sin, heads, kv_heads, eps=eps, out=out)
+
+def _new(qkv: Tensor, k_weight: Tensor, rows: int) -> Tensor:
+    return torch.empty(*qkv.shape[:2], rows * k_weight.shape[0], dtype=qkv.dtype, device=qkv.device)
+
+
+@operator(
+    "(Tensor qkv, Tensor q_weight, Tensor k_weight, Tensor? cos, Tensor? sin, int heads, int kv_heads, *, "
+    "float eps=1e-6, str? backend=None) -> Tensor",
+    fake=lambda qkv, _, k_weight, cos, sin, heads, kv_heads, **__: _new(qkv, k_weight, heads + kv_heads),
+)
+def _qk_norm_rope(
+    qkv: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    heads: int,
+    kv_heads: int,
+    **options,
+) -> Tensor:
+    """``qk_norm_rope`` to new memory, queries and keys packed; values stay where they are."""
+    out = _new(qkv, k_weight, heads + kv_heads)
+    _run(qkv, q_weight, k_weight, cos, sin, heads, kv_heads, **options, out=out)
+    return out
+
+
+def _run(
+    qkv: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    heads: int,
+    kv_heads: int,
+    *,
+    eps: float = 1e-6,
+    out: Tensor,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``qk_norm_rope`` by the backend chosen; ``out`` is written."""
+    D = k_weight.shape[0]
+    takes = {
+        "triton": D >= 2 and D & (D - 1) == 0 and _kernel_fits(qkv, q_weight, k_weight, cos, sin, out),
+        "cuda": cuda.fits(qkv, q_weight, k_weight, cos, sin, heads, kv_heads, out),
+    }
+    chosen = choose_backend(OP, backend, qkv.device, [name for name in ORDER if takes[name]])
+    if chosen == "reference":
+        kernel = qk_norm_rope_reference
+    elif chosen == "cuda":
+        kernel = cuda.qk_norm_rope
+    else:
+        from acefast.kernels.qk_norm_rope import qk_norm_rope as kernel
+    return kernel(qkv, q_weight, k_weight, cos, sin, heads, kv_heads, eps=eps, out=out)
 
 
 def _kernel_fits(*tensors: Tensor | None) -> bool:

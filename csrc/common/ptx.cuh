@@ -10,6 +10,13 @@ __device__ __forceinline__ unsigned dynamic_shared() {
   return unsigned(__cvta_generic_to_shared(memory));
 }
 
+// The same as a pointer.
+template <typename T>
+__device__ __forceinline__ T* shared_memory() {
+  extern __shared__ __align__(128) unsigned char memory[];
+  return reinterpret_cast<T*>(memory);
+}
+
 __device__ __forceinline__ void store_shared16(unsigned to, uint4 v) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }

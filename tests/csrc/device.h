@@ -11,12 +11,16 @@
 #define __launch_bounds__(...)
 #define threadIdx (fibers::Index{fibers::Block::current->fiber().thread})
 #define blockIdx (fibers::Block::current->index)
+#define blockDim (fibers::Index{fibers::Block::current->threads(), 1, 1})
 #define DEVICE_TEXT_(n) #n
 #define DEVICE_TEXT(n) DEVICE_TEXT_(n)
 #define __syncthreads() fibers::Block::current->meet_block(__FILE__ ":" DEVICE_TEXT(__LINE__))
 
 struct alignas(8) float2 {
   float x, y;
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
 };
 struct alignas(16) float4 {
   float x, y, z, w;
@@ -25,8 +29,15 @@ struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
 inline float2 make_float2(float x, float y) { return {x, y}; }
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+inline float rsqrtf(float v) { return 1 / std::sqrt(v); }
+template <typename V>
+V min(V a, V b) {
+  return a < b ? a : b;
+}
 
 template <typename To, typename From>
 To bits_of(From from) {
@@ -38,9 +49,32 @@ To bits_of(From from) {
 inline float __uint_as_float(unsigned v) { return bits_of<float>(v); }
 inline unsigned __float_as_uint(float v) { return bits_of<unsigned>(v); }
 
+template <typename V>
+struct Shuffled {
+  V v;
+  int lanes;
+};
+
+template <typename V>
+V __shfl_xor_sync(unsigned, V v, int lanes) {
+  const Shuffled<V> given{v, lanes};
+  fibers::Block::current->meet_warp("shuffle", &given, &v, [](fibers::Fiber* all) {
+    for (int lane = 0; lane < 32; lane++) {
+      const int from = lane ^ ((const Shuffled<V>*)all[lane].given)->lanes;
+      *(V*)all[lane].result = ((const Shuffled<V>*)all[from].given)->v;
+    }
+  });
+  return v;
+}
+
 namespace ptx {
 
 inline unsigned dynamic_shared() { return 0; }
+
+template <typename T>
+T* shared_memory() {
+  return reinterpret_cast<T*>(fibers::Block::current->shared(0, 1));
+}
 
 inline void store_shared16(unsigned to, uint4 v) { memcpy(fibers::Block::current->shared(to, 16), &v, 16); }
 

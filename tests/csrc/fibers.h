@@ -99,6 +99,7 @@ class Block {
   }
 
   Fiber& fiber() { return *running_; }
+  unsigned threads() const { return unsigned(fibers_.size()); }
   char* shared(unsigned address, size_t bytes) {
     if (address % bytes || address + bytes > shared_bytes_) fail("shared memory: a wrong address");
     return shared_ + address;

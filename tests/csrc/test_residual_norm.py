@@ -1,0 +1,41 @@
+"""csrc/residual_norm.cu on fibers of a CPU, built by g++ with the sanitizers; then with a fault put in. See fibers.h."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.csrc.programs import BACKWARDS, CHECKS, FAIR, GREEDY, build, faulty, needs_compiler, run
+
+pytestmark = needs_compiler
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("sound"), "residual_norm", *CHECKS)
+
+
+@pytest.mark.parametrize("order", (FAIR, GREEDY, BACKWARDS))
+@pytest.mark.parametrize("in_place", (0, 1))
+@pytest.mark.parametrize("entry, songs, rows, width", [("r2_bf16", 2, 3, 768), ("r4_bf16", 1, 5, 512)])
+def test_any_order_gives_the_equation(program, entry, songs, rows, width, in_place, order):
+    assert run(program, entry, songs, rows, width, in_place, order) == ""
+
+
+@pytest.mark.parametrize("rows", (1, 2))
+def test_an_fp32_stream_gives_the_equation(program, rows):
+    assert run(program, "r2_fp32_fp16", 1, rows, 2560, 1, BACKWARDS) == ""
+
+
+FAULTS = {
+    "no barrier": ("common/rows.cuh", "  __syncthreads();\n", "", GREEDY),
+    "a warp too few": ("common/rows.cuh", "warps = blockDim.x / 32;", "warps = blockDim.x / 32 - 1;", FAIR),
+    "a row in another's place": ("residual_norm.cu", "(first + r) * h_row", "first * h_row", FAIR),
+    "another row of the tables": ("residual_norm.cu", "step ? *step : 0", "0", FAIR),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_found(fault, tmp_path):
+    file, old, new, order = FAULTS[fault]
+    assert run(faulty(tmp_path, "residual_norm", old, new, file), "r2_bf16", 1, 3, 768, 0, order)

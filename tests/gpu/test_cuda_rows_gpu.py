@@ -1,0 +1,100 @@
+"""csrc/residual_norm.cu and csrc/qk_norm_rope.cu on a GPU: every tile, beside fp64 and beside Triton's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+pytest.importorskip("triton", "3.2", reason="triton is not installed")
+
+from acefast.backends import why_unavailable
+from acefast.cases import all_cases
+from acefast.cuda import loader
+from acefast.cuda import qk_norm_rope as heads
+from acefast.cuda import residual_norm as norm
+from acefast.ops.qk_norm_rope import qk_norm_rope, rope_table
+from acefast.ops.residual_norm import residual_norm
+from acefast.sim.driver import BLOCK_SHARED_LIMIT
+from acefast.sim.kernel_times import time_case
+from tests.ops import test_qk_norm_rope as of_heads
+from tests.ops import test_residual_norm as of_norm
+
+DEVICE = "cuda"
+NORMS = {"r2": norm.KERNELS["rows", 80], "r4": norm.TALL}
+HEADS = {"h8": heads.KERNELS["heads", 80], "h4": heads.FEW}
+OTHERS = {"residual_norm": (norm.residual_norm, NORMS), "qk_norm_rope": (heads.qk_norm_rope, HEADS)}
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU"),
+    pytest.mark.skipif(bool(why_unavailable("cuda")), reason=f"no CUDA kernels: {why_unavailable('cuda')}"),
+]
+
+
+def rng():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize("stream, dtype", norm.NAMES, ids=str)
+@pytest.mark.parametrize("B, S, H", [(1, 1, 2048), (2, 1537, 2560), (3, 375, 2048)])
+@pytest.mark.parametrize("tile", NORMS)
+def test_every_norm_is_the_equation_in_fp64(tile, B, S, H, stream, dtype):
+    x, *rest = (t.to(DEVICE) for t in of_norm.inputs((B, S, H), dtype, rng()))
+    x = x.to(stream)
+    out = torch.full_like(x, torch.nan), torch.full_like(x, torch.nan, dtype=dtype)
+    norm.residual_norm(x, *rest, out=out, kernel=NORMS[tile])
+    for got, want, of in zip(out, of_norm.expected(x, *rest), (stream, dtype)):
+        assert of_norm.relative(got, want) <= of_norm.GATE[of]
+    other = tuple(map(torch.empty_like, out))
+    norm.residual_norm(x, *rest, out=other, kernel=NORMS["r2"])
+    assert all(map(torch.equal, out, other))
+
+
+@pytest.mark.parametrize("dtype", heads.NAMES, ids=str)
+@pytest.mark.parametrize("B, S, q, kv", [(1, 1, 16, 8), (2, 1501, 32, 8), (3, 77, 0, 8)])
+@pytest.mark.parametrize("tile", HEADS)
+def test_every_head_is_rotated_as_in_fp64(tile, B, S, q, kv, dtype):
+    qkv, *weights = (t.to(DEVICE) for t in of_heads.inputs(B, S, q, kv, 128, dtype, rng()))
+    table, out = rope_table(S, 128, 1e6, torch.device(DEVICE)), torch.full_like(qkv, torch.nan)
+    found = heads.qk_norm_rope(qkv, *weights, *table, q, kv, out=out, kernel=HEADS[tile])
+    raw = qkv.unflatten(-1, (-1, 128)).split((q, kv, kv), 2)
+    for got, of, weight in list(zip(found, raw, weights))[not q :]:
+        want = of_heads.expected(of.cpu(), weight.cpu(), torch.arange(S))
+        assert of_heads.relative(got.cpu(), want) <= of_heads.GATE[dtype]
+    assert out[..., (q + kv) * 128 :].isnan().all()
+
+
+def test_ops_are_as_near_to_the_equation_as_with_triton():
+    arguments = [t.to(DEVICE) for t in of_norm.inputs((2, 1500, 2048), torch.bfloat16, rng())]
+    ours, theirs = (residual_norm(*arguments, backend=name) for name in ("cuda", "triton"))
+    for got, other, want in zip(ours, theirs, of_norm.expected(*arguments)):
+        assert of_norm.relative(got, want) <= 1.02 * of_norm.relative(other, want)
+    qkv, *weights = (t.to(DEVICE) for t in of_heads.inputs(2, 1500, 16, 8, 128, torch.bfloat16, rng()))
+    given = (qkv, *weights, *rope_table(1500, 128, 1e6, torch.device(DEVICE)), 16, 8)
+    ours, theirs = (qk_norm_rope(*given, backend=name) for name in ("cuda", "triton"))
+    for got, other, raw, weight in zip(ours, theirs, qkv.unflatten(-1, (-1, 128)).split((16, 8, 8), 2), weights):
+        want = of_heads.expected(raw.cpu(), weight.cpu(), torch.arange(1500))
+        assert of_heads.relative(got.cpu(), want) <= 1.02 * of_heads.relative(other.cpu(), want)
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() and loader.current_sm() not in BLOCK_SHARED_LIMIT, reason="an unknown GPU"
+)
+@pytest.mark.parametrize("S", (384, 1536, 3072))
+@pytest.mark.parametrize("name", ["residual_norm/2b-full", "residual_norm/xl-full-fp32-stream", "qk_norm_rope/2b-self"])
+def test_a_case_is_timed_beside_tritons(name, S, capsys):
+    """Prints microseconds of Triton's and of every tile, at 30, 120 and 240 s of song."""
+    case = next(case for case in all_cases() if case.name == name)
+    launch, tiles = OTHERS[case.kernel]
+    case = replace(case, real=partial(case.real, S=S))
+    timed = {"Triton": case, **{tile: replace(case, launch=partial(launch, kernel=k)) for tile, k in tiles.items()}}
+    with torch.inference_mode():
+        times = {
+            who: time_case(each, torch.device(DEVICE), loader.current_sm())["measured_us"]
+            for who, each in timed.items()
+        }
+    with capsys.disabled():
+        print(f"\n{name} of {S} rows:", ", ".join(f"{who} {us:.2f} us" for who, us in times.items()))
+    assert min(times.values()) > 0
