@@ -32,9 +32,12 @@ def run(program: Path, *words: object) -> str:
     return done.stdout.strip() + "".join(done.stderr.splitlines()[1:2]) if done.returncode else ""
 
 
-def faulty(folder: Path, op: str, old: str, new: str) -> Path:
-    """The program of an op whose source has ``new`` in place of its only ``old``."""
-    text = (CSRC / f"{op}.cu").read_text()
+def faulty(folder: Path, op: str, old: str, new: str, file: str = "") -> Path:
+    """The program of an op whose source, or whose ``file`` of csrc/, has ``new`` in place of its only ``old``."""
+    sources = folder / "csrc"
+    shutil.copytree(CSRC, sources)
+    changed = sources / (file or f"{op}.cu")
+    text = changed.read_text()
     assert text.count(old) == 1
-    (folder / "faulty.cu").write_text(text.replace(old, new))
-    return build(folder, op, source=folder / "faulty.cu")
+    changed.write_text(text.replace(old, new))
+    return build(folder, op, source=sources / f"{op}.cu")
