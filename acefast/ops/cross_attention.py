@@ -8,10 +8,12 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_dtype, check_shape
+from acefast.cuda import cross_attention as cuda
+from acefast.operators import operator
 from acefast.ops.self_attention import FLOATS, compute_dtype, fold_groups, unfold_groups
 
 OP = "cross_attention"
-ORDER = ("triton",)
+ORDER = ("triton", "cuda")
 
 
 def cross_attention_reference(
@@ -45,6 +47,11 @@ def cross_attention_reference(
     return out
 
 
+@operator(
+    "(Tensor q, Tensor q_weight, Tensor k, Tensor v, Tensor? lengths=None, *, float eps=1e-6, str? backend=None) "
+    "-> Tensor",
+    fake=lambda q, *_, **__: torch.empty_like(q, memory_format=torch.contiguous_format),
+)
 def cross_attention(
     q: Tensor,
     q_weight: Tensor,
@@ -66,7 +73,8 @@ def cross_attention(
         v: [B, kv_heads, E, D], likewise.
         lengths: int64 or int32 of k's batch; keys from ``lengths[b]`` on are padding, seen by nobody. None: no padding.
         out: [B, S, heads * D] of q's dtype, written and returned; shares no memory with the inputs. None: new memory.
-        backend: "triton" or "reference"; None leaves the choice to acefast.backends.
+        backend: "triton", "cuda" (heads of 128 channels, 16 bits, q_weight of q's dtype, rows that begin at multiples
+            of 16 bytes) or "reference"; None leaves the choice to acefast.backends.
     Returns:
         [B, S, heads * D] in q's dtype.
     Raises:
@@ -88,23 +96,30 @@ def cross_attention(
     if out is not None:
         check_shape(OP, "out", out, q.shape, "[B, S, heads * D]")
         check_dtype(OP, "out", out, q.dtype)
-    if choose_backend(OP, backend, q.device, ORDER if _kernel_fits(q, q_weight, k, v, out) else ()) == "triton":
-        from acefast.kernels.cross_attention import cross_attention as kernel
-
+    order = _order(q, q_weight, k, v, out)
+    if (chosen := choose_backend(OP, backend, q.device, order)) != "reference":
         if out is None:
             out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        if chosen == "cuda":
+            return cuda.cross_attention(q, q_weight, k, v, lengths, eps=eps, out=out)
+        from acefast.kernels.cross_attention import cross_attention as kernel
+
         return kernel(q, q_weight, k, v, lengths, eps=eps, out=out)
     return cross_attention_reference(q, q_weight, k, v, lengths, eps=eps, out=out)
 
 
-def _kernel_fits(q: Tensor, q_weight: Tensor, k: Tensor, v: Tensor, out: Tensor | None) -> bool:
+def _order(q: Tensor, q_weight: Tensor, k: Tensor, v: Tensor, out: Tensor | None) -> list[str]:
+    """The kernels that take such heads, fastest first."""
     kv_heads, _, D = k.shape[1:]
     group = q.shape[-1] // (kv_heads * D)
-    same = all(t.dtype == q.dtype and t.stride(-1) == 1 for t in (q, k, v)) and q.dtype in FLOATS
-    return (
-        same
+    given = (q, q_weight, k, v) if out is None else (q, q_weight, k, v, out)
+    takes = {
+        "cuda": cuda.fits(*given, head_dim=D, group=group),
+        "triton": all(t.dtype == q.dtype and t.stride(-1) == 1 for t in (q, k, v))
+        and q.dtype in FLOATS
         and q_weight.stride(0) == 1
         and group in (1, 2, 4, 8)
         and D in (16, 32, 64, 128)
-        and (out is None or out.stride(-1) == 1)
-    )
+        and (out is None or out.stride(-1) == 1),
+    }
+    return [name for name in ORDER if takes[name]]

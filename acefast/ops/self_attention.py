@@ -10,9 +10,11 @@ from torch import Tensor
 
 from acefast.backends import choose_backend, named_backend
 from acefast.checks import check_dtype, check_shape
+from acefast.cuda import self_attention as cuda
+from acefast.operators import operator
 
 OP = "self_attention"
-ORDER = ("triton",)  # of a window; without one PyTorch's FlashAttention is faster than a kernel of our own
+ORDER = ("triton", "cuda")  # of a window; without one PyTorch's FlashAttention is faster than a kernel of our own
 FLASH_IN_PLACE = getattr(torch.ops.aten, "_flash_attention_forward_no_dropout_inplace", None)  # torch 2.13 has it
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 BLOCK = 128  # query rows that share one band of keys; with window 128 the band is 384 keys
@@ -137,7 +139,7 @@ def library_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, o
 
 
 def kernel_fits(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, out: Tensor | None) -> bool:
-    """Whether the Triton kernel takes these heads: of 16 to 128 channels that lie together, a power of two to a key."""
+    """Whether a kernel takes these heads: of 16 to 128 channels that lie together, a power of two to a key."""
     D, group = q.shape[-1], q.shape[2] // k.shape[2]
     heads = all(t.dtype == q.dtype and t.stride()[2:] == (D, 1) for t in (q, k, v))
     return (
@@ -150,6 +152,19 @@ def kernel_fits(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, out: Te
     )
 
 
+def _order(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, out: Tensor | None) -> list[str]:
+    """The kernels that take such heads, fastest first."""
+    D, group = q.shape[-1], q.shape[2] // k.shape[2]
+    given = (q, k, v) if out is None else (q, k, v, out)
+    takes = {"cuda": cuda.fits(*given, head_dim=D, group=group), "triton": True}
+    return [name for name in ORDER if takes[name]] if kernel_fits(q, k, v, lengths, out) else []
+
+
+@operator(
+    "(Tensor q, Tensor k, Tensor v, int? window=None, Tensor? lengths=None, *, bool pad_rows=False, "
+    "str? backend=None) -> Tensor",
+    fake=lambda q, *_, **__: q.new_empty(*q.shape[:2], q.shape[2] * q.shape[3]),
+)
 def self_attention(
     q: Tensor,
     k: Tensor,
@@ -172,8 +187,9 @@ def self_attention(
             they look at the valid keys, and nobody may read them. True: they look at the valid keys of their
             window, or at all S rows evenly where it holds none, as a dense additive mask would have it (parity only).
         out: [B, S, heads * D] of q's dtype, written and returned; shares no memory with q, k or v. None: new memory.
-        backend: "triton" (with a window) or "reference"; None leaves the choice to acefast.backends. Without a
-            window a GPU runs PyTorch's FlashAttention, unless "reference" is named.
+        backend: "triton" (with a window), "cuda" (of those, heads of 128 channels, 16 bits, rows that begin at
+            multiples of 16 bytes) or "reference"; None leaves the choice to acefast.backends. Without a window a GPU
+            runs PyTorch's FlashAttention, unless "reference" is named.
     Returns:
         [B, S, heads * D] in q's dtype.
     Raises:
@@ -193,12 +209,14 @@ def self_attention(
         check_shape(OP, "out", out, (B, S, heads * D), "[B, S, heads * D]")
         check_dtype(OP, "out", out, q.dtype)
     bounded = window is not None and window < 1 << 28 and not pad_rows
-    order = ORDER if bounded and kernel_fits(q, k, v, lengths, out) else ()
-    if choose_backend(OP, backend, q.device, order) == "triton":
-        from acefast.kernels.self_attention import self_attention as kernel
-
+    order = _order(q, k, v, lengths, out) if bounded else ()
+    if (chosen := choose_backend(OP, backend, q.device, order)) != "reference":
         if out is None:
             out = torch.empty(B, S, heads * D, dtype=q.dtype, device=q.device)
+        if chosen == "cuda":
+            return cuda.self_attention(q, k, v, window, lengths, out=out)
+        from acefast.kernels.self_attention import self_attention as kernel
+
         return kernel(q, k, v, window, lengths, out=out)
     if window is None and not pad_rows and named_backend(backend) != "reference" and library_fits(q, out):
         return library_attention(q, k, v, lengths, out)

@@ -4,9 +4,9 @@
 #ifdef __CUDACC__  // nvcc and NVRTC; tests/csrc/ptx.h has the same functions for a CPU
 namespace ptx {
 
-// Where dynamic shared memory starts, at a multiple of 128 bytes.
+// Where dynamic shared memory starts, at a multiple of 256 bytes.
 __device__ __forceinline__ unsigned dynamic_shared() {
-  extern __shared__ __align__(128) unsigned char memory[];
+  extern __shared__ __align__(256) unsigned char memory[];
   return unsigned(__cvta_generic_to_shared(memory));
 }
 
@@ -21,9 +21,29 @@ __device__ __forceinline__ void store_shared16(unsigned to, uint4 v) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
 
+__device__ __forceinline__ uint4 load_shared16(unsigned from) {
+  uint4 v;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(from)
+               : "memory");
+  return v;
+}
+
+__device__ __forceinline__ void store_shared4(unsigned to, unsigned v) {
+  asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(v) : "memory");
+}
+
 // 16 bytes from global to shared memory, around L1; there with the group that the thread commits next.
 __device__ __forceinline__ void cp_async16(unsigned to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(__cvta_generic_to_global(from)) : "memory");
+}
+
+// The same, or 16 zeros: then nothing is read.
+__device__ __forceinline__ void cp_async16_zfill(unsigned to, const void* from, bool there) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(__cvta_generic_to_global(from)),
+               "r"(there ? 16 : 0)
+               : "memory");
 }
 
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -37,6 +57,14 @@ __device__ __forceinline__ void cp_async_wait() {
 // Four 8x8 matrices of 16 bits; lanes 8 i to 8 i + 7 give the addresses of matrix i's rows.
 __device__ __forceinline__ void ldmatrix_x4(unsigned (&d)[4], unsigned row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+               : "r"(row)
+               : "memory");
+}
+
+// The same, each transposed.
+__device__ __forceinline__ void ldmatrix_x4_trans(unsigned (&d)[4], unsigned row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
                : "r"(row)
                : "memory");
@@ -83,6 +111,12 @@ __device__ __forceinline__ float2 unpack_fp16(unsigned pair) {
 __device__ __forceinline__ float sin_approx(float x) {  // as good as it gets in [-pi, pi]
   float y;
   asm("sin.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ float exp2_approx(float x) {  // 0 for what would be denormal
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 

@@ -15,3 +15,11 @@ __device__ __forceinline__ float warp_sum(float v) {
   for (int lanes = LANES / 2; lanes; lanes /= 2) v += shuffle_xor(v, lanes);
   return v;
 }
+
+// The value of one lane: the compiler then knows that it is the warp's, and keeps what is made of it once.
+template <typename V>
+__device__ __forceinline__ V lane_of(V v, int lane) {
+  return __shfl_sync(0xffffffffu, v, lane);
+}
+
+__device__ __forceinline__ bool any_lane(bool v) { return __any_sync(0xffffffffu, v); }

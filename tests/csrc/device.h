@@ -32,8 +32,9 @@ inline float2 make_float2(float x, float y) { return {x, y}; }
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
-inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline float rsqrtf(float v) { return 1 / std::sqrt(v); }
+inline float __fdividef(float a, float b) { return a / b; }
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 template <typename V>
 V min(V a, V b) {
   return a < b ? a : b;
@@ -50,21 +51,32 @@ inline float __uint_as_float(unsigned v) { return bits_of<float>(v); }
 inline unsigned __float_as_uint(float v) { return bits_of<unsigned>(v); }
 
 template <typename V>
-struct Shuffled {
+struct Word {
   V v;
-  int lanes;
+  int lane;  // whose word is wanted
 };
-
 template <typename V>
-V __shfl_xor_sync(unsigned, V v, int lanes) {
-  const Shuffled<V> given{v, lanes};
-  fibers::Block::current->meet_warp("shuffle", &given, &v, [](fibers::Fiber* all) {
-    for (int lane = 0; lane < 32; lane++) {
-      const int from = lane ^ ((const Shuffled<V>*)all[lane].given)->lanes;
-      *(V*)all[lane].result = ((const Shuffled<V>*)all[from].given)->v;
-    }
+V __shfl_sync(unsigned, V v, int lane) {
+  const Word<V> given{v, lane};
+  V result;
+  fibers::Block::current->meet_warp("shuffle", &given, &result, [](fibers::Fiber* lanes) {
+    for (int i = 0; i < 32; i++)
+      *(V*)lanes[i].result = ((const Word<V>*)lanes[((const Word<V>*)lanes[i].given)->lane].given)->v;
   });
-  return v;
+  return result;
+}
+template <typename V>
+V __shfl_xor_sync(unsigned mask, V v, int lanes) {
+  return __shfl_sync(mask, v, threadIdx.x % 32 ^ lanes);
+}
+inline bool __any_sync(unsigned, bool v) {
+  bool result;
+  fibers::Block::current->meet_warp("vote", &v, &result, [](fibers::Fiber* lanes) {
+    bool any = false;
+    for (int i = 0; i < 32; i++) any |= *(const bool*)lanes[i].given;
+    for (int i = 0; i < 32; i++) *(bool*)lanes[i].result = any;
+  });
+  return result;
 }
 
 namespace ptx {
@@ -78,12 +90,23 @@ T* shared_memory() {
 
 inline void store_shared16(unsigned to, uint4 v) { memcpy(fibers::Block::current->shared(to, 16), &v, 16); }
 
+inline uint4 load_shared16(unsigned from) {
+  uint4 v;
+  memcpy(&v, fibers::Block::current->shared(from, 16), 16);
+  return v;
+}
+inline void store_shared4(unsigned to, unsigned v) { memcpy(fibers::Block::current->shared(to, 4), &v, 4); }
+
 inline void cp_async16(unsigned to, const void* from) {
   fibers::Block& block = *fibers::Block::current;
   if (uintptr_t(from) % 16) fibers::fail("cp.async: a wrong address");
   block.fiber().copies.push_back({block.shared(to, 16), from});
   block.fiber().open++;
   if (block.options.eager) memcpy(block.shared(to, 16), from, 16);
+}
+inline void cp_async16_zfill(unsigned to, const void* from, bool there) {
+  static const uint4 zeros = {};
+  cp_async16(to, there ? from : &zeros);
 }
 
 inline void cp_async_commit() {
@@ -111,6 +134,16 @@ inline void ldmatrix_x4(unsigned (&d)[4], unsigned row) {
         memcpy((unsigned*)lanes[lane].result + matrix, (const char*)lanes[8 * matrix + lane / 4].given + lane % 4 * 4, 4);
   });
 }
+inline void ldmatrix_x4_trans(unsigned (&d)[4], unsigned row) {
+  const void* address = fibers::Block::current->shared(row, 16);
+  fibers::Block::current->meet_warp("ldmatrix.trans", address, d, [](fibers::Fiber* lanes) {
+    for (int matrix = 0; matrix < 4; matrix++)
+      for (int lane = 0; lane < 32; lane++)
+        for (int half = 0; half < 2; half++)
+          memcpy((char*)((unsigned*)lanes[lane].result + matrix) + 2 * half,
+                 (const char*)lanes[8 * matrix + lane % 4 * 2 + half].given + lane / 4 * 2, 2);
+  });
+}
 
 inline float2 unpack_bf16(unsigned pair) { return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u)}; }
 inline float2 unpack_fp16(unsigned pair) {
@@ -125,6 +158,7 @@ inline unsigned pack_fp16(float first, float second) {
   return bits_of<uint16_t>(_Float16(first)) | unsigned(bits_of<uint16_t>(_Float16(second))) << 16;
 }
 inline float sin_approx(float x) { return std::sin(x); }
+inline float exp2_approx(float x) { return std::exp2(x); }
 
 struct Product {
   const unsigned* a;

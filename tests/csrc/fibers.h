@@ -54,7 +54,7 @@ class Block {
 
   Block(Index index, unsigned threads, size_t shared, Options options, std::function<void()> kernel)
       : index(index), options(options), shared_bytes_(shared), kernel_(std::move(kernel)), fibers_(threads) {
-    if (posix_memalign(reinterpret_cast<void**>(&shared_), 128, shared ? shared : 1)) fail("no memory");
+    if (posix_memalign(reinterpret_cast<void**>(&shared_), 256, shared ? shared : 1)) fail("no memory");
     memset(shared_, 0xff, shared);  // NaN
     for (unsigned i = 0; i < threads; i++) {
       Fiber& f = fibers_[i];
