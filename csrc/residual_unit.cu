@@ -18,9 +18,6 @@
 
 constexpr int TAPS = 7;
 
-// The column of a product that computes channel c, and the other way round: bits 1 and 2, bits 3 and 4 change places.
-__device__ __forceinline__ constexpr int column(int c) { return (c & ~30) | (c & 6) << 2 | (c >> 2 & 6); }
-
 template <typename T, int C, int ROWS, int KB, int STAGES>
 struct ResidualUnit {
   static constexpr int THREADS = ROWS / 64 * (C / 64) * 32;
@@ -245,8 +242,8 @@ __device__ __forceinline__ void residual_unit(const T* x, const float* alpha1, c
 
   unit.finish(x + start, bias2, alpha, inv_beta, y ? y + start : y, waved ? waved + start : waved, live);
   const bool first = own == 0, last = live <= ROWS;
-  if (y) zero_guards<C, Unit::THREADS>(y + song, L, guard, first, last);
-  if (waved) zero_guards<C, Unit::THREADS>(waved + song, L, guard, first, last);
+  if (y) zero_guards<Unit::THREADS>(y + song, C, L, guard, first, last);
+  if (waved) zero_guards<Unit::THREADS>(waved + song, C, L, guard, first, last);
 }
 
 // BLOCKS: on a multiprocessor, for which registers must suffice.

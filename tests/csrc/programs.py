@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from acefast.cuda.toolkit import text_of
+
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
 LATE, EAGER = "01"  # copies
@@ -32,12 +34,9 @@ def run(program: Path, *words: object) -> str:
     return done.stdout.strip() + "".join(done.stderr.splitlines()[1:2]) if done.returncode else ""
 
 
-def faulty(folder: Path, op: str, old: str, new: str, file: str = "") -> Path:
-    """The program of an op whose source, or a ``file`` that it includes, has ``new`` in place of its only ``old``."""
-    copy = folder / "csrc"
-    shutil.copytree(CSRC, copy)
-    place = copy / (file or f"{op}.cu")
-    text = place.read_text()
+def faulty(folder: Path, op: str, old: str, new: str, *options: str) -> Path:
+    """The program of an op whose source, or what it includes, has ``new`` in place of its only ``old``."""
+    text = text_of(op)
     assert text.count(old) == 1
-    place.write_text(text.replace(old, new))
-    return build(folder, op, source=copy / f"{op}.cu")
+    (folder / "faulty.cu").write_text(text.replace(old, new))
+    return build(folder, op, *options, source=folder / "faulty.cu")

@@ -65,5 +65,5 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_found(fault, tmp_path):
     old, new, copies, order = FAULTS[fault]
-    program = faulty(tmp_path, "self_attention", old, new, file="common/attention.cuh")
+    program = faulty(tmp_path, "self_attention", old, new)
     assert run(program, "bf16", 1, 150, 1, 100, 145, 1, copies, order)
