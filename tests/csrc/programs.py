@@ -32,9 +32,9 @@ def run(program: Path, *words: object) -> str:
     return done.stdout.strip() + "".join(done.stderr.splitlines()[1:2]) if done.returncode else ""
 
 
-def faulty(folder: Path, op: str, old: str, new: str) -> Path:
+def faulty(folder: Path, op: str, old: str, new: str, *options: str) -> Path:
     """The program of an op whose source has ``new`` in place of its only ``old``."""
     text = (CSRC / f"{op}.cu").read_text()
     assert text.count(old) == 1
     (folder / "faulty.cu").write_text(text.replace(old, new))
-    return build(folder, op, source=folder / "faulty.cu")
+    return build(folder, op, *options, source=folder / "faulty.cu")

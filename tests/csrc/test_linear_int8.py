@@ -56,4 +56,5 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_found(fault, tmp_path):
     old, new, copies, order, form = FAULTS[fault]
-    assert run(faulty(tmp_path, "linear_int8", old, new), "m128_n128_bf16", 100, 512, 128, form, copies, order)
+    program = faulty(tmp_path, "linear_int8", old, new, *CHECKS)
+    assert run(program, "m128_n128_bf16", 100, 512, 128, form, copies, order)

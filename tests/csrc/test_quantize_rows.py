@@ -31,4 +31,4 @@ FAULTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_found(fault, tmp_path):
-    assert run(faulty(tmp_path, "quantize_rows", *FAULTS[fault]), "bf16", 3, 2560, GREEDY)
+    assert run(faulty(tmp_path, "quantize_rows", *FAULTS[fault], *CHECKS), "bf16", 3, 2560, GREEDY)
