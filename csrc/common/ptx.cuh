@@ -34,6 +34,19 @@ __device__ __forceinline__ void store_shared4(unsigned to, unsigned v) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(v) : "memory");
 }
 
+__device__ __forceinline__ unsigned load_shared4(unsigned from) {
+  unsigned v;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(v) : "r"(from) : "memory");
+  return v;
+}
+
+// The largest of a warp's 32.
+__device__ __forceinline__ unsigned max_of_warp(unsigned v) {
+  unsigned most;
+  asm volatile("redux.sync.max.u32 %0, %1, 0xffffffff;" : "=r"(most) : "r"(v));
+  return most;
+}
+
 // 16 bytes from global to shared memory, around L1; there with the group that the thread commits next.
 __device__ __forceinline__ void cp_async16(unsigned to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(__cvta_generic_to_global(from)) : "memory");
@@ -44,6 +57,14 @@ __device__ __forceinline__ void cp_async16_zfill(unsigned to, const void* from, 
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(__cvta_generic_to_global(from)),
                "r"(there ? 16 : 0)
                : "memory");
+}
+
+// The same from row ``row`` of ``stride`` bytes each: its address costs one instruction, and no register in between.
+__device__ __forceinline__ void cp_async16(unsigned to, const void* rows, int row, int stride) {
+  asm volatile(
+      "{.reg .b64 from;\n mad.wide.s32 from, %2, %3, %1;\n cp.async.cg.shared.global [%0], [from], 16;}" ::"r"(to),
+      "l"(__cvta_generic_to_global(rows)), "r"(row), "r"(stride)
+      : "memory");
 }
 
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -84,6 +105,15 @@ __device__ __forceinline__ void mma_fp16(float (&d)[4], const unsigned (&a)[4], 
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// [16, 8] += [16, 32] [32, 8] of signed 8 bits; fragments have the bytes that those of 16 bits have.
+__device__ __forceinline__ void mma_int8(int (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 

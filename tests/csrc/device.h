@@ -1,5 +1,6 @@
 // The words of CUDA C++ that csrc/ uses, and csrc/common/ptx.cuh's functions, for g++: threads are fibers.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
@@ -34,6 +35,15 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 inline float rsqrtf(float v) { return 1 / std::sqrt(v); }
 inline float __fdividef(float a, float b) { return a / b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __frcp_rn(float a) { return 1 / a; }
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned places) {
+  const uint64_t both = uint64_t(high) << 32 | low;
+  unsigned out = 0;
+  for (int i = 0; i < 4; i++) out |= unsigned(both >> 8 * (places >> 4 * i & 7) & 255) << 8 * i;
+  return out;
+}
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 template <typename V>
 V min(V a, V b) {
@@ -96,6 +106,21 @@ inline uint4 load_shared16(unsigned from) {
   return v;
 }
 inline void store_shared4(unsigned to, unsigned v) { memcpy(fibers::Block::current->shared(to, 4), &v, 4); }
+inline unsigned load_shared4(unsigned from) {
+  unsigned v;
+  memcpy(&v, fibers::Block::current->shared(from, 4), 4);
+  return v;
+}
+
+inline unsigned max_of_warp(unsigned v) {
+  unsigned most;
+  fibers::Block::current->meet_warp("redux", &v, &most, [](fibers::Fiber* lanes) {
+    unsigned found = 0;
+    for (int i = 0; i < 32; i++) found = std::max(found, *(const unsigned*)lanes[i].given);
+    for (int i = 0; i < 32; i++) *(unsigned*)lanes[i].result = found;
+  });
+  return most;
+}
 
 inline void cp_async16(unsigned to, const void* from) {
   fibers::Block& block = *fibers::Block::current;
@@ -107,6 +132,10 @@ inline void cp_async16(unsigned to, const void* from) {
 inline void cp_async16_zfill(unsigned to, const void* from, bool there) {
   static const uint4 zeros = {};
   cp_async16(to, there ? from : &zeros);
+}
+
+inline void cp_async16(unsigned to, const void* rows, int row, int stride) {
+  cp_async16(to, (const char*)rows + int64_t(row) * stride);
 }
 
 inline void cp_async_commit() {
@@ -190,6 +219,27 @@ inline void mma_bf16(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigne
 }
 inline void mma_fp16(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
   mma<unpack_fp16>(d, a, b0, b1, "mma of fp16");
+}
+
+
+// That of mma.m16n8k32: a register has 4 numbers of 8 bits in place of 2 of 16.
+inline void mma_int8(int (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  const Product given{a, {b0, b1}};
+  fibers::Block::current->meet_warp("mma of int8", &given, d, [](fibers::Fiber* lanes) {
+    int8_t left[16][32], right[8][32];
+    for (int lane = 0; lane < 32; lane++) {
+      const Product& p = *(const Product*)lanes[lane].given;
+      const int g = lane / 4, t = lane % 4;
+      for (int r = 0; r < 4; r++) memcpy(&left[g + r % 2 * 8][4 * t + r / 2 * 16], &p.a[r], 4);
+      for (int r = 0; r < 2; r++) memcpy(&right[g][4 * t + r * 16], &p.b[r], 4);
+    }
+    for (int lane = 0; lane < 32; lane++)
+      for (int r = 0; r < 4; r++) {
+        int sum = 0;
+        for (int k = 0; k < 32; k++) sum += left[lane / 4 + r / 2 * 8][k] * right[lane % 4 * 2 + r % 2][k];
+        ((int*)lanes[lane].result)[r] += sum;
+      }
+  });
 }
 
 }  // namespace ptx
