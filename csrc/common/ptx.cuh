@@ -10,6 +10,12 @@ __device__ __forceinline__ unsigned dynamic_shared() {
   return unsigned(__cvta_generic_to_shared(memory));
 }
 
+// The same as memory.
+__device__ __forceinline__ void* dynamic_shared_memory() {
+  extern __shared__ __align__(128) unsigned char memory[];
+  return memory;
+}
+
 __device__ __forceinline__ void store_shared16(unsigned to, uint4 v) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
@@ -78,6 +84,24 @@ __device__ __forceinline__ float sin_approx(float x) {  // as good as it gets in
   asm("sin.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+
+// A counter's value before it goes on, from ``last`` to 0; whoever acquires it sees what this thread has seen or written.
+__device__ __forceinline__ unsigned increment_release(unsigned* counter, unsigned last) {
+  unsigned before;
+  asm volatile("atom.release.gpu.global.inc.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(__cvta_generic_to_global(counter)), "r"(last)
+               : "memory");
+  return before;
+}
+
+__device__ __forceinline__ unsigned load_acquire(const unsigned* counter) {
+  unsigned value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(__cvta_generic_to_global(counter)) : "memory");
+  return value;
+}
+
+__device__ __forceinline__ void pause() { asm volatile("nanosleep.u32 32;"); }
 
 }  // namespace ptx
 #endif
