@@ -5,8 +5,8 @@
     sde      x <- t_next eps + (1 - t_next) (x - v t)       eps fresh each step; none once t_next is 0
     repaint  x <- t_next n + (1 - t_next) source            then, outside of the region, in its first steps
 
-All of it is one launch on a GPU, two with omega and Triton. It also writes the model's copy of the latents, in the model's dtype,
-and counts the step. Step and times lie on the device, so that one captured graph serves every step:
+All of it is one launch on a GPU, two with omega and Triton. It also writes the model's copy of the latents, in the
+model's dtype, and counts the step. Step and times lie on the device, so that one captured graph serves every step:
 
     times    [steps, 4], row i is (t, t - t_next, t_next, 1 - t_next) of step i; ``step_table`` makes it
     clock    int32 [1 + programs] of ``clock``; every entry is the number of the current step

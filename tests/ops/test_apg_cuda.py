@@ -1,7 +1,7 @@
 """apg's CUDA kernels: what is launched, and their PTX in the simulator against the reference.
 
-tests/csrc/test_apg.py proves how their blocks wait, tests/kernels their costs, tests/gpu/test_cuda_steps_gpu.py all of it
-on a GPU.
+tests/csrc/test_apg.py proves how their blocks wait, tests/kernels their costs,
+tests/gpu/test_cuda_steps_gpu.py all of it on a GPU.
 """
 
 from __future__ import annotations
