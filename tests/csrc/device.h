@@ -11,6 +11,7 @@
 #define __launch_bounds__(...)
 #define threadIdx (fibers::Index{fibers::Block::current->fiber().thread})
 #define blockIdx (fibers::Block::current->index)
+#define gridDim (fibers::Block::current->grid)
 #define DEVICE_TEXT_(n) #n
 #define DEVICE_TEXT(n) DEVICE_TEXT_(n)
 #define __syncthreads() fibers::Block::current->meet_block(__FILE__ ":" DEVICE_TEXT(__LINE__))
@@ -21,12 +22,42 @@ struct alignas(8) float2 {
 struct alignas(16) float4 {
   float x, y, z, w;
 };
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
 inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+inline int min(int a, int b) { return a < b ? a : b; }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fsub_rn(float a, float b) { return a - b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline double __dadd_rn(double a, double b) { return a + b; }
+inline double __dsub_rn(double a, double b) { return a - b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
+inline double __ddiv_rn(double a, double b) { return a / b; }
+inline double __dsqrt_rn(double a) { return std::sqrt(a); }
+inline unsigned __umulhi(unsigned a, unsigned b) { return uint64_t(a) * b >> 32; }
+
+template <typename V>
+V __shfl_xor_sync(unsigned, V v, int lanes) {
+  struct Given {
+    V v;
+    int lanes;
+  } given{v, lanes};
+  V got;
+  fibers::Block::current->meet_warp("shuffle", &given, &got, [](fibers::Fiber* lanes) {
+    for (int lane = 0; lane < 32; lane++)
+      *(V*)lanes[lane].result = ((const Given*)lanes[lane ^ ((const Given*)lanes[lane].given)->lanes].given)->v;
+  });
+  return got;
+}
 
 template <typename To, typename From>
 To bits_of(From from) {
@@ -41,6 +72,15 @@ inline unsigned __float_as_uint(float v) { return bits_of<unsigned>(v); }
 namespace ptx {
 
 inline unsigned dynamic_shared() { return 0; }
+inline void* dynamic_shared_memory() { return fibers::Block::current->shared(0, 1); }
+
+inline unsigned increment_release(unsigned* counter, unsigned last) {
+  const unsigned before = *counter;
+  *counter = before >= last ? 0 : before + 1;
+  return before;
+}
+inline unsigned load_acquire(const unsigned* counter) { return *counter; }
+inline void pause() { fibers::Block::current->sleep("a wait for other blocks"); }
 
 inline void store_shared16(unsigned to, uint4 v) { memcpy(fibers::Block::current->shared(to, 16), &v, 16); }
 

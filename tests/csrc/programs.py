@@ -17,10 +17,16 @@ CHECKS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not on the PATH")
 
 
-def build(folder: Path, op: str, *options: str, source: Path | None = None) -> Path:
-    """The program of an op, of its own source or of ``source``."""
+def build(folder: Path, op: str, *options: str, source: Path | None = None, entry: str | None = None) -> Path:
+    """The program of an op, of its own source or of ``source``; with ``entry``, without the other entry points."""
     source, program = source or CSRC / f"{op}.cu", folder / op
-    words = ["g++", "-std=c++17", "-O1", *options, f'-DSOURCE="{source}"', "-I", HERE, "-I", CSRC]
+    include = source.parent
+    if entry:
+        lines = source.read_text().splitlines()
+        one = [line for line in lines if not line.startswith("ENTRY(") or line.startswith(f"ENTRY({entry},")]
+        source = folder / "one.cu"
+        source.write_text("\n".join(one) + "\n")
+    words = ["g++", "-std=c++17", "-O1", *options, f'-DSOURCE="{source}"', "-I", HERE, "-I", include]
     subprocess.run([*words, HERE / f"{op}.cpp", "-o", program], check=True)
     return program
 
@@ -32,9 +38,10 @@ def run(program: Path, *words: object) -> str:
     return done.stdout.strip() + "".join(done.stderr.splitlines()[1:2]) if done.returncode else ""
 
 
-def faulty(folder: Path, op: str, old: str, new: str) -> Path:
-    """The program of an op whose source has ``new`` in place of its only ``old``."""
-    text = (CSRC / f"{op}.cu").read_text()
+def faulty(folder: Path, op: str, old: str, new: str, file: str | None = None, entry: str | None = None) -> Path:
+    """The program of an op with ``new`` in place of the only ``old`` in its source, or in another file of csrc/."""
+    text = (CSRC / (file or f"{op}.cu")).read_text()
     assert text.count(old) == 1
-    (folder / "faulty.cu").write_text(text.replace(old, new))
-    return build(folder, op, source=folder / "faulty.cu")
+    shutil.copytree(CSRC, folder / "faulty")
+    (folder / "faulty" / (file or f"{op}.cu")).write_text(text.replace(old, new))
+    return build(folder, op, source=folder / "faulty" / f"{op}.cu", entry=entry)
