@@ -29,13 +29,11 @@ from acefast.kernels.sampler_step import (
     frames_of,
     read_step,
     sampler_step,
-    step_arguments,
     step_bytes,
     store_latents,
-    strided,
 )
 from acefast.ops.apg import TINY, apg_numbers, apg_reference, apg_step_reference, scratch_shape
-from acefast.ops.sampler_step import TILE, Repaint
+from acefast.ops.sampler_step import TILE, Repaint, step_arguments, strided
 
 _EXACT = {"enable_fp_fusion": False}  # for the step's sake, see kernels/sampler_step.py
 _TILES = {"ROWS": TILE[0], "COLUMNS": TILE[1]}

@@ -21,7 +21,17 @@ from torch import Tensor
 from acefast.cases import Arguments, Case
 from acefast.kernel_config import Config, pick
 from acefast.kernels.philox import normal
-from acefast.ops.sampler_step import SDE_STREAM, TILE, Repaint, clock, clock_entries, sampler_step_reference, step_table
+from acefast.ops.sampler_step import (
+    SDE_STREAM,
+    TILE,
+    Repaint,
+    clock,
+    clock_entries,
+    sampler_step_reference,
+    step_arguments,
+    step_table,
+    strided,
+)
 
 _EXACT = {"enable_fp_fusion": False}
 CONFIGS = {
@@ -205,29 +215,6 @@ def sampler_step(
         D,
         **config.options,
     )
-
-
-def strided(tensor: Tensor | None) -> tuple:
-    """A [B, T, D] tensor and its strides of a song and a frame."""
-    return (None, 0, 0) if tensor is None else (tensor, *tensor.stride()[:2])
-
-
-def step_arguments(
-    times: Tensor,
-    step: Tensor | int,
-    model_latents: Tensor | None,
-    noise: Tensor | None,
-    seeds: Tensor | None,
-    repaint: Repaint | None,
-    lengths: Tensor | None,
-    out: Tensor,
-) -> tuple:
-    """A step's kernel arguments from ``out_ptr`` to ``lengths_ptr``."""
-    number, counter = (step, None) if isinstance(step, int) else (0, step)
-    mask, source, initial, held = (None,) * 4 if repaint is None else repaint
-    mask = None if mask is None else mask.view(torch.uint8)
-    copy = strided(model_latents)
-    return *strided(out), *copy, times, number, counter, noise, seeds, mask, source, initial, held, lengths
 
 
 FEW = 304  # frames: a tile and a ragged one; a multiple of 16, as real sizes are, so that both are one compiled kernel

@@ -8,7 +8,8 @@ channel:
     par  =  <d, c> c / |c|^2
     v    =  c + (scale - 1) * ((d - par) + eta * par)
 
-``apg`` gives v; ``apg_step`` takes the sampler's step along it as well, without a launch more on a GPU, but with omega.
+``apg`` gives v; ``apg_step`` takes the sampler's step along it as well, without a launch more on a GPU, but with omega
+and Triton.
 
 ACE-Step v1's norms run over 16 rows of frequency as well: its latents [B, T, 128] are given as [B, T * 16, 8], so are
 all tensors like them, and lengths times 16.
@@ -23,10 +24,18 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_shape
-from acefast.ops.sampler_step import TILE, Repaint, check_step, omega_memory, sampler_step_reference, step_fits
+from acefast.ops.sampler_step import (
+    TILE,
+    Repaint,
+    check_step,
+    counters_memory,
+    omega_memory,
+    sampler_step_reference,
+    step_order,
+)
 
 OP = "apg"
-ORDER = ("triton",)
+ORDER = ("triton", "cuda")
 
 TINY = 1e-12  # the least norm of c that is divided by, as upstream
 
@@ -111,13 +120,14 @@ def apg(
             after each of the formula's operations (the projection is fp64 in both).
         lengths: [B], valid frames of each song, where time is dimension 1; None: all. The frames behind them count
             for nothing, their velocity is 0 and their momentum stays as it is.
-        backend: "triton" or "reference"; None leaves the choice to acefast.backends.
+        backend: "triton", "cuda" or "reference"; None leaves the choice to acefast.backends.
     Returns:
         The velocity in ``cond``'s dtype, and the momentum in ``state_dtype``, each of ``cond``'s shape.
     Raises:
         ValueError: shapes differ.
         BackendUnavailable: the backend named cannot take this input: Triton takes [B, T, C] with C contiguous, time in
-            dimension 1, a contiguous momentum and an fp32 state.
+            dimension 1, a contiguous momentum and an fp32 state. CUDA takes of those what
+            ``acefast.cuda.sampler_step.fits``.
     Source: Sadat et al., Eliminating oversaturation and artifacts of high guidance scales (arXiv 2410.02416), with the
     norms over time as ACE-Step has them.
     """
@@ -125,9 +135,13 @@ def apg(
     if running is not None:
         check_shape(OP, "running", running, cond.shape, "cond's shape")
     options = dict(momentum=momentum, norm_threshold=norm_threshold, eta=eta, lengths=lengths)
-    fits = time_dim in (1, -2, (1,), [1]) and state_dtype == torch.float32 and _fits(cond, uncond, running, lengths)
-    if choose_backend(OP, backend, cond.device, ORDER if fits else ()) == "triton":
-        from acefast.kernels.apg import apg as kernel
+    wanted = time_dim in (1, -2, (1,), [1]) and state_dtype == torch.float32
+    order = _order(cond, uncond, running, lengths) if wanted else []
+    if (chosen := choose_backend(OP, backend, cond.device, order)) != "reference":
+        if chosen == "cuda":
+            from acefast.cuda.apg import apg as kernel
+        else:
+            from acefast.kernels.apg import apg as kernel
 
         velocity = (torch.empty_like if lengths is None else torch.zeros_like)(cond)
         after = torch.empty(cond.shape, dtype=state_dtype, device=cond.device)
@@ -135,7 +149,8 @@ def apg(
             after = after.zero_() if running is None else after.copy_(running)
         scratch = torch.empty(scratch_shape(cond.shape), device=cond.device)
         numbers = apg_numbers(scale, momentum=momentum, norm_threshold=norm_threshold, eta=eta).to(cond.device)
-        kernel(cond, uncond, running, numbers, lengths=lengths, scratch=scratch, out=(velocity, after))
+        more = counters_memory(OP, cond, None) if chosen == "cuda" else {}
+        kernel(cond, uncond, running, numbers, lengths=lengths, scratch=scratch, **more, out=(velocity, after))
         return velocity, after
     return apg_reference(cond, uncond, running, scale, **options, time_dim=time_dim, state_dtype=state_dtype)
 
@@ -150,6 +165,7 @@ def apg_step(
     step: Tensor | int,
     *,
     scratch: Tensor | tuple[Tensor, Tensor, Tensor] | None = None,
+    counters: Tensor | None = None,
     model_latents: Tensor | None = None,
     noise: Tensor | None = None,
     seeds: Tensor | None = None,
@@ -168,7 +184,8 @@ def apg_step(
         running: fp32 [B, T, D], contiguous, updated in place; zeros before the first guided step.
         scratch: fp32 of ``scratch_shape(latents.shape)``, overwritten; None allocates. With omega also the memory of a
             velocity, fp32 [B, T, D], and ``sampler_step``'s scratch.
-        backend: "triton" or "reference"; None leaves the choice to acefast.backends.
+        counters: of ``acefast.ops.sampler_step.counters``, which the CUDA kernel uses; None allocates.
+        backend: "triton", "cuda" or "reference"; None leaves the choice to acefast.backends.
     Returns, raises: as ``sampler_step``.
     """
     steps = dict(model_latents=model_latents, noise=noise, seeds=seeds, repaint=repaint, lengths=lengths, out=out)
@@ -176,9 +193,15 @@ def apg_step(
     for name, tensor in (("cond", cond), ("uncond", uncond), ("running", running)):
         check_shape(OP, name, tensor, latents.shape, "latents' shape")
     check_shape(OP, "numbers", numbers, (4,), "[4]")
-    fits = _fits(cond, uncond, running, lengths) and step_fits(latents, times, **steps)
-    if choose_backend(OP, backend, latents.device, ORDER if fits else ()) == "triton":
-        from acefast.kernels.apg import apg_step as kernel
+    order = step_order(cond, latents, times, **steps)
+    order = [name for name in _order(cond, uncond, running, lengths) if name in order]
+    if (chosen := choose_backend(OP, backend, latents.device, order)) != "reference":
+        if chosen == "cuda":
+            from acefast.cuda.apg import apg_step as kernel
+
+            steps |= counters_memory(OP, latents, counters)
+        else:
+            from acefast.kernels.apg import apg_step as kernel
 
         scratch, guided, sums = scratch if isinstance(scratch, tuple) else (scratch, None, None)
         scratch = torch.empty(scratch_shape(latents.shape), device=latents.device) if scratch is None else scratch
@@ -199,16 +222,22 @@ def apg_numbers(scale: float, *, momentum: float = -0.75, norm_threshold: float 
 
 
 def scratch_shape(shape: Sequence[int]) -> tuple[int, int, int, int]:
-    """Of the fp32 buffer that the Triton kernels sum in, for velocities of ``shape`` [B, T, D]."""
+    """Of the fp32 buffer that the kernels sum in, for velocities of ``shape`` [B, T, D]."""
     B, T, D = shape
     return B, -(-T // TILE[0]), 3, D
 
 
-def _fits(cond: Tensor, uncond: Tensor, running: Tensor | None, lengths: Tensor | None) -> bool:
+def _order(cond: Tensor, uncond: Tensor, running: Tensor | None, lengths: Tensor | None) -> list[str]:
+    """The families whose kernels take these arguments, fastest first."""
     state_fits = running is None or (running.dtype == torch.float32 and running.is_contiguous())
     state_fits = state_fits and (lengths is None or lengths.is_contiguous())
     channels_last = cond.ndim == 3 and cond.stride(-1) == uncond.stride(-1) == 1
-    return state_fits and channels_last and all(x.dtype.itemsize <= 4 for x in (cond, uncond))
+    if not (state_fits and channels_last and all(x.dtype.itemsize <= 4 for x in (cond, uncond))):
+        return []
+    from acefast.cuda.sampler_step import fits
+
+    cuda = fits(cond, uncond, running, lengths=lengths) and uncond.dtype == cond.dtype
+    return [name for name in ORDER if name != "cuda" or cuda]
 
 
 def _above_zero(number: float | Tensor, like: Tensor) -> Tensor:

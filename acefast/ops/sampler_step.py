@@ -5,8 +5,8 @@
     sde      x <- t_next eps + (1 - t_next) (x - v t)       eps fresh each step; none once t_next is 0
     repaint  x <- t_next n + (1 - t_next) source            then, outside of the region, in its first steps
 
-All of it is one launch on a GPU, two with omega. It also writes the model's copy of the latents, in the model's dtype,
-and counts the step. Step and times lie on the device, so that one captured graph serves every step:
+All of it is one launch on a GPU, two with omega and Triton. It also writes the model's copy of the latents, in the
+model's dtype, and counts the step. Step and times lie on the device, so that one captured graph serves every step:
 
     times    [steps, 4], row i is (t, t - t_next, t_next, 1 - t_next) of step i; ``step_table`` makes it
     clock    int32 [1 + programs] of ``clock``; every entry is the number of the current step
@@ -14,6 +14,8 @@ and counts the step. Step and times lie on the device, so that one captured grap
 Entry 0 of the clock is what the model's kernels read (``clock[:1]``); the launch of a step writes it and does not read
 it. Entry 1 + p belongs to the launch's program p alone, which reads its step there and adds one. So no program reads
 what another one writes, and the next launch finds all entries equal.
+
+Blocks of a CUDA kernel that wait for one another do so by ``counters``, which are 0 before and after each launch.
 """
 
 from __future__ import annotations
@@ -30,10 +32,10 @@ from acefast.checks import check_dtype, check_shape
 from acefast.ops.philox import philox_normal_reference
 
 OP = "sampler_step"
-ORDER = ("triton",)
+ORDER = ("triton", "cuda")
 
 SDE_STREAM = 1  # Philox stream of the SDE noise of step 0; later steps count on, stream 0 is the initial noise
-TILE = (256, 16)  # frames and channels of one program of the Triton kernels, each of which has its own clock entry
+TILE = (256, 16)  # frames and channels of one program of the kernels, each of which has its own clock entry
 
 
 class Repaint(NamedTuple):
@@ -70,6 +72,11 @@ def clock_entries(shape: Sequence[int]) -> int:
     """How many entries a clock for latents of ``shape`` has."""
     B, T, D = shape
     return 1 + B * -(-T // TILE[0]) * -(-D // TILE[1])
+
+
+def counters(shape: Sequence[int], *, device: torch.device | str = "cpu") -> Tensor:
+    """Counters for latents of ``shape`` [B, T, D]: int32 [1 + B]. Launches that use them follow one another."""
+    return torch.zeros(1 + shape[0], dtype=torch.int32, device=device)
 
 
 def sampler_step_reference(
@@ -143,6 +150,7 @@ def sampler_step(
     repaint: Repaint | None = None,
     lengths: Tensor | None = None,
     scratch: Tensor | None = None,
+    counters: Tensor | None = None,
     out: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
@@ -163,29 +171,36 @@ def sampler_step(
         repaint: what to hold on to, if anything.
         lengths: [B], valid frames of each song; None: all T. The latents of the frames behind them, and their rows of
             ``model_latents``, stay as they are, whatever their velocity.
-        scratch: with omega, fp64 of ``clock_entries(latents.shape) - 1`` that Triton kernels write; None allocates.
+        scratch: with omega, fp64 of ``clock_entries(latents.shape) - 1`` that kernels write; None allocates.
+        counters: with omega, ``counters(latents.shape)``, which the CUDA kernel uses; None allocates.
         out: where the new latents are written; ``latents`` itself for in place. None allocates.
-        backend: "triton" or "reference"; None leaves the choice to acefast.backends.
+        backend: "triton", "cuda" or "reference"; None leaves the choice to acefast.backends.
     Returns:
         The latents at t_next, ``out`` if given. fp32 latents are the same bits on every backend, but for the order of
         the fp64 sums behind omega's mean.
     Raises:
         ValueError: a shape or dtype is not as above, or two of noise, seeds and omega are given.
         BackendUnavailable: the backend named cannot take this input. Triton takes fp32, but for velocity and
-            ``model_latents``, with contiguous channels; times, noise, seeds, lengths and repaint contiguous.
+            ``model_latents``, with contiguous channels; times, noise, seeds, lengths and repaint contiguous. CUDA takes
+            of those what ``acefast.cuda.sampler_step.fits``: D, strides and offsets a multiple of 4, one dtype of at
+            most 32 bits for velocity and ``model_latents``, lengths of 32 or 64.
     Source: ACE-Step 1.5's sampling loop, its ODE and SDE; ``inject`` of acefast.repaint for what a repaint holds; omega
         and the SDE also are FlowMatchEulerDiscreteScheduler and FlowMatchPingPongScheduler in ace-step/ACE-Step.
     """
     options = dict(model_latents=model_latents, noise=noise, seeds=seeds, repaint=repaint, lengths=lengths, out=out)
     check_step(OP, latents, times, step, omega=omega, **options)
     check_shape(OP, "velocity", velocity, latents.shape, "latents' shape")
-    order = ORDER if velocity.stride(-1) == 1 and step_fits(latents, times, **options) else ()
-    if choose_backend(OP, backend, latents.device, order) == "triton":
-        from acefast.kernels.sampler_step import sampler_step as kernel
+    order = step_order(velocity, latents, times, **options)
+    if (chosen := choose_backend(OP, backend, latents.device, order)) != "reference":
+        if chosen == "cuda":
+            from acefast.cuda.sampler_step import sampler_step as kernel
+        else:
+            from acefast.kernels.sampler_step import sampler_step as kernel
 
         options["out"] = out = torch.empty_like(latents) if out is None else out
         if omega is not None:
             options |= omega_memory(latents, omega, scratch)
+            options |= counters_memory(OP, latents, counters) if chosen == "cuda" else {}
         kernel(latents, velocity, times, step, **options)
         return out
     return sampler_step_reference(latents, velocity, times, step, omega=omega, **options)
@@ -200,6 +215,15 @@ def omega_memory(latents: Tensor, omega: float | Tensor, scratch: Tensor | None)
     if not isinstance(omega, Tensor):
         omega = torch.tensor([omega], dtype=torch.float32, device=latents.device)
     return {"omega": omega, "scratch": scratch}
+
+
+def counters_memory(op: str, like: Tensor, given: Tensor | None) -> dict[str, Tensor]:
+    """``counters`` as a CUDA kernel takes them, for tensors like [B, T, D]."""
+    if given is None:
+        return {"counters": counters(like.shape, device=like.device)}
+    check_shape(op, "counters", given, (1 + len(like),), "[1 + B]")
+    check_dtype(op, "counters", given, torch.int32)
+    return {"counters": given}
 
 
 def check_step(
@@ -250,7 +274,8 @@ def check_step(
             check_shape(op, name, tensor, latents.shape, "latents' shape")
 
 
-def step_fits(
+def step_order(
+    velocity: Tensor,
     latents: Tensor,
     times: Tensor,
     *,
@@ -260,12 +285,40 @@ def step_fits(
     repaint: Repaint | None,
     lengths: Tensor | None,
     out: Tensor | None,
-) -> bool:
-    """Whether the Triton kernels take these arguments."""
-    if latents.ndim != 3:
-        return False
+) -> list[str]:
+    """The families whose kernels take these arguments, fastest first."""
+    if latents.ndim != 3 or velocity.stride(-1) != 1:
+        return []
     state = [latents, out, noise, *(repaint[1:3] if repaint else ())]
     channels_last = all(x is None or x.stride(-1) == 1 for x in (*state, model_latents))
     packed = all(x is None or x.is_contiguous() for x in (times, seeds, lengths, *state[2:], *(repaint or ())))
     fp32 = all(x is None or x.dtype == torch.float32 for x in (*state, times))
-    return channels_last and packed and fp32 and (repaint is None or repaint.mask.dtype.itemsize == 1)
+    if not (channels_last and packed and fp32 and (repaint is None or repaint.mask.dtype.itemsize == 1)):
+        return []
+    from acefast.cuda.sampler_step import fits
+
+    cuda = fits(velocity, *state, lengths=lengths, model_latents=model_latents)
+    return [name for name in ORDER if name != "cuda" or cuda]
+
+
+def strided(tensor: Tensor | None) -> tuple:
+    """A [B, T, D] tensor and its strides of a song and a frame."""
+    return (None, 0, 0) if tensor is None else (tensor, *tensor.stride()[:2])
+
+
+def step_arguments(
+    times: Tensor,
+    step: Tensor | int,
+    model_latents: Tensor | None,
+    noise: Tensor | None,
+    seeds: Tensor | None,
+    repaint: Repaint | None,
+    lengths: Tensor | None,
+    out: Tensor,
+) -> tuple:
+    """What the kernels take of a step from ``out`` to ``lengths``, in their order."""
+    number, counter = (step, None) if isinstance(step, int) else (0, step)
+    mask, source, initial, held = (None,) * 4 if repaint is None else repaint
+    mask = None if mask is None else mask.view(torch.uint8)
+    copy = strided(model_latents)
+    return *strided(out), *copy, times, number, counter, noise, seeds, mask, source, initial, held, lengths

@@ -1,7 +1,8 @@
 """Runs a Program: every lane of a wave of blocks is one element of numpy arrays, lanes at the lowest position go first.
 
 A wave is as many blocks as fit ``LANES`` lanes. Lanes that reach a barrier or a warp collective before the rest of
-their group are parked until it is complete; if everything that is left is parked, that is a finding.
+their group are parked until it is complete; if everything that is left is parked, that is a finding. Lanes that sleep
+let all others go first, so that a loop which waits for another block ends.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from acefast.sim.ptx import Instr, Module
 LANES = 8192  # per wave: a register is 32 KB, and an operation on it costs more than calling numpy
 FAMILIES = (integer, floating, compare, convert, loads, atomics, async_copy, collective, matrix)
 DECODERS = {op: decoder for family in FAMILIES for op, decoder in family.DECODERS.items()}
-NOTHING = ("membar", "fence", "prefetch", "prefetchu", "nanosleep", "discard", "applypriority", "griddepcontrol")
+NOTHING = ("membar", "fence", "prefetch", "prefetchu", "discard", "applypriority", "griddepcontrol")
 
 
 @dataclass
@@ -122,6 +123,8 @@ class Machine(Operands):
     def _decode(self, index: int, instr: Instr):
         if instr.op in ENDS or instr.op in NOTHING:
             return None
+        if instr.op == "nanosleep":
+            return self._predicated(instr, self._sleep) if instr.pred else self._sleep
         if instr.op in ("trap", "brkpt", "call"):
             what = "device assert failed" if instr.op == "call" else "trap reached"
             step = lambda active: self.fail("trap", what, instr, int(active.lanes[0]))  # noqa: E731
@@ -137,6 +140,10 @@ class Machine(Operands):
         if self.options.registers:
             step = self._register_check(instr, step)
         return self._predicated(instr, step) if instr.pred else step
+
+    def _sleep(self, active: Active) -> None:
+        """From the end of the basic block on, until all others have ended, wait or sleep as well."""
+        self.slept[active.lanes] = True
 
     def _predicated(self, instr: Instr, step):
         pred = self.value(instr.pred, "pred")
@@ -182,13 +189,17 @@ class Machine(Operands):
     def _run_wave(self, exists: np.ndarray) -> None:
         self.pc = np.where(exists, 0, self.end)
         self.parked = np.zeros(self.total, np.bool_)
+        self.slept = np.zeros(self.total, np.bool_)  # lanes that others may pass
         for _ in range(self.options.max_blocks):
-            at = int(np.where(self.parked, self.end, self.pc).min())
-            if at >= self.end:
+            at = int(np.where(self.parked | self.slept, self.end, self.pc).min())
+            if at >= self.end and self.slept.any():
+                self.slept[:] = False
+            elif at >= self.end:
                 if self.parked.any():
                     self._stuck()
                 return
-            self._run_block(at, (self.pc == at) & ~self.parked)
+            else:
+                self._run_block(at, (self.pc == at) & ~self.parked & ~self.slept)
         lane = int(np.argmin(self.pc))
         detail = f"still running after {self.options.max_blocks} basic blocks"
         self.fail("no-progress", detail, self.program.code[int(self.pc[lane])], lane)

@@ -150,5 +150,23 @@ __device__ __forceinline__ float exp2_approx(float x) {  // 0 for what would be 
   return y;
 }
 
+// A counter's value before it goes on, from ``last`` to 0; whoever acquires it sees what this thread has seen or written.
+__device__ __forceinline__ unsigned increment_release(unsigned* counter, unsigned last) {
+  unsigned before;
+  asm volatile("atom.release.gpu.global.inc.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(__cvta_generic_to_global(counter)), "r"(last)
+               : "memory");
+  return before;
+}
+
+__device__ __forceinline__ unsigned load_acquire(const unsigned* counter) {
+  unsigned value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(__cvta_generic_to_global(counter)) : "memory");
+  return value;
+}
+
+__device__ __forceinline__ void pause() { asm volatile("nanosleep.u32 32;"); }
+
 }  // namespace ptx
 #endif

@@ -13,6 +13,7 @@
 #define threadIdx (fibers::Index{fibers::Block::current->fiber().thread})
 #define blockIdx (fibers::Block::current->index)
 #define blockDim (fibers::Index{fibers::Block::current->threads(), 1, 1})
+#define gridDim (fibers::Block::current->grid)
 #define DEVICE_TEXT_(n) #n
 #define DEVICE_TEXT(n) DEVICE_TEXT_(n)
 #define __syncthreads() fibers::Block::current->meet_block(__FILE__ ":" DEVICE_TEXT(__LINE__))
@@ -25,6 +26,9 @@ struct alignas(8) uint2 {
 };
 struct alignas(16) float4 {
   float x, y, z, w;
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
 };
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
@@ -49,6 +53,14 @@ template <typename V>
 V min(V a, V b) {
   return a < b ? a : b;
 }
+inline float __fsub_rn(float a, float b) { return a - b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline double __dadd_rn(double a, double b) { return a + b; }
+inline double __dsub_rn(double a, double b) { return a - b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
+inline double __ddiv_rn(double a, double b) { return a / b; }
+inline double __dsqrt_rn(double a) { return std::sqrt(a); }
+inline unsigned __umulhi(unsigned a, unsigned b) { return uint64_t(a) * b >> 32; }
 
 template <typename To, typename From>
 To bits_of(From from) {
@@ -92,6 +104,14 @@ inline bool __any_sync(unsigned, bool v) {
 namespace ptx {
 
 inline unsigned dynamic_shared() { return 0; }
+
+inline unsigned increment_release(unsigned* counter, unsigned last) {
+  const unsigned before = *counter;
+  *counter = before >= last ? 0 : before + 1;
+  return before;
+}
+inline unsigned load_acquire(const unsigned* counter) { return *counter; }
+inline void pause() { fibers::Block::current->sleep("a wait for other blocks"); }
 
 template <typename T>
 T* shared_memory() {

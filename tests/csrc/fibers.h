@@ -1,14 +1,16 @@
-// A block of CUDA threads on one thread of a CPU: each is a fiber, and they change places only where a warp or the block
-// meets. Found: warps and blocks that do not meet at one place, cp.async never waited for; what is read before it is
-// written is NaN. Orders and moments that a GPU is free to choose are options: a missing barrier or wait needs the
-// right one to show.
+// Blocks of CUDA threads on one thread of a CPU: each is a fiber, and they change places only where a warp or the block
+// meets, or a thread sleeps. Found: warps and blocks that do not meet at one place, blocks that wait for ever, cp.async
+// never waited for; what is read before it is written is NaN. Orders and moments that a GPU is free to choose are
+// options: a missing barrier or wait needs the right one to show. Memory is seen by all as soon as it is written.
 #pragma once
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <random>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -22,6 +24,8 @@ namespace fibers {
 struct Options {
   bool eager = false;  // a cp.async copies at once, else when it is waited for
   enum { FAIR, GREEDY, BACKWARDS } order = FAIR;  // each warp to its next meeting in turn, or as far as it goes alone
+  unsigned at_once = 1;  // blocks; of more than one a warp at a time, as chance has it, and one of each block rarely
+  unsigned seed = 0;     // of that
 };
 
 [[noreturn]] inline void fail(const std::string& what) { throw std::runtime_error(what); }
@@ -33,7 +37,7 @@ struct Copy {
 
 struct Fiber {
   unsigned thread = 0;
-  enum { RUNS, IN_WARP, IN_BLOCK, DONE } state = RUNS;
+  enum { RUNS, IN_WARP, IN_BLOCK, SLEEPS, DONE } state = RUNS;
   const char* place = "";      // where it waits
   const void* given = nullptr;  // to the collective it waits in
   void* result = nullptr;
@@ -52,8 +56,8 @@ class Block {
  public:
   static constexpr size_t STACK = 256 << 10;
 
-  Block(Index index, unsigned threads, size_t shared, Options options, std::function<void()> kernel)
-      : index(index), options(options), shared_bytes_(shared), kernel_(std::move(kernel)), fibers_(threads) {
+  Block(Index index, Index grid, unsigned threads, size_t shared, Options options, std::function<void()> kernel)
+      : index(index), grid(grid), options(options), shared_bytes_(shared), kernel_(std::move(kernel)), fibers_(threads) {
     if (posix_memalign(reinterpret_cast<void**>(&shared_), 256, shared ? shared : 1)) fail("no memory");
     memset(shared_, 0xff, shared);  // NaN
     for (unsigned i = 0; i < threads; i++) {
@@ -70,33 +74,39 @@ class Block {
   ~Block() { free(shared_); }
   Block(const Block&) = delete;
 
-  void run() {
+  // Each warp in turn or, with ``random``, one of them. Returns whether a thread got any further than to sleep again.
+  bool run(std::mt19937* random) {
     current = this;
-    for (size_t done = 0; done < fibers_.size();) {
-      bool moved = false;
-      const size_t warps = fibers_.size() / 32;
-      for (size_t i = 0; i < warps; i++) {
-        const size_t warp = options.order == Options::BACKWARDS ? warps - 1 - i : i;
-        while (run_warp(warp)) {
-          moved = true;
-          if (options.order == Options::FAIR) break;
-        }
-      }
-      done = count(Fiber::DONE);
-      const size_t waiting = count(Fiber::IN_BLOCK);
-      if (waiting + done == fibers_.size() && waiting) {
-        if (done) fail("some threads have ended, others wait at " + first(Fiber::IN_BLOCK).place);
-        for (Fiber& f : fibers_) {
-          if (f.place != fibers_[0].place) fail(std::string("threads wait at ") + f.place + " and " + fibers_[0].place);
-          f.state = Fiber::RUNS;
-        }
-      } else if (!moved && done < fibers_.size()) {
-        fail("threads wait for ever at " + first(Fiber::IN_WARP).place);
+    bool moved = false;
+    const size_t warps = fibers_.size() / 32, chosen = random ? (*random)() % warps : 0;
+    if (random && rare_ > warps) rare_ = (*random)() % warps;
+    if (random && chosen == rare_ && (*random)() % 50) return false;
+    for (Fiber& f : fibers_)
+      if (f.state == Fiber::SLEEPS) f.state = Fiber::RUNS;
+    for (size_t i = 0; i < (random ? 1 : warps); i++) {
+      const size_t warp = random ? chosen : options.order == Options::BACKWARDS ? warps - 1 - i : i;
+      while (run_warp(warp)) {
+        moved = true;
+        if (random || options.order == Options::FAIR) break;
       }
     }
-    for (Fiber& f : fibers_)
-      if (!f.copies.empty()) fail("a thread has ended with copies that it never waited for");
+    const size_t done = count(Fiber::DONE), waiting = count(Fiber::IN_BLOCK);
+    if (waiting + done == fibers_.size() && waiting) {
+      if (done) fail("some threads have ended, others wait at " + first(Fiber::IN_BLOCK).place);
+      for (Fiber& f : fibers_) {
+        if (f.place != fibers_[0].place) fail(std::string("threads wait at ") + f.place + " and " + fibers_[0].place);
+        f.state = Fiber::RUNS;
+      }
+      return true;
+    }
+    if (done == fibers_.size())
+      for (Fiber& f : fibers_)
+        if (!f.copies.empty()) fail("a thread has ended with copies that it never waited for");
+    return moved;
   }
+
+  bool done() const { return count(Fiber::DONE) == fibers_.size(); }
+  std::string stuck() const { return first(count(Fiber::SLEEPS) ? Fiber::SLEEPS : Fiber::IN_WARP).place; }
 
   Fiber& fiber() { return *running_; }
   unsigned threads() const { return unsigned(fibers_.size()); }
@@ -106,6 +116,7 @@ class Block {
   }
 
   void meet_block(const char* place) { wait(Fiber::IN_BLOCK, place); }
+  void sleep(const char* place) { wait(Fiber::SLEEPS, place); }
 
   // All 32 lanes come with what is ``given`` and leave with what ``all`` has written for them.
   void meet_warp(const char* place, const void* given, void* result, void (*all)(Fiber* lanes)) {
@@ -124,7 +135,7 @@ class Block {
   }
 
   static inline Block* current = nullptr;
-  const Index index;
+  const Index index, grid;
   const Options options;
 
  private:
@@ -148,9 +159,9 @@ class Block {
     for (int i = 0; i < 32; i++) {
       Fiber& f = fibers_[warp * 32 + (options.order == Options::BACKWARDS ? 31 - i : i)];
       if (f.state != Fiber::RUNS) continue;
-      moved = true;
       running_ = &f;
       change(&own_, &f.context, f.stack.get(), STACK);
+      moved |= f.state != Fiber::SLEEPS;
       if (fault_) std::rethrow_exception(fault_);
     }
     return moved;
@@ -196,6 +207,7 @@ class Block {
   const std::function<void()> kernel_;
   std::vector<Fiber> fibers_;
   Fiber* running_ = nullptr;
+  size_t rare_ = -1;  // a warp
   ucontext_t own_;
   const void* own_stack_ = nullptr;
   size_t own_size_ = 0;
@@ -203,9 +215,24 @@ class Block {
 };
 
 inline void launch(Index grid, unsigned threads, size_t shared, Options options, const std::function<void()>& kernel) {
-  for (unsigned z = 0; z < grid.z; z++)
-    for (unsigned y = 0; y < grid.y; y++)
-      for (unsigned x = 0; x < grid.x; x++) Block({x, y, z}, threads, shared, options, kernel).run();
+  const size_t all = size_t(grid.x) * grid.y * grid.z, patience = 10000;
+  std::mt19937 random(options.seed);
+  std::vector<size_t> order(all);
+  for (size_t i = 0; i < all; i++) order[i] = i;
+  if (options.at_once > 1) std::shuffle(order.begin(), order.end(), random);
+  std::vector<std::unique_ptr<Block>> running;
+  for (size_t next = 0, idle = 0; next < all || !running.empty(); idle++) {
+    for (; next < all && running.size() < options.at_once; next++) {
+      const unsigned i = order[next], x = i % grid.x, y = i / grid.x % grid.y, z = i / grid.x / grid.y;
+      running.push_back(std::make_unique<Block>(Index{x, y, z}, grid, threads, shared, options, kernel));
+    }
+    const size_t one = random() % running.size();
+    if (running[one]->run(options.at_once > 1 ? &random : nullptr)) idle = 0;
+    if (running[one]->done())
+      running.erase(running.begin() + one);
+    else if (idle > (options.at_once > 1 ? patience * running.size() : 0))
+      fail("threads wait for ever at " + running[one]->stuck());
+  }
 }
 
 }  // namespace fibers

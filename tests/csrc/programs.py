@@ -19,9 +19,12 @@ CHECKS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not on the PATH")
 
 
-def build(folder: Path, op: str, *options: str, source: Path | None = None) -> Path:
-    """The program of an op, of its own source or of ``source``."""
-    source, program = source or CSRC / f"{op}.cu", folder / op
+def build(folder: Path, op: str, *options: str, text: str | None = None) -> Path:
+    """The program of an op, of its own source or of ``text`` in its place."""
+    source, program = CSRC / f"{op}.cu", folder / op
+    if text is not None:
+        source = folder / f"{op}.cu"
+        source.write_text(text)
     words = ["g++", "-std=c++17", "-O1", *options, f'-DSOURCE="{source}"', "-I", HERE, "-I", CSRC]
     subprocess.run([*words, HERE / f"{op}.cpp", "-o", program], check=True)
     return program
@@ -34,9 +37,8 @@ def run(program: Path, *words: object) -> str:
     return done.stdout.strip() + "".join(done.stderr.splitlines()[1:2]) if done.returncode else ""
 
 
-def faulty(folder: Path, op: str, old: str, new: str, *options: str) -> Path:
+def faulty(folder: Path, op: str, old: str, new: str, *options: str, entry: str = "") -> Path:
     """The program of an op whose source, or what it includes, has ``new`` in place of its only ``old``."""
-    text = text_of(op)
+    text = text_of(op, entry)
     assert text.count(old) == 1
-    (folder / "faulty.cu").write_text(text.replace(old, new))
-    return build(folder, op, *options, source=folder / "faulty.cu")
+    return build(folder, op, *options, text=text.replace(old, new))

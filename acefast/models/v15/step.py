@@ -28,7 +28,7 @@ from acefast.models.v15.dit_layer import Evaluation, LayerCondition
 from acefast.ops.apg import apg_numbers, apg_reference, apg_step, scratch_shape
 from acefast.ops.philox import int64_of
 from acefast.ops.qk_norm_rope import rope_table
-from acefast.ops.sampler_step import Repaint, clock, sampler_step, step_table
+from acefast.ops.sampler_step import Repaint, clock, counters, sampler_step, step_table
 from acefast.ops.self_attention import row_starts
 
 
@@ -69,6 +69,7 @@ class Step:
             self.repaint = Repaint(mask, memory["held_source"], memory["held_noise"], zeros(1))
         self.numbers = torch.zeros(4, device=device) if shape.guided else None
         self.scratch = torch.zeros(scratch_shape(self.latents.shape), device=device) if shape.guided else None
+        self.counters = counters(self.latents.shape, device=device) if shape.guided else None
         rope = rope_table(S, c.head_dim, c.rope_theta, device)
         self.evaluations = [
             Evaluation(songs, both, rope, self.tokens[: songs << both], self.lengths, self.clock[:1], self.buffers)
@@ -219,6 +220,7 @@ class Step:
             *(self.latents, cond, uncond, self.running, self.numbers, self.times, self.clock),
             **options,
             scratch=self.scratch,
+            counters=self.counters,
         )
 
     @property
