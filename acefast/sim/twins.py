@@ -69,14 +69,17 @@ def row(case: Case, sm: int) -> dict[str, Any]:
 def predicted_us(case: Case, counted: dict[str, Any], sm: int) -> float:
     """From what was counted at a few tiles: the units' times at real size, and a launch's.
 
-    What goes with each mma there, or with each byte, goes with it at real size, without the tiles' empty parts. The
-    units overlap, but the one that has most to do seldom waits for none of the others.
+    What goes with each byte there, or with each mma of a GEMM, goes with it at real size, without the tiles' empty
+    parts; attention's, whose tiles hold what no row sees, with each flop. The units overlap, but the one that has most
+    to do seldom waits for none of the others.
     """
-    real = case.real(torch.device("meta"))
-    if case.dots:
-        times = case.flops(real) / MMA_FLOPS / counted["simulated_mma"]
+    real, small = case.real(torch.device("meta")), case.small(torch.Generator().manual_seed(0))
+    if not case.dots:
+        times = case.bytes(real) / case.bytes(small)
+    elif "attention" in case.kernel:
+        times = case.flops(real) / case.flops(small)
     else:
-        times = case.bytes(real) / case.bytes(case.small(torch.Generator().manual_seed(0)))
+        times = case.flops(real) / MMA_FLOPS / counted["simulated_mma"]
     cycles = times / SMS
     units = (
         MMA_CYCLES * counted["simulated_mma"] * cycles,

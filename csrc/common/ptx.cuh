@@ -13,7 +13,7 @@ __device__ __forceinline__ unsigned dynamic_shared() {
 // The same as a pointer.
 template <typename T>
 __device__ __forceinline__ T* shared_memory() {
-  extern __shared__ __align__(128) unsigned char memory[];
+  extern __shared__ __align__(256) unsigned char memory[];
   return reinterpret_cast<T*>(memory);
 }
 

@@ -85,24 +85,3 @@ __device__ __forceinline__ void load8(const float* from, float (&v)[8]) {
   const float4 a = reinterpret_cast<const float4*>(from)[0], b = reinterpret_cast<const float4*>(from)[1];
   v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
 }
-
-// 4 neighbours: 16 bytes of fp32, 8 of 16 bits.
-template <typename T>
-__device__ __forceinline__ void load4(const T* from, float (&v)[4]) {
-  if constexpr (sizeof(T) == 4) {
-    const float4 a = *reinterpret_cast<const float4*>(from);
-    v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
-  } else {
-    const uint2 raw = *reinterpret_cast<const uint2*>(from);
-    const float2 a = unpack2<T>(raw.x), b = unpack2<T>(raw.y);
-    v[0] = a.x, v[1] = a.y, v[2] = b.x, v[3] = b.y;
-  }
-}
-
-template <typename T>
-__device__ __forceinline__ void store4(T* to, const float (&v)[4]) {
-  if constexpr (sizeof(T) == 4)
-    *reinterpret_cast<float4*>(to) = make_float4(v[0], v[1], v[2], v[3]);
-  else
-    *reinterpret_cast<uint2*>(to) = make_uint2(pack2<T>(v[0], v[1]), pack2<T>(v[2], v[3]));
-}

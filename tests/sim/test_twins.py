@@ -85,6 +85,6 @@ def test_a_tables_times_are_read_and_measured_ones_put_in(tmp_path):
     ],
 )
 def test_the_busiest_unit_is_the_time(mma, wavefronts, instructions, us):
-    case = SimpleNamespace(real=lambda device: 0, flops=lambda given: 4096 * 2048e3, bytes=lambda given: 1, dots=True)
+    case = SimpleNamespace(kernel="op", real=lambda device: 0, small=lambda rng: 0, flops=lambda given: 4096 * 2048e3, bytes=lambda given: 1, dots=True)
     counted = {"simulated_mma": mma, "wavefronts": wavefronts, "instructions": instructions, "sectors": 0}
     assert twins.predicted_us(case, {**counted, "launches": 1}, 80) == pytest.approx(us + 3, rel=5e-3)
