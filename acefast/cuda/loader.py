@@ -3,7 +3,7 @@
 ahead of time  ``acefast._cuda``, which nvcc builds when acefast is installed: machine code for all GPUs, and a launcher
 at first use   CuPy's NVRTC compiles the same sources for exactly this GPU; the result is kept on disk
 
-    launch("snake", "snake_bf16", (rows, 1, 1), 256, 0, (x, alpha, beta, y, L, C, 32), "pppplii")
+    launch("residual_unit", "residual_unit_c128_r128_bf16", (tiles, 1, songs), 128, 65536, arguments, 13 * "p" + "iii")
 
 A launch goes to the current GPU and torch's current stream on it. Nothing here needs a driver or a GPU to be imported.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,10 +105,9 @@ def qk_norm_rope(
     if out is not None:
         check_shape(OP, "out", out, qkv.shape, "[B, S, (heads + 2 * kv_heads) * D]")
         check_dtype(OP, "out", out, qkv.dtype)
-    options = {"eps": eps, "backend": backend}
     if out is not None:
-        return _run(qkv, q_weight, k_weight, cos, sin, heads, kv_heads, **options, out=out)
-    out = _qk_norm_rope(qkv, q_weight, k_weight, cos, sin, heads, kv_heads, **options)
+        return _run(backend, qkv, q_weight, k_weight, cos, sin, heads, kv_heads, eps=eps, out=out)
+    out = _qk_norm_rope(qkv, q_weight, k_weight, cos, sin, heads, kv_heads, eps=eps, backend=backend)
     q, k = out.unflatten(-1, (heads + kv_heads, D)).split((heads, kv_heads), 2)
     return q, k, qkv[..., (heads + kv_heads) * D :].unflatten(-1, (kv_heads, D))
 
@@ -121,23 +121,15 @@ def _new(qkv: Tensor, k_weight: Tensor, rows: int) -> Tensor:
     "float eps=1e-6, str? backend=None) -> Tensor",
     fake=lambda qkv, _, k_weight, cos, sin, heads, kv_heads, **__: _new(qkv, k_weight, heads + kv_heads),
 )
-def _qk_norm_rope(
-    qkv: Tensor,
-    q_weight: Tensor,
-    k_weight: Tensor,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    heads: int,
-    kv_heads: int,
-    **options,
-) -> Tensor:
+def _qk_norm_rope(qkv: Tensor, q_weight: Tensor, k_weight: Tensor, *rest: Any, **options: Any) -> Tensor:
     """``qk_norm_rope`` to new memory, queries and keys packed; values stay where they are."""
-    out = _new(qkv, k_weight, heads + kv_heads)
-    _run(qkv, q_weight, k_weight, cos, sin, heads, kv_heads, **options, out=out)
+    out = _new(qkv, k_weight, sum(rest[2:]))  # heads and kv_heads
+    _run(options.pop("backend", None), qkv, q_weight, k_weight, *rest, **options, out=out)
     return out
 
 
 def _run(
+    backend: str | None,
     qkv: Tensor,
     q_weight: Tensor,
     k_weight: Tensor,
@@ -148,7 +140,6 @@ def _run(
     *,
     eps: float = 1e-6,
     out: Tensor,
-    backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``qk_norm_rope`` by the backend chosen; ``out`` is written."""
     D = k_weight.shape[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -115,7 +117,7 @@ def residual_norm(
     if out is None:
         found = _residual_norm(x, weight, y, gate, scale, shift, step=step, eps=eps, dtype=dtype, backend=backend)
         return (x if y is None else found[0]), found[-1]
-    return _run(x, weight, y, gate, scale, shift, step=step, eps=eps, dtype=dtype, out=out, backend=backend)
+    return _run(backend, x, weight, y, gate, scale, shift, step=step, eps=eps, dtype=dtype, out=out)
 
 
 def _new(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -127,12 +129,13 @@ def _new(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     "Tensor? step=None, float eps=1e-6, ScalarType? dtype=None, str? backend=None) -> Tensor[]",
     fake=lambda x, weight, y=None, *_, dtype=None, **__: [*(() if y is None else (_new(x),)), _new(x, dtype)],
 )
-def _residual_norm(*arguments: Tensor | None, **options) -> list[Tensor]:
+def _residual_norm(*arguments: Tensor | None, **options: Any) -> list[Tensor]:
     """``residual_norm`` to new memory: x', unless y is None, and h."""
-    return [t for t in _run(*arguments, **options) if t is not arguments[0]]
+    return [t for t in _run(options.pop("backend", None), *arguments, **options) if t is not arguments[0]]
 
 
 def _run(
+    backend: str | None,
     x: Tensor,
     weight: Tensor | None,
     y: Tensor | None = None,
@@ -144,7 +147,6 @@ def _run(
     eps: float = 1e-6,
     dtype: torch.dtype | None = None,
     out: tuple[Tensor | None, Tensor] | None = None,
-    backend: str | None = None,
 ) -> tuple[Tensor | None, Tensor]:
     """``residual_norm`` by the backend chosen."""
     new, h = out or (None, None)

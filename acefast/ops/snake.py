@@ -16,12 +16,11 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_dtype, check_shape
-from acefast.cuda import snake as cuda
 from acefast.guarded import check_rows, handed_over, lay, room, with_guards
 from acefast.operators import operator
 
 OP = "snake"
-ORDER = ("triton", "cuda")
+ORDER = ("triton",)
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 Wave = tuple[Tensor, Tensor]  # alpha and inv_beta, folded: fp32 [C] each
 SILU = "silu"
@@ -96,8 +95,8 @@ def snake(
         alpha, inv_beta: fp32 [C], see the module.
         guarded: x, out and the result lie between zeros, as acefast.guarded lays rows.
         out: [B, L, C] of x's dtype, written and returned; may be x. None: new memory.
-        backend: "triton" (C a multiple of 16; rows that are not guarded are copied), "cuda" (of those, C a power of
-            two and at most 4096 bytes a row) or "reference"; None leaves the choice to acefast.backends.
+        backend: "triton" (C a multiple of 16; rows that are not guarded are copied) or "reference"; None leaves the
+            choice to acefast.backends.
     Returns:
         [B, L, C] in x's dtype, rounded once: the arithmetic before is fp32.
     Raises:
@@ -116,13 +115,8 @@ def snake(
         check_dtype(OP, "out", out, x.dtype)
         check_rows(OP, "out", out, guarded)
     fits = x.dtype in FLOATS and C % 16 == 0 and C > 0
-    order = [name for name in ORDER if fits and (name != "cuda" or cuda.fits(x))]
-    chosen = choose_backend(OP, backend, x.device, order)
-    if chosen != "reference":
-        if chosen == "cuda":
-            kernel = cuda.snake
-        else:
-            from acefast.kernels.snake import snake as kernel
+    if choose_backend(OP, backend, x.device, ORDER if fits else ()) == "triton":
+        from acefast.kernels.snake import snake as kernel
 
         written = room(x, x.shape, (True,), (out,), guarded)
         if x.numel():

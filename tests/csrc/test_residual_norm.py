@@ -1,4 +1,4 @@
-"""csrc/residual_norm.cu on fibers of a CPU, built by g++ with the sanitizers; then with a fault put in. See fibers.h."""
+"""csrc/residual_norm.cu on fibers of a CPU, built by g++ with the sanitizers; then with a fault put in."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def fresh(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=5))
-    monkeypatch.setattr(toolkit, "sources", lambda: ("snake",))
+    monkeypatch.setattr(toolkit, "sources", lambda: ("qk_norm_rope",))
     monkeypatch.setattr(toolkit, "entries", lambda source: ("entry",))
     yield
     for cached in (loader._function, loader._module, loader._ahead, loader.sm_of):
@@ -39,7 +39,7 @@ class Ahead(ModuleType):
 
     def __init__(self, **changes):
         super().__init__("acefast._cuda")
-        self.sources = {"snake": toolkit.fingerprint("snake")}
+        self.sources = {"qk_norm_rope": toolkit.fingerprint("qk_norm_rope")}
         self.calls = []
         vars(self).update(changes)
 
@@ -116,7 +116,7 @@ def no_cupy(monkeypatch):
 
 def launch(entry="entry", grid=(3, 2, 1), types="pilf", x=None):
     x = torch.ones(4, 4) if x is None else x
-    loader.launch("snake", entry, grid, 128, 1024, (x, -7, -(2**40), 0.5), types)
+    loader.launch("qk_norm_rope", entry, grid, 128, 1024, (x, -7, -(2**40), 0.5), types)
     return x.data_ptr()
 
 
@@ -125,11 +125,11 @@ def test_what_was_built_ahead_is_loaded_once_and_launched_on_the_current_stream(
     address = launch()
     launch()
     one = ("launch", 1, 9, (3, 2, 1), 128, 1024, 5, "pilf", [address, -7, -(2**40), 0.5])
-    assert module.calls[:3] == [("load", 1, b"fatbin of snake"), ("function", 7, "entry", 1024), one]
+    assert module.calls[:3] == [("load", 1, b"fatbin of qk_norm_rope"), ("function", 7, "entry", 1024), one]
     assert len(module.calls) == 4 and module.calls[3][:7] == one[:7]
-    loader.launch("snake", "entry", (1, 0, 1), 128, 0, (None,), "p")
+    loader.launch("qk_norm_rope", "entry", (1, 0, 1), 128, 0, (None,), "p")
     assert len(module.calls) == 4  # no blocks, no launch
-    loader.launch("snake", "entry", (1, 1, 1), 128, 1024, (None,), "p")
+    loader.launch("qk_norm_rope", "entry", (1, 1, 1), 128, 1024, (None,), "p")
     assert module.calls[-1][-1] == [0]
 
 
@@ -137,7 +137,7 @@ def test_what_an_entry_point_is_allowed_does_not_fall(ahead):
     """The driver has one limit for all launches of a function: a wide one, a narrow one, the wide one again."""
     module, x = ahead(Ahead()), torch.ones(4)
     for shared in (80_000, 60_000, 80_000, 90_000):
-        loader.launch("snake", "entry", (1, 1, 1), 128, shared, (x,), "p")
+        loader.launch("qk_norm_rope", "entry", (1, 1, 1), 128, shared, (x,), "p")
     assert [call[3] for call in module.calls if call[0] == "function"] == [80_000, 80_000, 90_000]
 
 
@@ -152,8 +152,8 @@ def test_more_than_the_driver_allows_is_refused_and_asked_for_no_more(ahead, mon
 
     monkeypatch.setattr(module, "function", function)
     with pytest.raises(RuntimeError, match="CUDA_ERROR_INVALID_VALUE"):
-        loader.launch("snake", "entry", (1, 1, 1), 128, 10**6, (x,), "p")
-    loader.launch("snake", "entry", (1, 1, 1), 128, 1024, (x,), "p")
+        loader.launch("qk_norm_rope", "entry", (1, 1, 1), 128, 10**6, (x,), "p")
+    loader.launch("qk_norm_rope", "entry", (1, 1, 1), 128, 1024, (x,), "p")
     assert [call[3] for call in module.calls if call[0] == "function"] == [1024]
 
 
@@ -170,7 +170,11 @@ def test_more_than_the_driver_allows_is_refused_and_asked_for_no_more(ahead, mon
         ({"archs": (86, 100)}, 80, "acefast._cuda was built for sm_86, sm_100 and the GPU is sm_80"),
         ({"archs": (86, 100)}, 90, "acefast._cuda was built for sm_86, sm_100 and the GPU is sm_90"),
         ({"driver": 0}, 80, "there is no CUDA driver"),
-        ({"sources": {"snake": "other"}}, 80, "acefast._cuda was built from other sources than those that are here"),
+        (
+            {"sources": {"qk_norm_rope": "other"}},
+            80,
+            "acefast._cuda was built from other sources than those that are here",
+        ),
     ],
 )
 def test_why_what_was_built_ahead_cannot_run(ahead, changes, sm, reason):
@@ -183,7 +187,7 @@ def test_at_first_use_a_source_is_compiled_for_this_gpu_and_kept(ahead, cupy):
     ahead(None)
     address = launch()
     assert cupy.calls == [
-        ("snake.cu", toolkit.text_of("snake", "entry")),
+        ("qk_norm_rope.cu", toolkit.text_of("qk_norm_rope", "entry")),
         ("compile", ["-std=c++17", "-arch=sm_80"]),
         *(("device", 1), ("load", b"cubin\0"), ("function", 7, "entry"), ("attribute", 9, 8, 1024)),
         *(("device", 1), ("launch", 9, 3, 2, 1, 128, 1, 1, 1024, 5, address, -7, -(2**40), 0.5)),
@@ -205,7 +209,7 @@ def test_without_either_path_both_reasons_are_told(ahead, no_cupy):
     ahead(None)
     told = "acefast was installed without nvcc, and CuPy is not installed"
     assert loader.why_unavailable(80) == told
-    with pytest.raises(RuntimeError, match=rf"snake: entry failed on cuda:1 with .*: {told}$"):
+    with pytest.raises(RuntimeError, match=rf"qk_norm_rope: entry failed on cuda:1 with .*: {told}$"):
         launch()
     ahead(Ahead())
     assert loader.why_unavailable(80) == ""
@@ -229,7 +233,7 @@ def test_an_error_tells_the_kernel_the_shapes_and_the_gpu(ahead):
 
     module.launch = fail
     told = (
-        r"^snake: entry failed on cuda:1 with \(\[4, 4\], -7, -1099511627776, 0\.5\), grid \(3, 2, 1\), 128 threads, "
+        r"^qk_norm_rope: entry failed on cuda:1 with \(\[4, 4\], -7, -1099511627776, 0\.5\), grid \(3, 2, 1\), 128 threads, "
         r"1024 bytes of shared memory: CUDA_ERROR_ILLEGAL_ADDRESS, an illegal access$"
     )
     with pytest.raises(RuntimeError, match=told):
@@ -240,7 +244,7 @@ def test_without_a_gpu_it_imports_and_a_launch_is_one_error(monkeypatch):
     monkeypatch.undo()
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    with pytest.raises(RuntimeError, match=r"^snake: entry failed on no GPU with \(\[4, 4\], .*: .+"):
+    with pytest.raises(RuntimeError, match=r"^qk_norm_rope: entry failed on no GPU with \(\[4, 4\], .*: .+"):
         launch()
 
 
@@ -268,7 +272,7 @@ def gpus(monkeypatch):
 def test_build_compiles_for_the_gpus_here_or_for_those_named(ahead, cupy, gpus, capsys, tmp_path):
     ahead(None)
     assert main(["build"]) == 0
-    assert re.fullmatch(r"sm_80: snake, 0 kB in 0\.\d s\n", capsys.readouterr().out)  # two of one kind
+    assert re.fullmatch(r"sm_80: qk_norm_rope, 0 kB in 0\.\d s\n", capsys.readouterr().out)  # two of one kind
     assert len(list((tmp_path / "cuda").iterdir())) == 1
     module = ahead(Ahead())
     assert main(["build"]) == 0 and not module.calls
@@ -292,7 +296,7 @@ def test_build_that_cannot_work_is_one_sentence(ahead, cupy, monkeypatch, capsys
     monkeypatch.setattr(cupy.nvrtc, "compileProgram", refuse)
     cupy.nvrtc.getProgramLog = lambda program: "invalid value for\n --gpu-architecture"
     assert main(["build", "--sm", "1"]) == 2
-    assert "build: sm_1: snake: invalid value for --gpu-architecture" in capsys.readouterr().err
+    assert "build: sm_1: qk_norm_rope: invalid value for --gpu-architecture" in capsys.readouterr().err
 
 
 def test_build_without_cupy_says_how_to_get_it(ahead, no_cupy, gpus, capsys):
@@ -304,4 +308,4 @@ def test_build_without_cupy_says_how_to_get_it(ahead, no_cupy, gpus, capsys):
 @pytest.mark.parametrize(("types", "threads"), [("pil", 128), ("pilf", 100)])
 def test_a_launch_that_does_not_fit_itself_is_refused(types, threads):
     with pytest.raises(ValueError, match=f"entry: 4 arguments of types '{types}', {threads} threads"):
-        loader.launch("snake", "entry", (1, 1, 1), threads, 0, (None, 1, 2, 0.5), types)
+        loader.launch("qk_norm_rope", "entry", (1, 1, 1), threads, 0, (None, 1, 2, 0.5), types)

@@ -20,7 +20,7 @@ from acefast.cuda import toolkit
 ROOT = Path(__file__).parents[2]
 LIMIT = 30e6  # bytes of a wheel for all GPUs
 TOOLS = ("pip", "setuptools", "_distutils_hack", "pybind11")
-SHOW = "from acefast import _cuda as c; print(c.archs, c.cuda_version, len(c.image('snake')) > 1000)"
+SHOW = "from acefast import _cuda as c; print(c.archs, c.cuda_version, len(c.image('qk_norm_rope')) > 1000)"
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="nvcc is used on Linux")]
 
@@ -38,7 +38,7 @@ def tree(tmp_path) -> Path:
 
 def left_out(folder: str, name: str) -> bool:
     path = Path(folder, name)
-    unused = path.suffix == ".so" or (path.suffix == ".cu" and path.stem != "snake")
+    unused = path.suffix == ".so" or (path.suffix == ".cu" and path.stem != "qk_norm_rope")
     return unused or name in ("demo", "__pycache__") or path == ROOT / "acefast/kernels"
 
 
@@ -118,7 +118,7 @@ def run(folder: Path, code: str, **more: str) -> str:
 def test_with_nvcc_a_wheel_for_all_gpus_is_small_and_holds_the_sources_too(installed):
     assert run(installed, SHOW) == "(80, 86, 89, 90, 100, 120) 13000 True\n"
     told = run(installed, "from acefast.cuda import toolkit as t; print(t.folder(), t.sources())")
-    assert told.startswith(f"{installed}/acefast/csrc (") and "'snake'" in told
+    assert told.startswith(f"{installed}/acefast/csrc (") and "'qk_norm_rope'" in told
     told = run(installed, "from acefast.cuda import toolkit as t; from acefast import _cuda as c\n"
                "print(c.sources == {n: t.fingerprint(n) for n in t.sources()})")  # fmt: skip
     assert told == "True\n"
@@ -130,7 +130,7 @@ def test_without_nvcc_everything_else_is_installed_and_it_says_so(python, tree, 
     assert made.name.endswith("-py3-none-any.whl")
     assert "acefast: without CUDA C++ kernels built ahead of time: there is no nvcc in $CUDA_HOME" in told
     names = zipfile.ZipFile(made).namelist()
-    assert "acefast/csrc/snake.cu" in names and not [name for name in names if name.endswith(".so")]
+    assert "acefast/csrc/qk_norm_rope.cu" in names and not [name for name in names if name.endswith(".so")]
     done = pip(bare, "wheel", "-w", tmp_path / "none", tree, env=environment(ACEFAST_CUDA="1"))
     assert done.returncode and "acefast._cuda cannot be built: there is no nvcc" in done.stdout + done.stderr
 
@@ -162,7 +162,7 @@ def test_an_editable_install_uses_the_sources_where_they_are(python, tree):
 CALLS = """
 import threading
 from acefast import _cuda as c
-module = c.load(1, c.image("snake"))
+module = c.load(1, c.image("qk_norm_rope"))
 function = c.function(module, "entry", 1024)
 def launch(): c.launch(1, function, (3, 2, 1), 128, 1024, 5, "pilf", [2**63 + 16, -7, -2**40, 0.5])
 launch()
@@ -209,7 +209,7 @@ torch.cuda.current_stream = lambda device: SimpleNamespace(cuda_stream=5)
 loader.why_not_ahead = lambda sm: "not asked for"
 loader.compiled_by_nvrtc = lambda source, entry, sm: b"code"  # NVRTC looks for more of a driver
 for grid in ((3, 2, 1), (666, 1, 1)):
-    loader.launch("snake", "entry", grid, 128, 1024, (None, -7, -(2**40), 0.5), "pilf")
+    loader.launch("qk_norm_rope", "entry", grid, 128, 1024, (None, -7, -(2**40), 0.5), "pilf")
 """
 
 
@@ -222,4 +222,6 @@ def test_cupys_binding_calls_the_driver_as_it_was_asked_to(driver, tmp_path):
         *("load 636f in 0", "function entry", "attribute 8 1024"),
         "launch 9 in 0: 3 2 1, 128 1 1, 1024, stream 5, 0 -7 -1099511627776 0.5",
     ]
-    assert re.search(r"RuntimeError: snake: entry failed on cuda:1 with \(None, -7, .*CUDA_ERROR_LAUNCH_FAILED", told)
+    assert re.search(
+        r"RuntimeError: qk_norm_rope: entry failed on cuda:1 with \(None, -7, .*CUDA_ERROR_LAUNCH_FAILED", told
+    )

@@ -19,10 +19,11 @@ import acefast
 from acefast.backends import why_unavailable
 from acefast.cases import all_cases
 from acefast.cuda import loader, toolkit
-from acefast.ops.snake import snake, snake_reference
+from acefast.ops.qk_norm_rope import qk_norm_rope, qk_norm_rope_reference
 from tests.gpu import test_kernels_gpu as any_family
 
 ROOT = Path(__file__).parents[2]
+ENTRY, TYPES = "qk_norm_rope_h8_bf16", "ppppppiillllllf"
 AHEAD, LATER = PATHS = ("ahead of time", "at first use")
 CASES = [pytest.param(case, id=case.name) for case in all_cases("cuda")]
 pytestmark = [
@@ -75,20 +76,22 @@ def forget() -> None:
 
 
 def given(dtype=torch.bfloat16):
+    """8 heads of queries and 8 of keys, not rotated."""
     generator = torch.Generator("cuda").manual_seed(0)
-    x = torch.randn(2, 5000, 128, device="cuda", generator=generator).to(dtype)
-    return x, *(torch.rand(2, 128, device="cuda", generator=generator) + 0.5)
+    qkv = torch.randn(2, 5000, 24 * 128, device="cuda", generator=generator).to(dtype)
+    weights = torch.rand(2, 128, device="cuda", generator=generator).to(dtype) + 0.5
+    return qkv, *weights, None, None, 8, 8
 
 
-def off(y, x, *wave) -> float:
-    meant = snake_reference(x.double().float(), *wave).double()
-    return ((y.double() - meant).norm() / meant.norm()).item()
+def off(keys, qkv, *rest) -> float:
+    meant = qk_norm_rope_reference(qkv.float(), *rest)[1].double()
+    return ((keys.double() - meant).norm() / meant.norm()).item()
 
 
 def test_the_path_is_told(path):
     here = loader.paths(loader.current_sm())
     assert here[path].startswith("in force")
-    driver, _ = loader._function("snake", "snake_bf16", 0, torch.cuda.current_device())
+    driver, _ = loader._function("qk_norm_rope", ENTRY, 0, torch.cuda.current_device())
     assert ("CuPy" in type(driver).__name__) == (path == LATER)
 
 
@@ -100,48 +103,53 @@ def test_case_is_the_reference_and_the_same_bits_again_and_from_a_graph(path, ca
     any_family.test_a_replayed_graph_gives_the_same_bits(case)
 
 
-@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-6), (torch.float16, 4e-4), (torch.bfloat16, 3e-3)])
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float16, 4e-4), (torch.bfloat16, 3e-3)])
 def test_an_op_runs_on_it_plain_and_compiled(path, dtype, most, monkeypatch):
     monkeypatch.setattr("acefast.backends._why_not_installed", lambda name: "")
     assert why_unavailable("cuda") == ""
-    x, *wave = given(dtype)
-    y = snake(x, *wave, backend="cuda")
-    assert off(y, x, *wave) <= most
-    compiled = torch.compile(lambda x: snake(x, *wave, backend="cuda") + 0, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(x), y)
+    qkv, *rest = given(dtype)
+    keys = qk_norm_rope(qkv, *rest, backend="cuda")[1]
+    assert off(keys, qkv, *rest) <= most
+    compiled = torch.compile(
+        lambda qkv: qk_norm_rope(qkv, *rest, backend="cuda")[1] + 0, fullgraph=True, backend="aot_eager"
+    )
+    assert torch.equal(compiled(qkv), keys)
 
 
 def test_a_thread_and_a_stream_of_their_own(path):
-    x, *wave = given()
-    want, got = snake_reference(x, *wave), []
+    qkv, *rest = given()
+    got = []
     forget()  # loaded and launched by the thread, which has not yet touched a GPU
 
     def work() -> None:
         with torch.cuda.stream(torch.cuda.Stream()):
-            got.append(snake(x, *wave, backend="cuda"))
+            got.append(qk_norm_rope(qkv, *rest, backend="cuda")[1])
             torch.cuda.current_stream().synchronize()
 
     torch.cuda.synchronize()
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert off(got[0], x, *wave) <= 3e-3 and got[0].shape == want.shape
+    assert off(got[0], qkv, *rest) <= 3e-3 and got[0].shape == (2, 5000, 8, 128)
 
 
 def test_errors_tell_the_kernel_and_the_gpu_and_leave_it_usable(path):
-    x, *wave = given()
-    values = (x, *wave, x, 100, 128, 32)
+    qkv, *rest = given()
+    strides = 5000 * 3072, 3072
+    values = (qkv, *rest[:2], None, None, qkv, 100, 8, *strides, *strides, 0, 0, 1e-6)
     index = torch.cuda.current_device()
     with pytest.raises(
-        RuntimeError, match=rf"snake: snake_bf16 failed on cuda:{index} with .* 2048 threads.*: CUDA_ERR"
+        RuntimeError, match=rf"qk_norm_rope: {ENTRY} failed on cuda:{index} with .* 2048 threads.*: CUDA_ERR"
     ):
-        loader.launch("snake", "snake_bf16", (1, 1, 1), 2048, 0, values, "pppplii")
-    with pytest.raises(RuntimeError, match=r"snake: snake_bf64 failed on .*(CUDA_ERROR_NOT_FOUND|no entry point)"):
-        loader.launch("snake", "snake_bf64", (1, 1, 1), 256, 0, values, "pppplii")
+        loader.launch("qk_norm_rope", ENTRY, (1, 1, 1), 2048, 0, values, TYPES)
+    with pytest.raises(
+        RuntimeError, match=r"qk_norm_rope: qk_norm_bf64 failed on .*(CUDA_ERROR_NOT_FOUND|no entry point)"
+    ):
+        loader.launch("qk_norm_rope", "qk_norm_bf64", (1, 1, 1), 128, 0, values, TYPES)
     with pytest.raises(RuntimeError, match="CUDA_ERROR_INVALID_VALUE"):
-        loader.launch("snake", "snake_bf16", (1, 1, 1), 256, 10**6, values, "pppplii")
+        loader.launch("qk_norm_rope", ENTRY, (1, 1, 1), 128, 10**6, values, TYPES)
     torch.cuda.synchronize()
-    assert off(snake(x, *wave, backend="cuda"), x, *wave) <= 3e-3
+    assert off(qk_norm_rope(qkv, *rest, backend="cuda")[1], qkv, *rest) <= 3e-3
 
 
 def test_the_command_tells_and_builds():

@@ -105,7 +105,7 @@ def test_silence_is_kept_finite_by_eps(rng):
 
 
 def test_a_missing_barrier_is_a_race(rng):
-    with pytest.raises(sim.Finding, match="race|uninitialised"):
+    with pytest.raises(sim.Finding, match=r"race|uninitialised"):
         run(*given((1, 2, 512), BF16, BF16, rng), change=lambda ptx: ptx.replace("bar.sync", "// bar.sync"))
 
 
