@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 FIRST: dict[str, dict[int, str]] = {
     "residual_unit": {80: "cuda", 90: "cuda", 120: "cuda"},
-    "snake": {80: "triton", 90: "triton", 120: "triton"},
 }
 
 

@@ -302,3 +302,16 @@ def test_findings_name_the_line_of_the_source():
         text = kernel(source, ["x"]) + '.file 1 "snake.py"\n'
         sim.launch(text, "snippet", [words()], grid=1, block=32)
     assert found.value.place.source == "snake.py:12"
+
+
+def test_a_loop_that_waits_for_another_block_ends_if_it_sleeps():
+    """Block 0 waits for block 1, at whose code it would arrive later in the text."""
+    body = """mov.u32 %r3, %ctaid.x; setp.ne.u32 %p1, %r3, 0; @%p1 bra $writes;
+    $again: nanosleep.u32 32; ld.acquire.gpu.global.u32 %r4, [%d1]; setp.eq.u32 %p2, %r4, 0; @%p2 bra $again; ret;
+    $writes: mov.u32 %r5, 7; atom.release.gpu.global.exch.b32 %r6, [%d1], %r5; ret;"""
+    y = np.zeros(1, np.uint32)
+    run(body, [words(), y], grid=2, races_between_blocks=False, max_blocks=1000)
+    assert y[0] == 7
+    options = {"grid": 2, "races_between_blocks": False, "max_blocks": 1000}
+    finds("no-progress", body.replace("nanosleep.u32 32;", ""), [words(), np.zeros(1, np.uint32)], **options)
+    finds("no-progress", body.replace("%r5, 7", "%r5, 0"), [words(), np.zeros(1, np.uint32)], **options)
