@@ -101,9 +101,9 @@ __device__ __forceinline__ void conv1d(const T* x, const T* weight, const T* bia
     conv1d<T, M, N, BYTES, STAGES>(x, weight, bias, residual, alpha, inv_beta, y, waved, L, R, Cin, Cout, taps,       \
                                    stride, padding, dilation, guard);                                                 \
   }
-ENTRY(conv1d_m128_n256_bf16, bf16, 128, 256, 128, 3, 1)
-ENTRY(conv1d_m128_n256_fp16, fp16, 128, 256, 128, 3, 1)
-ENTRY(conv1d_m128_n128_bf16, bf16, 128, 128, 128, 2, 2)
-ENTRY(conv1d_m128_n128_fp16, fp16, 128, 128, 128, 2, 2)
-ENTRY(conv1d_m128_n128_k32_bf16, bf16, 128, 128, 64, 3, 2)
-ENTRY(conv1d_m128_n128_k32_fp16, fp16, 128, 128, 64, 3, 2)
+ENTRY(conv1d_n256_k64_bf16, bf16, 128, 256, 128, 3, 1)
+ENTRY(conv1d_n256_k64_fp16, fp16, 128, 256, 128, 3, 1)
+ENTRY(conv1d_n128_k64_bf16, bf16, 128, 128, 128, 2, 2)
+ENTRY(conv1d_n128_k64_fp16, fp16, 128, 128, 128, 2, 2)
+ENTRY(conv1d_n128_k32_bf16, bf16, 128, 128, 64, 3, 2)
+ENTRY(conv1d_n128_k32_fp16, fp16, 128, 128, 64, 3, 2)

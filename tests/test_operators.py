@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from acefast.ops.conv1d import conv1d
 from acefast.ops.residual_unit import residual_unit
 from acefast.ops.snake import snake
 from tests.ops.test_snake import inputs
@@ -60,6 +61,16 @@ def test_the_operator_keeps_its_promises():
         found = torch.ops.acefast.residual_unit(*unit, dilation=3)
         assert torch.equal(found, residual_unit(*unit, dilation=3))
         torch.library.opcheck(torch.ops.acefast.residual_unit.default, unit, {"dilation": 3})
+        options = {
+            "stride": 2,
+            "padding": 5,
+            "dilation": 3,
+            "share": 0.5,
+            "residual": torch.ones(2, 11, 16, dtype=dtype),
+        }
+        found = torch.ops.acefast.conv1d(x, *weights[:2], **options)
+        assert torch.equal(found, conv1d(x, *weights[:2], **options))
+        torch.library.opcheck(torch.ops.acefast.conv1d.default, (x, *weights[:2]), options)
 
 
 def test_eager_calls_do_not_go_through_torchs_dispatcher(monkeypatch):

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_contiguous, check_shape
+from acefast.cuda import conv1d as cuda
 from acefast.guarded import GUARD, check_rows, handed_over, lay, room, with_guards
+from acefast.operators import operator
 from acefast.ops.snake import SILU, Activation, activate, check_wave
 
 OP = "conv1d"
-ORDER = ("triton",)
+ORDER = ("triton", "cuda")  # kernels, fastest first
 Pair = tuple[Tensor | None, Tensor]  # a result, unless only the other is asked for, and the activated one
 
 
@@ -84,6 +86,20 @@ def _few_outputs(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -
     return y
 
 
+def _fake(x: Tensor, weight: Tensor, *_, stride: int = 1, padding: int = 0, dilation: int = 1, **__) -> Tensor:
+    return x.new_empty(x.shape[0], rows_out(x.shape[1], weight.shape[1], stride, padding, dilation), weight.shape[0])
+
+
+def rows_out(L: int, K: int, stride: int, padding: int, dilation: int) -> int:
+    """Rows of the result of L rows."""
+    return (L + 2 * padding - dilation * (K - 1) - 1) // stride + 1
+
+
+@operator(
+    "(Tensor x, Tensor weight, Tensor? bias, *, int stride=1, int padding=0, int dilation=1, Tensor? residual=None, "
+    "float share=1.0, Tensor? total=None, str? backend=None) -> Tensor",
+    fake=_fake,
+)
 def conv1d(
     x: Tensor,
     weight: Tensor,
@@ -118,7 +134,8 @@ def conv1d(
         out: where what is returned is written, of the same form, [B, Lout, Cout] each; the result's own may be
             ``residual`` or ``total``. None: new memory.
         backend: "triton" (16 bits; Cout and K * Cin multiples of 16, Cin itself where dilation is not 1; padding of at
-            most 32; rows that are not guarded are copied) or "reference"; None leaves the choice to acefast.backends.
+            most 32; rows that are not guarded are copied), "cuda" (of those, Cin a multiple of 64 and Cout one of 128,
+            both below 2048, without share, total and silu) or "reference"; None leaves the choice to acefast.backends.
     Returns:
         The result y, [B, Lout, Cout], contiguous or guarded, Lout = (L + 2 * padding - dilation * (K - 1) - 1)
         // stride + 1. With a wave the pair (y, wave(y)), of which y is None unless kept.
@@ -143,7 +160,7 @@ def conv1d(
             f"{OP}: stride and dilation must be at least 1 and padding at least 0, "
             f"got stride={stride}, dilation={dilation}, padding={padding}"
         )
-    rows = (L + 2 * padding - dilation * (K - 1) - 1) // stride + 1
+    rows = rows_out(L, K, stride, padding, dilation)
     if rows < 1:
         raise ValueError(f"{OP}: x must have at least {dilation * (K - 1) + 1 - 2 * padding} rows, got L = {L}")
     for name, added in (("residual", residual), ("total", total)):
@@ -155,9 +172,11 @@ def conv1d(
     check_results(OP, (B, rows, Cout), "[B, Lout, Cout]", x, wave, keep, guarded, out)
     geometry = {"stride": stride, "padding": padding, "dilation": dilation}
     added = {"residual": residual, "share": share, "total": total}
-    fits = kernel_takes(weight, dilation) and padding <= GUARD and x.dtype in (torch.float16, torch.bfloat16)
-    if choose_backend(OP, backend, x.device, ORDER if fits else ()) == "triton":
-        return _launch(x, weight, bias, geometry, added, (B, rows, Cout), wave, keep, guarded, out)
+    order = ORDER if kernel_takes(weight, dilation) and padding <= GUARD and x.dtype in cuda.NAMES else ()
+    if not cuda.fits(weight, wave, total, share):
+        order = [name for name in order if name != "cuda"]
+    if (chosen := choose_backend(OP, backend, x.device, order)) != "reference":
+        return _launch(chosen, x, weight, bias, geometry, added, (B, rows, Cout), wave, keep, guarded, out)
     results = {"wave": wave, "keep": keep, "guarded": guarded, "out": out}
     return conv1d_reference(x, weight, bias, **geometry, **added, **results)
 
@@ -170,6 +189,7 @@ def kernel_takes(weight: Tensor, dilation: int = 1) -> bool:
 
 
 def _launch(
+    chosen: str,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -181,15 +201,19 @@ def _launch(
     guards: bool,
     out: Tensor | Pair | None,
 ) -> Tensor | Pair:
-    """By the kernel, which works on guarded rows: where these are not, on copies."""
-    from acefast.kernels.conv1d import conv1d as kernel
-
+    """By a kernel, which works on guarded rows: where these are not, on copies."""
     into = pair(out)
     written = room(x, shape, (keep, wave is not None), into, guards)
     if not guards:
         x = with_guards(x)
         added = {name: with_guards(t) if isinstance(t, Tensor) else t for name, t in added.items()}
-    if 0 not in shape:
+    if 0 in shape:
+        pass
+    elif chosen == "cuda":
+        cuda.conv1d(x, weight, bias, **geometry, residual=added["residual"], wave=wave, out=written)
+    else:
+        from acefast.kernels.conv1d import conv1d as kernel
+
         kernel(x, weight, bias, **geometry, **added, wave=wave, out=written)
     results = handed_over(written, into, guards)
     return results[0] if wave is None else results

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from acefast.cuda.toolkit import text_of
+
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
 LATE, EAGER = "01"  # copies
@@ -33,8 +35,8 @@ def run(program: Path, *words: object) -> str:
 
 
 def faulty(folder: Path, op: str, old: str, new: str, *options: str) -> Path:
-    """The program of an op whose source has ``new`` in place of its only ``old``."""
-    text = (CSRC / f"{op}.cu").read_text()
+    """The program of an op whose source, or what it includes, has ``new`` in place of its only ``old``."""
+    text = text_of(op)
     assert text.count(old) == 1
     (folder / "faulty.cu").write_text(text.replace(old, new))
     return build(folder, op, *options, source=folder / "faulty.cu")
