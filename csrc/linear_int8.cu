@@ -8,7 +8,7 @@
 // Loop    common/gemm.cuh's: 128 of K at a time, an mma takes 32. Rows beyond the last repeat it and are not stored
 // Flops   2 * R * N * K, of integers
 // Bytes   R * K + N * K + 4 * (R + N) + R * N * itemsize; half of the last with SwiGLU, twice it in place
-// Bound   tensor cores from about 400 rows, below that the weight's bytes
+// Bound   tensor cores from about 200 rows, below that the weight's bytes
 #include "common/gemm.cuh"
 #include "common/vector.cuh"
 
