@@ -8,20 +8,22 @@
 // Loop    common/gemm.cuh's: 128 of K at a time, an mma takes 32. Rows beyond the last repeat it and are not stored
 // Flops   2 * R * N * K, of integers
 // Bytes   R * K + N * K + 4 * (R + N) + R * N * itemsize; half of the last with SwiGLU, twice it in place
-// Bound   tensor cores from about 400 rows, below that the weight's bytes
+// Bound   tensor cores from about 200 rows, below that the weight's bytes
 #include "common/gemm.cuh"
 #include "common/vector.cuh"
 
 constexpr int GROUP = 8, BYTES = 128;
 
-// A tile's rows of the weight: blocks of 32, ``odd`` rows from one of even number to the next and ``pair`` between two of
-// those.
-struct Blocks {
-  const unsigned char* at;
-  const int stride, pair, odd;
+// A tile's rows of the weight. With SwiGLU a warp's are 32 gates and their 32 ups: the second half of every 64 lies
+// ``ahead`` bytes further than 32 rows on, and the next 64 begin ``behind`` bytes, which is negative, from where they would.
+struct Halves {
+  const unsigned char* first;
+  const int stride, ahead, behind;
 
-  __device__ __forceinline__ int row(int r) const { return r % 32 + r / 64 * pair + r / 32 % 2 * odd; }
-  __device__ __forceinline__ void next() { at += BYTES; }
+  __device__ __forceinline__ const unsigned char* row(int r) const {
+    return first + (r * stride + r / 32 % 2 * ahead + r / 64 * behind);
+  }
+  __device__ __forceinline__ void next() { first += BYTES; }
 };
 
 __device__ __forceinline__ float silu(float x) {
@@ -60,10 +62,10 @@ __device__ __forceinline__ void linear_int8(const int8* x, const float* x_scale,
   const int width = swiglu ? O / 2 : O, first = within / high * (swiglu ? N / 2 : N);  // of a row of out; of this tile
 
   const Matrix<BYTES> rows{reinterpret_cast<const unsigned char*>(x + i64(own) * K), K};
-  const Blocks columns{reinterpret_cast<const unsigned char*>(weight + i64(first) * K), K, swiglu ? 32 : 64,
-                       swiglu ? width : 32};
+  const Halves columns{reinterpret_cast<const unsigned char*>(weight + i64(first) * K), K,
+                       swiglu ? (width - 32) * K : 0, swiglu ? -32 * K : 0};
   Gemm gemm;
-  gemm.run(Clipped<Matrix<BYTES>>(rows, live - 1), columns, K / BYTES);
+  gemm.run(Clipped<Matrix<BYTES>>{rows, live - 1}, columns, K / BYTES);
 
   x_scale += own, out += i64(own) * width;
   int sums[8];

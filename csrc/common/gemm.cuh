@@ -7,28 +7,29 @@
 // Banks   the 16-byte chunks of a row are permuted by its number, so that neither a copy nor ldmatrix has a conflict
 // Shape   a thread's share of 32 columns is 8 neighbours: it writes 16 bytes at a time (see ``column``)
 //
-// An operand has ``at``, where the next BYTES of a tile's first row are, ``stride``, the bytes from row to row, ``row(r)``,
-// the row that stands for row r, and ``next()``, which goes on to the BYTES after these.
+// An operand has ``row(r)``, the address of the next BYTES of a tile's row r, and ``next()``, which goes on to those
+// behind them.
 #pragma once
 #include "mma.cuh"
 
-// Rows of a matrix.
+// Rows of a matrix from its first row on, ``stride`` bytes apart.
 template <int BYTES>
 struct Matrix {
-  const unsigned char* at;
+  const unsigned char* first;
   const int stride;
 
-  __device__ __forceinline__ int row(int r) const { return r; }
-  __device__ __forceinline__ void next() { at += BYTES; }
+  __device__ __forceinline__ const unsigned char* row(int r) const { return first + r * stride; }
+  __device__ __forceinline__ void next() { first += BYTES; }
 };
 
 // An operand whose row ``last`` stands for all behind it.
 template <typename Operand>
-struct Clipped : Operand {
+struct Clipped {
+  Operand rows;
   const int last;
 
-  __device__ __forceinline__ Clipped(Operand rows, int last) : Operand(rows), last(last) {}
-  __device__ __forceinline__ int row(int r) const { return r < last ? r : last; }
+  __device__ __forceinline__ const unsigned char* row(int r) const { return rows.row(r < last ? r : last); }
+  __device__ __forceinline__ void next() { rows.next(); }
 };
 
 template <typename T, int M, int N, int BYTES, int STAGES>
@@ -58,12 +59,11 @@ struct TileGemm {
     constexpr int PASS = THREADS / CHUNKS;  // rows; at least 16
     const int first = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
 #pragma unroll
-    for (int r = 0; r < M; r += PASS)
-      ptx::cp_async16(to + place(first, chunk) + r * BYTES, a.at + chunk * 16, a.row(first + r), a.stride);
+    for (int r = 0; r < M; r += PASS) ptx::cp_async16(to + place(first, chunk) + r * BYTES, a.row(first + r) + chunk * 16);
 #pragma unroll
     for (int c = 0; c < N; c += PASS) {  // column(first + c) has the bits of both
       const u32 own = place(column(first), chunk) ^ place(column(c % 32), 0);
-      ptx::cp_async16(to + own + (M + c / 32 * 32) * BYTES, b.at + chunk * 16, b.row(first + c), b.stride);
+      ptx::cp_async16(to + own + (M + c / 32 * 32) * BYTES, b.row(first + c) + chunk * 16);
     }
     a.next(), b.next();
   }

@@ -59,14 +59,6 @@ __device__ __forceinline__ void cp_async16_zfill(unsigned to, const void* from, 
                : "memory");
 }
 
-// The same from row ``row`` of ``stride`` bytes each: its address costs one instruction, and no register in between.
-__device__ __forceinline__ void cp_async16(unsigned to, const void* rows, int row, int stride) {
-  asm volatile(
-      "{.reg .b64 from;\n mad.wide.s32 from, %2, %3, %1;\n cp.async.cg.shared.global [%0], [from], 16;}" ::"r"(to),
-      "l"(__cvta_generic_to_global(rows)), "r"(row), "r"(stride)
-      : "memory");
-}
-
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 // Waits for all of the thread's groups but the latest PENDING.

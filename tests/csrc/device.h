@@ -151,10 +151,6 @@ inline void cp_async16_zfill(unsigned to, const void* from, bool there) {
   cp_async16(to, there ? from : &zeros);
 }
 
-inline void cp_async16(unsigned to, const void* rows, int row, int stride) {
-  cp_async16(to, (const char*)rows + int64_t(row) * stride);
-}
-
 inline void cp_async_commit() {
   fibers::Fiber& f = fibers::Block::current->fiber();
   f.groups.push_back(f.open);

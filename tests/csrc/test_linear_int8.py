@@ -39,7 +39,7 @@ def test_every_tile_gives_the_equation(program, entry, rows, K, outputs, form):
 
 
 FAULTS = {
-    "rows beyond the last read": ("(rows, live - 1)", "(rows, M)", LATE, FAIR, PLAIN),
+    "rows beyond the last read": ("{rows, live - 1}", "{rows, M}", LATE, FAIR, PLAIN),
     "rows beyond the last stored": (
         "      if (row >= live) break;\n      T* const to",
         "      T* const to",
@@ -48,7 +48,7 @@ FAULTS = {
         PLAIN,
     ),
     "a gate's row forgotten": ("*step * gate_row", "0", LATE, FAIR, ADD),
-    "gates and ups beside each other": ("swiglu ? width : 32}", "32}", LATE, FAIR, SWIGLU),
+    "gates and ups beside each other": ("swiglu ? (width - 32) * K : 0", "0", LATE, FAIR, SWIGLU),
 }
 
 
