@@ -31,10 +31,9 @@ those on a multiprocessor, MB what must move at real size.
 def rows(sm: int = 80) -> Iterator[dict[str, Any]]:
     """A row for each case that both families have, twins side by side."""
     cases = {family: {case.name: case for case in all_cases(family)} for family in FAMILIES}
-    for name in cases["cuda"]:
+    for name in (name for name in cases["cuda"] if name in cases["triton"]):
         for family, found in cases.items():
-            if name in found:
-                yield {"family": FAMILIES[family], **row(found[name], sm)}
+            yield {"family": FAMILIES[family], **row(found[name], sm)}
 
 
 def row(case: Case, sm: int) -> dict[str, Any]:

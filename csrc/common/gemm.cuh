@@ -24,12 +24,11 @@ struct Matrix {
 
 // An operand whose row ``last`` stands for all behind it.
 template <typename Operand>
-struct Clipped {
-  Operand rows;
+struct Clipped : Operand {
   const int last;
 
-  __device__ __forceinline__ const unsigned char* row(int r) const { return rows.row(r < last ? r : last); }
-  __device__ __forceinline__ void next() { rows.next(); }
+  __device__ __forceinline__ Clipped(Operand rows, int last) : Operand(rows), last(last) {}
+  __device__ __forceinline__ const unsigned char* row(int r) const { return Operand::row(r < last ? r : last); }
 };
 
 template <typename T, int M, int N, int BYTES, int STAGES>
@@ -59,7 +58,8 @@ struct TileGemm {
     constexpr int PASS = THREADS / CHUNKS;  // rows; at least 16
     const int first = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
 #pragma unroll
-    for (int r = 0; r < M; r += PASS) ptx::cp_async16(to + place(first, chunk) + r * BYTES, a.row(first + r) + chunk * 16);
+    for (int r = 0; r < M; r += PASS)
+      ptx::cp_async16(to + place(first, chunk) + r * BYTES, a.row(first + r) + chunk * 16);
 #pragma unroll
     for (int c = 0; c < N; c += PASS) {  // column(first + c) has the bits of both
       const u32 own = place(column(first), chunk) ^ place(column(c % 32), 0);

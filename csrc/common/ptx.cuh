@@ -14,6 +14,23 @@ __device__ __forceinline__ void store_shared16(unsigned to, uint4 v) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
 
+__device__ __forceinline__ void store_shared4(unsigned to, unsigned v) {
+  asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(v) : "memory");
+}
+
+__device__ __forceinline__ unsigned load_shared4(unsigned from) {
+  unsigned v;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(v) : "r"(from) : "memory");
+  return v;
+}
+
+// The largest of a warp's 32.
+__device__ __forceinline__ unsigned max_of_warp(unsigned v) {
+  unsigned most;
+  asm volatile("redux.sync.max.u32 %0, %1, 0xffffffff;" : "=r"(most) : "r"(v));
+  return most;
+}
+
 // 16 bytes from global to shared memory, around L1; there with the group that the thread commits next.
 __device__ __forceinline__ void cp_async16(unsigned to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(__cvta_generic_to_global(from)) : "memory");
@@ -52,6 +69,15 @@ __device__ __forceinline__ void mma_fp16(float (&d)[4], const unsigned (&a)[4], 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// [16, 8] += [16, 32] [32, 8] of signed 8 bits; fragments have the bytes that those of 16 bits have.
+__device__ __forceinline__ void mma_int8(int (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
 // Two numbers of 16 bits, the first in the low half, rounded to nearest even.
 __device__ __forceinline__ unsigned pack_bf16(float first, float second) {
   unsigned pair;
@@ -76,6 +102,12 @@ __device__ __forceinline__ float2 unpack_fp16(unsigned pair) {
 __device__ __forceinline__ float sin_approx(float x) {  // as good as it gets in [-pi, pi]
   float y;
   asm("sin.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ float exp2_approx(float x) {  // 0 for what would be denormal
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 

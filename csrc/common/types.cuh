@@ -1,4 +1,4 @@
-// Names of sizes, 16-bit storage types and their conversions. Nothing here or elsewhere in csrc/ includes a header of
+// Names of sizes, storage types and their conversions. Nothing here or elsewhere in csrc/ includes a header of
 // the toolkit: what nvcc compiles, NVRTC compiles without any folder to look in.
 #pragma once
 #include "ptx.cuh"
@@ -13,6 +13,9 @@ struct bf16 {
 };
 struct fp16 {
   u16 bits;
+};
+struct int8 {
+  signed char bits;
 };
 
 // Two neighbours in memory, the first in the low half, as fp32 values.

@@ -42,7 +42,12 @@ __device__ __forceinline__ void store16(T* to, uint4 v) {
   *reinterpret_cast<uint4*>(to) = v;
 }
 
-// 8 neighbours of fp32.
+// 8 neighbours, as fp32.
+template <typename T>
+__device__ __forceinline__ void load8(const T* from, float (&v)[8]) {
+  unpack<T>(load16(from), v);
+}
+
 __device__ __forceinline__ void load8(const float* from, float (&v)[8]) {
   const float4 a = reinterpret_cast<const float4*>(from)[0], b = reinterpret_cast<const float4*>(from)[1];
   v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
