@@ -104,8 +104,8 @@ def linear_int8(
         step: int32 [1] on x's device: gate is then a table, [steps, N], of which row ``step[0]`` is used.
         dtype: the result's, of floating point; None: that of ``residual`` or ``out``, or bf16 where there is neither.
         out: like what is returned, contiguous, written and returned. None: new memory.
-        backend: "cuda" (16-bit results, K and N multiples of 128, at least a row) or "reference"; None leaves the choice
-            to acefast.backends.
+        backend: "cuda" (16-bit results, K and N multiples of 128, at least a row) or "reference"; None leaves the
+            choice to acefast.backends.
     Returns:
         [..., N], with ``swiglu`` [..., N / 2], rounded once: sums are exact, the rest is fp32.
     Raises:
