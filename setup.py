@@ -6,6 +6,7 @@ that is said. ``$ACEFAST_CUDA_ARCHS`` chooses the GPUs, such as "80;90".
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -54,8 +55,8 @@ class BuildCuda(build_ext):
         nvcc, made = toolkit.find_nvcc(), Path(self.build_temp).resolve()
         made.mkdir(parents=True, exist_ok=True)
         archs = toolkit.archs_asked(nvcc)
-        for name in toolkit.sources():
-            toolkit.fatbin(nvcc, name, archs, made / f"{name}.fatbin")
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # each waits for an nvcc
+            list(pool.map(lambda name: toolkit.fatbin(nvcc, name, archs, made / f"{name}.fatbin"), toolkit.sources()))
         images = made / "images.cpp"
         images.write_text(_images(made, archs, toolkit.nvcc_version(nvcc)))
         ext.sources = ["csrc/launcher.cpp", str(images)]

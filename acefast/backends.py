@@ -1,7 +1,7 @@
 """Which implementation of an op runs: argument > ``use_backend`` > ``$ACEFAST_BACKEND`` > auto.
 
-A backend asked for by name runs or raises ``BackendUnavailable`` with the reason. Auto takes, on a GPU, the first of
-the op's own ``order`` that is available; on a CPU ``cpu`` where the op has it; else the reference.
+A backend asked for by name runs or raises ``BackendUnavailable`` with the reason. Auto takes, on a GPU, the fastest of
+the op's kernels that is available, see acefast.orders; on a CPU ``cpu`` where the op has it; else the reference.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+
+from acefast.orders import FIRST, fastest_first
 
 OLDEST_SM = 80  # of the GPUs that kernels are made for: before it there is no bf16 and too little shared memory
 BACKENDS = ("reference", "triton", "cuda", "cpu")
@@ -52,7 +54,8 @@ def choose_backend(op: str, backend: str | None, device: torch.device, order: Se
     Args:
         backend: the op's own ``backend=`` argument.
         device: where the op's input lies.
-        order: the op's kernels that fit this input, fastest first; "reference" always fits and is left out.
+        order: the op's kernels that fit this input; "reference" always fits and is left out. What acefast.orders does
+            not know goes in this order.
     Raises:
         BackendUnavailable: the backend asked for cannot run, or ``op`` has no such kernel for this input.
     """
@@ -61,8 +64,11 @@ def choose_backend(op: str, backend: str | None, device: torch.device, order: Se
     if name == "reference":
         return name
     if name == "auto":
-        candidates = [b for b in order if (b == "cpu") == (device.type == "cpu")]
-        return next((b for b in candidates if not (why_unavailable(b) or _why_elsewhere(b, device))), "reference")
+        able = [b for b in order if (b == "cpu") == (device.type == "cpu")]
+        able = [b for b in able if not (why_unavailable(b) or _why_elsewhere(b, device))]
+        if len(able) > 1 and op in FIRST:
+            able = fastest_first(op, able, emulated_sm() or _sm(torch.cuda.current_device()))
+        return able[0] if able else "reference"
     reason = why_unavailable(name) or (_why_elsewhere(name, device) if name in order else "")
     if not reason and name not in order:
         # Only an op's own argument insists on this op: a model under use_backend("triton") may contain ops that

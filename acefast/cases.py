@@ -45,6 +45,11 @@ class Case:
     def name(self) -> str:
         return f"{self.kernel}/{self.config}"
 
+    @property
+    def family(self) -> str:
+        """Of the kernel, "triton" or "cuda": where its wrapper is."""
+        return "cuda" if self.launch.__module__.startswith(FAMILIES["cuda"]) else "triton"
+
 
 FAMILIES = {"triton": "acefast.kernels", "cuda": "acefast.cuda"}
 

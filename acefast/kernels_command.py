@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from acefast.backends import BackendUnavailable
+from acefast.backends import BackendUnavailable, why_unavailable
 from acefast.bench.command import outputs_of
 from acefast.console import out, tell
 from acefast.cuda import toolkit
@@ -81,6 +81,15 @@ def _known_cases(family: str = "triton") -> tuple[Any, ...]:
         raise BackendUnavailable(f"kernels: {error.name} is not installed; {way_out}") from error
 
 
+def _all_that_run() -> tuple[Any, ...]:
+    """The cases of both families; without those of CUDA kernels where they cannot be loaded."""
+    from acefast.cases import all_cases
+
+    if reason := why_unavailable("cuda"):
+        tell(f"bench: CUDA kernels are not measured: {reason}")
+    return (*_known_cases(), *(() if reason else all_cases("cuda")))
+
+
 def calibrate(args: argparse.Namespace) -> int:
     """Fit the constants that predictions judge by to measured times: ``acefast bench --calibrate``."""
     from acefast.sim import calibrate as fitting
@@ -89,7 +98,7 @@ def calibrate(args: argparse.Namespace) -> int:
     if args.plot:
         raise RequestError("bench: --plot has no use with --calibrate, which draws nothing; leave it out")
     outputs = outputs_of(args)
-    times = fitting.read_times(Path(args.kernel_times)) if args.kernel_times else time_here(_known_cases, args.device)
+    times = fitting.read_times(Path(args.kernel_times)) if args.kernel_times else time_here(_all_that_run, args.device)
     fitted = fitting.fit(times["kernels"], times["sm"])
     text = "\n".join(fitting.lines(times["kernels"], times["sm"], fitted))
     texts = {"calibrate": fitting.as_file(fitted, times), "json": json.dumps(times, indent=1) + "\n"}

@@ -10,6 +10,7 @@ import torch
 from acefast import backends
 from acefast.backends import BackendUnavailable, choose_backend, emulated, emulated_sm, use_backend
 from acefast.cuda import loader
+from acefast.orders import FIRST
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -24,6 +25,17 @@ def test_auto_takes_the_first_kernel_that_fits_the_device(all_available):
     assert choose_backend("op", None, GPU, ("cuda", "triton", "cpu")) == "cuda"
     assert choose_backend("op", None, CPU, ("cuda", "triton", "cpu")) == "cpu"
     assert choose_backend("op", None, CPU, ("cuda",)) == "reference"
+
+
+@pytest.mark.parametrize("sm, first", [(80, "cuda"), (89, "cuda"), (90, "triton"), (100, "triton"), (120, "cuda")])
+def test_auto_takes_the_kernel_that_is_fastest_on_the_gpu(all_available, monkeypatch, sm, first):
+    monkeypatch.setitem(FIRST, "op", {80: "cuda", 90: "triton", 120: "cuda"})
+    with emulated(sm):
+        assert choose_backend("op", None, GPU, ("triton", "cuda")) == first
+        assert choose_backend("op", None, GPU, ("cuda", "triton")) == first
+        assert choose_backend("op", None, GPU, ("cuda",)) == "cuda"
+        assert choose_backend("op", "cuda", GPU, ("triton", "cuda")) == "cuda"
+        assert choose_backend("another", None, GPU, ("cuda", "triton")) == "cuda"
 
 
 def test_auto_skips_what_is_not_installed(monkeypatch):

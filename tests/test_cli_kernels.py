@@ -128,5 +128,13 @@ def test_without_triton_it_says_how_to_get_it(missing, monkeypatch, capsys):
     assert f"kernels: {missing} is not installed; pip install acefast[gpu]" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("reason", ["", "no nvcc and no CuPy"])
+def test_both_families_are_measured_where_both_run(toys, monkeypatch, capsys, reason):
+    monkeypatch.setattr(kernels_command, "why_unavailable", lambda name: reason)
+    monkeypatch.setattr(cases, "all_cases", lambda family: (family,))
+    assert kernels_command._all_that_run() == (("triton",) if reason else ("triton", "cuda"))
+    assert capsys.readouterr().err == (f"acefast: bench: CUDA kernels are not measured: {reason}\n" if reason else "")
+
+
 def test_the_gpus_offered_are_those_that_are_compiled_for():
     assert tuple(BLOCK_SHARED_LIMIT) == kernels_command.GPUS

@@ -128,9 +128,7 @@ def fatbin(nvcc: Path, source: str, archs: tuple[int, ...], to: Path) -> None:
     """Compile a source for several GPUs into one file: machine code for each, and PTX of the last for later ones."""
     codes = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in archs]
     codes.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
-    run_nvcc(
-        nvcc, *FLAGS, *codes, "--threads=0", "-Xfatbin=-compress-all", "-fatbin", folder() / f"{source}.cu", "-o", to
-    )
+    run_nvcc(nvcc, *FLAGS, *codes, "-Xfatbin=-compress-all", "-fatbin", folder() / f"{source}.cu", "-o", to)
 
 
 @functools.cache

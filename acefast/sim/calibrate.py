@@ -6,7 +6,7 @@ no kernel depends on keeps its judged value; ``l2_share``, a threshold, always d
 Measurements are JSON, as acefast/sim/kernel_times.py makes it on a GPU:
 
     {"schema": "acefast-kernel-times/1", "sm": 80, "gpu": "NVIDIA A100-SXM4-40GB", "kernels": [
-      {"kernel": "snake", "config": "c128", "measured_us": 31.2, "flops": 0, "bytes": 4e7,
+      {"kernel": "snake", "family": "triton", "config": "c128", "measured_us": 31.2, "flops": 0, "bytes": 4e7,
        "dots": false, "attention": false, "launches": 1}]}
 """
 
@@ -144,7 +144,7 @@ def lines(kernels: Sequence[dict[str, Any]], sm: int, fitted: Fit, start: Judged
         us, before, after = k["measured_us"], predict(k, sm, start), predict(k, sm, fitted.judged)
         floor = floor_us(k["flops"], k["bytes"], sm, dots=bool(k.get("dots")))
         compute, memory = (f"{100 * share:.0f}" for share in shares(k, sm))
-        name = "/".join(filter(None, (k.get("kernel"), k.get("config"))))
+        name = "/".join(filter(None, (k.get("kernel"), k.get("config")))) + " in CUDA" * (k.get("family") == "cuda")
         times = f"{before:.2f} | {after:.2f} | {us / before:.2f} | {us / after:.2f}"
         held = f"{k.get('registers', '-')} | {k.get('blocks_per_sm', '-')}"
         told.append(f"| {name} | {us:.2f} | {floor:.2f} | {compute} | {memory} | {times} | {held} |")

@@ -16,6 +16,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from acefast.cases import Arguments, Case
+from acefast.cuda import toolkit
 from acefast.devices import as_device, current
 from acefast.guarded import clear_guards, is_guarded
 from acefast.request import RequestError
@@ -81,6 +82,7 @@ def time_case(case: Case, device: torch.device, sm: int, judged: Judged = JUDGED
     target = predicted_us(**counted, sm=sm, **told, judged=judged)
     return {
         "kernel": case.kernel,
+        "family": case.family,
         "config": case.config,
         "shape": ", ".join(f"{name} {list(t.shape)}" for name, t in given.items() if isinstance(t, torch.Tensor)),
         **counted,
@@ -115,7 +117,8 @@ def time_here(cases: Callable[[], Iterable[Case]], device: str | None) -> dict[s
     with torch.inference_mode(), current(found):
         times = time_cases(every, found, sm, about.name)
     for row, case in zip(times["kernels"], every):  # behind all that is timed
-        row |= resources(case, sm)
+        if case.family == "triton" or toolkit.find_nvcc():
+            row |= resources(case, sm)
     return times
 
 
