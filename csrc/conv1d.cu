@@ -50,7 +50,7 @@ __device__ __forceinline__ void conv1d(const T* x, const T* weight, const T* bia
                          (dilation - 1) * Cin * SIZE, steps};
   const Matrix<BYTES> columns{reinterpret_cast<const unsigned char*>(weight + i64(column) * K), K * SIZE};
   Gemm gemm;
-  gemm.run(Clipped<Taps<BYTES>>(rows, live - 1), columns, taps * steps);
+  gemm.run(Clipped<Taps<BYTES>>{rows, live - 1}, columns, taps * steps);
 
   const i64 song = (i64(blockIdx.z) * (R + 2 * guard) + guard) * Cout, start = song + i64(own) * Cout + column;
 #pragma unroll
