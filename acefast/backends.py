@@ -48,7 +48,9 @@ def use_backend(name: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
-def choose_backend(op: str, backend: str | None, device: torch.device, order: Sequence[str] = ()) -> str:
+def choose_backend(
+    op: str, backend: str | None, device: torch.device, order: Sequence[str] = (), shape_class: str = ""
+) -> str:
     """The backend that op ``op`` runs on.
 
     Args:
@@ -56,6 +58,7 @@ def choose_backend(op: str, backend: str | None, device: torch.device, order: Se
         device: where the op's input lies.
         order: the op's kernels that fit this input; "reference" always fits and is left out. What acefast.orders does
             not know goes in this order.
+        shape_class: of the input, where acefast.orders tells an op's classes apart.
     Raises:
         BackendUnavailable: the backend asked for cannot run, or ``op`` has no such kernel for this input.
     """
@@ -66,8 +69,8 @@ def choose_backend(op: str, backend: str | None, device: torch.device, order: Se
     if name == "auto":
         able = [b for b in order if (b == "cpu") == (device.type == "cpu")]
         able = [b for b in able if not (why_unavailable(b) or _why_elsewhere(b, device))]
-        if len(able) > 1 and op in FIRST:
-            able = fastest_first(op, able, emulated_sm() or _sm(torch.cuda.current_device()))
+        if len(able) > 1 and {op, f"{op}/{shape_class}"} & FIRST.keys():
+            able = fastest_first(op, able, emulated_sm() or _sm(torch.cuda.current_device()), shape_class)
         return able[0] if able else "reference"
     reason = why_unavailable(name) or (_why_elsewhere(name, device) if name in order else "")
     if not reason and name not in order:

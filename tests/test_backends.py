@@ -35,6 +35,9 @@ def test_auto_takes_the_kernel_that_is_fastest_on_the_gpu(all_available, monkeyp
         assert choose_backend("op", None, GPU, ("cuda", "triton")) == first
         assert choose_backend("op", None, GPU, ("cuda",)) == "cuda"
         assert choose_backend("op", "cuda", GPU, ("triton", "cuda")) == "cuda"
+        monkeypatch.setitem(FIRST, "op/wide", {80: "triton"})
+        assert choose_backend("op", None, GPU, ("triton", "cuda"), "wide") == "triton"
+        assert choose_backend("op", None, GPU, ("triton", "cuda"), "narrow") == first
         assert choose_backend("another", None, GPU, ("cuda", "triton")) == "cuda"
 
 

@@ -115,5 +115,5 @@ def cases() -> tuple[Case, ...]:
             tolerance=2 * of.tolerance,  # snake1 is rounded here too: a unit's is twice a convolution's
         )
 
-    same = ("c256-d9-last", "c128-d1", "c128-d9-last", "c128-d9-last-fp16")
+    same = ("c256-d1", "c256-d3", "c256-d9-last", "c128-d1", "c128-d3", "c128-d9-last", "c128-d9-last-fp16")
     return tuple(twin(case) for case in CASES if case.config in same)

@@ -36,7 +36,7 @@ def from_x_alone(channels: int, dtype: torch.dtype, device: torch.device) -> boo
     need memory of their own."""
     if not cuda.fits(channels, dtype):
         return False
-    return choose_backend(OP, None, device, ORDER) == "cuda"
+    return choose_backend(OP, None, device, ORDER, f"c{channels}") == "cuda"
 
 
 def residual_unit_reference(
@@ -209,7 +209,7 @@ def residual_unit(
         raise ValueError(f"{OP}: out must not be activated, whose rows are read by their neighbours too")
     into = pair(out)
     order = _order(x, dilation, into if guarded else ())
-    if (chosen := choose_backend(OP, backend, x.device, order)) != "reference":
+    if (chosen := choose_backend(OP, backend, x.device, order, f"c{C}")) != "reference":
         rows = x if guarded else with_guards(x)
         written = room(rows, x.shape, (keep, wave is not None), into, guarded)
         rest = (weight1, bias1, alpha2, inv_beta2, weight2, bias2)

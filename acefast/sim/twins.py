@@ -38,6 +38,7 @@ at real size. `H100 us` is measured on one, alone, at real size, by `acefast ben
 | kernel/config | family | instructions | sectors | wavefronts | mma | loop mix | registers | spills | shared KB \
 | blocks | MB | predicted us | H100 us |
 |---|---|---|---|---|---|---|---|---|---|---|---|---|---|"""
+BY_CLASS = ("residual_unit",)  # ops whose order is a class's, which begins its configurations' names
 SMS, CLOCK = 108, 1410.0  # multiprocessors and MHz of an A100
 L2_BYTES = 47.0  # a cycle and multiprocessor, of what the sectors move
 MMA_FLOPS, MMA_CYCLES = 4096, 2  # of m16n8k16, and of a multiprocessor for one
@@ -121,14 +122,17 @@ def measured_of(path: Path) -> dict[tuple[str, str], str]:
 
 
 def orders(table: dict[tuple[str, str], tuple[str, str]]) -> dict[str, dict[int, str]]:
-    """Which family goes first by op and sm: CUDA where its times are less, in the geometric mean over an op's twins.
+    """Which family goes first by op and sm: CUDA where its times are less, in the geometric mean over an op's twins,
+    or over those of a class of shapes, where they are told apart.
 
     sm_80's are predicted, and sm_120's with them: both have mma.sync alone. sm_90's are measured, or as predicted where
     they have not been.
     """
     ratios: dict[str, list[list[float]]] = defaultdict(lambda: [[], []])
     for name in {name for name, _ in table}:
-        for i, found in enumerate(ratios[name.partition("/")[0]]):
+        op, _, config = name.partition("/")
+        row = f"{op}/{config.partition('-')[0]}" if op in BY_CLASS else op
+        for i, found in enumerate(ratios[row]):
             cuda, triton = (table[name, FAMILIES[family]][i] for family in ("cuda", "triton"))
             if "-" not in (cuda, triton):
                 found.append(math.log(float(cuda) / float(triton)))

@@ -233,8 +233,8 @@ def test_an_error_tells_the_kernel_the_shapes_and_the_gpu(ahead):
 
     module.launch = fail
     told = (
-        r"^qk_norm_rope: entry failed on cuda:1 with \(\[4, 4\], -7, -1099511627776, 0\.5\), grid \(3, 2, 1\), 128 threads, "
-        r"1024 bytes of shared memory: CUDA_ERROR_ILLEGAL_ADDRESS, an illegal access$"
+        r"^qk_norm_rope: entry failed on cuda:1 with \(\[4, 4\], -7, -1099511627776, 0\.5\), grid \(3, 2, 1\), "
+        r"128 threads, 1024 bytes of shared memory: CUDA_ERROR_ILLEGAL_ADDRESS, an illegal access$"
     )
     with pytest.raises(RuntimeError, match=told):
         launch()

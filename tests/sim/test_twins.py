@@ -60,6 +60,20 @@ def test_a_measurement_goes_before_a_prediction_and_each_twin_counts_alike():
     }
 
 
+def test_a_class_may_have_an_order_of_its_own(monkeypatch):
+    monkeypatch.setattr(twins, "BY_CLASS", ("op",))
+    both = {"op/wide-a": (("2.0", "-"), ("1.0", "-")), "op/narrow": (("1.0", "-"), ("2.0", "-"))}
+    assert {row: by_sm[80] for row, by_sm in twins.orders(table(**both)).items()} == {
+        "op/narrow": "triton",
+        "op/wide": "cuda",
+    }
+
+
+def test_every_cuda_twin_goes_first_somewhere():
+    """One that loses everywhere is to be deleted, not kept."""
+    assert [row for row, by_sm in FIRST.items() if "cuda" not in by_sm.values()] == []
+
+
 def test_a_tables_times_are_read_and_measured_ones_put_in(tmp_path):
     case = {"name": "op/a", "family": "CUDA", "instructions": 5, "sectors": 6, "wavefronts": 7, "simulated_mma": 8}
     case |= {"loop_mix": None, "registers": 32, "spill_bytes": 0, "shared_bytes": 1024, "blocks": 4, "megabytes": 12}
@@ -85,6 +99,13 @@ def test_a_tables_times_are_read_and_measured_ones_put_in(tmp_path):
     ],
 )
 def test_the_busiest_unit_is_the_time(mma, wavefronts, instructions, us):
-    case = SimpleNamespace(kernel="op", real=lambda device: 0, small=lambda rng: 0, flops=lambda given: 4096 * 2048e3, bytes=lambda given: 1, dots=True)
+    case = SimpleNamespace(
+        kernel="op",
+        real=lambda device: 0,
+        small=lambda rng: 0,
+        flops=lambda given: 4096 * 2048e3,
+        bytes=lambda given: 1,
+        dots=True,
+    )
     counted = {"simulated_mma": mma, "wavefronts": wavefronts, "instructions": instructions, "sectors": 0}
     assert twins.predicted_us(case, {**counted, "launches": 1}, 80) == pytest.approx(us + 3, rel=5e-3)
