@@ -125,8 +125,7 @@ def orders(table: dict[tuple[str, str], tuple[str, str]]) -> dict[str, dict[int,
     """Which family goes first by op and sm: CUDA where its times are less, in the geometric mean over an op's twins,
     or over those of a class of shapes, where they are told apart.
 
-    sm_80's are predicted, and sm_120's with them: both have mma.sync alone. sm_90's are measured, or as predicted where
-    they have not been.
+    sm_80's are predicted. sm_90's, which later GPUs take too, are measured, or as predicted where they have not been.
     """
     ratios: dict[str, list[list[float]]] = defaultdict(lambda: [[], []])
     for name in {name for name, _ in table}:
@@ -141,7 +140,7 @@ def orders(table: dict[tuple[str, str], tuple[str, str]]) -> dict[str, dict[int,
         return "cuda" if sum(logs) < 0 else "triton"
 
     return {
-        op: {80: first(predicted), 90: first(measured or predicted), 120: first(predicted)}
+        op: {80: first(predicted), 90: first(measured or predicted)}
         for op, (predicted, measured) in sorted(ratios.items())
     }
 

@@ -21,7 +21,7 @@ DEVICE = "cuda"
 D = 128
 HEADS = {"2b": (16, 8), "xl": (32, 8), "alone": (3, 3), "eight": (8, 1)}
 DTYPES = (torch.bfloat16, torch.float16)
-AS_TRITONS = 1.1  # a row's largest weight is not 1 here and is rounded like the others: 1.06 by emulation
+SLACK = 1.03  # of what the largest weights' rounding costs
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU"),
@@ -34,14 +34,17 @@ def random(*shape, dtype, seed=0):
 
 
 def softmax(q, k, v, hidden):
-    """[B, heads, S, D] of queries on [B, kv_heads, E, D], in fp64 one head at a time."""
+    """[B, heads, S, D] of queries on [B, kv_heads, E, D], in fp64 one head at a time, and by how much the error may
+    exceed that of a kernel in which a row's largest weight is 1: here it is rounded like the others."""
     group = q.shape[1] // k.shape[1]
-    found = torch.empty(q.shape, dtype=torch.float64, device=q.device)
+    found, squares = torch.empty(q.shape, dtype=torch.float64, device=q.device), torch.zeros(2, dtype=torch.float64)
     for h in range(q.shape[1]):
         keys, values = (t[:, h // group].double() for t in (k, v))
         scores = (q[:, h].double() @ keys.mT / D**0.5).masked_fill(hidden, -1e300)
-        found[:, h] = scores.softmax(-1) @ values
-    return found.transpose(1, 2).flatten(2)
+        weights = scores.softmax(-1)
+        found[:, h] = weights @ values
+        squares += torch.stack([weights.square().sum(), weights.amax(-1).square().sum()]).cpu()
+    return found.transpose(1, 2).flatten(2), SLACK * float(squares[0] / (squares[0] - squares[1])) ** 0.5
 
 
 def packed(model, S, lengths, dtype):
@@ -51,11 +54,11 @@ def packed(model, S, lengths, dtype):
     parts = qkv.split((heads, kv_heads, kv_heads), 2)
     i, counts = torch.arange(S, device=DEVICE), torch.tensor(lengths, device=DEVICE)
     hidden = ((i[:, None] - i).abs() > 128) | (i >= counts[:, None, None])
-    want = softmax(*(t.transpose(1, 2) for t in parts), hidden)
+    want, most = softmax(*(t.transpose(1, 2) for t in parts), hidden)
     want[i >= counts[:, None]] = 0
     for song, length in zip(qkv, lengths):
         song[length:] = torch.nan
-    return parts, counts, want
+    return parts, counts, want, most
 
 
 def cached(model, S, E, lengths, dtype):
@@ -67,10 +70,10 @@ def cached(model, S, E, lengths, dtype):
     hidden = (torch.arange(E, device=DEVICE) >= counts[:, None])[:, None]
     heads64 = q.double().unflatten(-1, (-1, D))
     u = heads64 * (heads64.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * weight.double()
-    want = softmax(u.transpose(1, 2), k, v, hidden)
+    want, most = softmax(u.transpose(1, 2), k, v, hidden)
     for song, length in zip(cache, lengths):
         song[:, length:] = torch.nan
-    return (q, weight, k, v, counts), want
+    return (q, weight, k, v, counts), want, most
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -79,12 +82,12 @@ def cached(model, S, E, lengths, dtype):
     ("alone", 385, [384]), ("eight", 130, [130]),
 ])  # fmt: skip
 def test_a_window_is_softmax_in_fp64_and_as_near_as_tritons(model, S, lengths, dtype):
-    (q, k, v), counts, want = packed(model, S, lengths, dtype)
+    (q, k, v), counts, want, most = packed(model, S, lengths, dtype)
     ours, theirs = (self_attention(q, k, v, 128, counts, backend=name) for name in ("cuda", "triton"))
     assert relative(ours, want) <= GATE[dtype]
     for song, length in zip(ours, lengths):
         assert not song[length:].any()
-    assert relative(ours, want) <= AS_TRITONS * relative(theirs, want)
+    assert relative(ours, want) <= most * relative(theirs, want)
     assert torch.equal(self_attention(q, k, v, 128, counts.int(), backend="cuda"), ours)
 
 
@@ -94,22 +97,22 @@ def test_a_window_is_softmax_in_fp64_and_as_near_as_tritons(model, S, lengths, d
     ("eight", 17, 33, [33]),
 ])  # fmt: skip
 def test_cross_attention_is_softmax_in_fp64_and_as_near_as_tritons(model, S, E, lengths, dtype):
-    given, want = cached(model, S, E, lengths, dtype)
+    given, want, most = cached(model, S, E, lengths, dtype)
     ours, theirs = (cross_attention(*given, backend=name) for name in ("cuda", "triton"))
     assert relative(ours, want) <= GATE[dtype]
-    assert relative(ours, want) <= AS_TRITONS * relative(theirs, want)
+    assert relative(ours, want) <= most * relative(theirs, want)
     assert torch.equal(cross_attention(*given, backend="cuda"), ours)
 
 
 def test_songs_share_keys_and_a_song_does_not_depend_on_its_batch():
-    (q, weight, k, v, _), _ = cached("2b", 200, 96, [96, 96, 96], torch.float16)
+    (q, weight, k, v, _), *_ = cached("2b", 200, 96, [96, 96, 96], torch.float16)
     together = cross_attention(q, weight, k[:1], v[:1], backend="cuda")
     for song, alone in zip(together, q):
         assert torch.equal(cross_attention(alone[None], weight, k[:1], v[:1], backend="cuda")[0], song)
 
 
 def test_a_graph_reads_lengths_where_they_are():
-    (q, k, v), counts, _ = packed("2b", 512, [512], torch.float16)
+    (q, k, v), counts, *_ = packed("2b", 512, [512], torch.float16)
     out = torch.empty(1, 512, 16 * D, dtype=torch.float16, device=DEVICE)
     self_attention(q, k, v, 128, counts, out=out, backend="cuda")
     graph = torch.cuda.CUDAGraph()
@@ -123,7 +126,7 @@ def test_a_graph_reads_lengths_where_they_are():
 
 
 def test_compiled_they_are_one_call_each():
-    (q, k, v), counts, _ = packed("2b", 130, [130], torch.bfloat16)
+    (q, k, v), counts, *_ = packed("2b", 130, [130], torch.bfloat16)
     compiled = torch.compile(
         lambda *given: self_attention(*given, backend="cuda") + 0, fullgraph=True, backend="aot_eager"
     )
