@@ -21,7 +21,7 @@ DEVICE = "cuda"
 D = 128
 HEADS = {"2b": (16, 8), "xl": (32, 8), "alone": (3, 3), "eight": (8, 1)}
 DTYPES = (torch.bfloat16, torch.float16)
-SLACK = 1.03  # of what the largest weights' rounding costs
+MOST = 1.25  # times Triton's error, whatever the rounding of the largest weights costs
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU"),
@@ -44,7 +44,7 @@ def softmax(q, k, v, hidden):
         weights = scores.softmax(-1)
         found[:, h] = weights @ values
         squares += torch.stack([weights.square().sum(), weights.amax(-1).square().sum()]).cpu()
-    return found.transpose(1, 2).flatten(2), SLACK * float(squares[0] / (squares[0] - squares[1])) ** 0.5
+    return found.transpose(1, 2).flatten(2), min(MOST, float(squares[0] / (squares[0] - squares[1])) ** 0.5)
 
 
 def packed(model, S, lengths, dtype):
