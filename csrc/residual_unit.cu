@@ -255,8 +255,6 @@ __device__ __forceinline__ void residual_unit(const T* x, const float* alpha1, c
     residual_unit<T, C, ROWS, KB, STAGES>(x, alpha1, inv_beta1, weight1, bias1, alpha2, inv_beta2, weight2, bias2,   \
                                           alpha, inv_beta, y, waved, L, dilation, guard);                            \
   }
-ENTRY(residual_unit_c128_r256_bf16, bf16, 128, 256, 64, 3, 1)
-ENTRY(residual_unit_c128_r256_fp16, fp16, 128, 256, 64, 3, 1)
 ENTRY(residual_unit_c128_r128_bf16, bf16, 128, 128, 64, 2, 2)
 ENTRY(residual_unit_c128_r128_fp16, fp16, 128, 128, 64, 2, 2)
 ENTRY(residual_unit_c256_r128_bf16, bf16, 256, 128, 64, 2, 1)

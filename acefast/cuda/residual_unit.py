@@ -31,9 +31,6 @@ KERNELS = {
     ("c256", 89): _tile(256, 64, 32, 2),
     ("c256", 120): _tile(256, 64, 32, 2),
 }
-WIDE = _tile(
-    128, 256, 64, 3
-)  # for c128, one block of up to 126 KB: half the weights' traffic; in no row until measured
 
 
 def fits(channels: int, dtype: torch.dtype) -> bool:

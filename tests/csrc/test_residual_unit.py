@@ -29,7 +29,7 @@ def test_any_order_gives_the_equation(program, copies, order):
     [
         ("c128_r128_fp16", 2, 130, 9, 1, 1),  # two tiles a song, two rows in the second
         ("c128_r128_bf16", 1, 1, 1, 1, 0),
-        ("c128_r256_bf16", 1, 257, 9, 0, 1),
+        ("c128_r128_bf16", 1, 257, 9, 0, 1),
         ("c256_r128_fp16", 1, 128, 10, 1, 0),  # as far as the guards reach
         ("c256_r64_bf16", 2, 65, 1, 0, 1),
     ],

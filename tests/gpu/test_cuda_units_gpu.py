@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -14,7 +12,7 @@ pytest.importorskip("triton", "3.2", reason="triton is not installed")
 from acefast.backends import use_backend, why_unavailable
 from acefast.cases import all_cases
 from acefast.cuda import loader
-from acefast.cuda.residual_unit import KERNELS, TAPS, WIDE
+from acefast.cuda.residual_unit import KERNELS, TAPS
 from acefast.cuda.residual_unit import residual_unit as kernel
 from acefast.guarded import with_guards
 from acefast.models.v15 import vae
@@ -27,7 +25,7 @@ from tests.models.test_vae_tile import latents, made
 from tests.ops.units import GATE, check_guards, exact, poisoned, relative, weights
 
 DEVICE = "cuda"
-TILES = {tile.entry: tile for tile in (*KERNELS.values(), WIDE)}
+TILES = {tile.entry: tile for tile in KERNELS.values()}
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU"),
@@ -128,14 +126,12 @@ def test_a_decoders_song_is_as_near_to_fp32_as_the_references():
     torch.cuda.is_available() and loader.current_sm() not in BLOCK_SHARED_LIMIT, reason="an unknown GPU"
 )
 def test_a_case_is_timed_beside_tritons(capsys):
-    """And prints microseconds of both, and of the wide tile."""
+    """And prints microseconds of both."""
     ours = {case.config: case for case in all_cases("cuda") if case.kernel == "residual_unit"}
     theirs = {case.config: case for case in all_cases() if case.kernel == "residual_unit"}
     sm = loader.current_sm()
     for name, case in ours.items():
         timed = {"CUDA": case, "Triton": theirs[name]}
-        if name.startswith("c128") and sm in (80, 90, 100):
-            timed["CUDA, wide"] = replace(case, launch=partial(kernel, kernel=WIDE))
         with torch.inference_mode():
             times = {who: time_case(each, torch.device(DEVICE), sm)["measured_us"] for who, each in timed.items()}
         with capsys.disabled():

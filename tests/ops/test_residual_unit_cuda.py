@@ -14,7 +14,7 @@ pytest.importorskip("triton", "3.9", reason="triton 3.9 is not installed")
 from acefast import sim
 from acefast.backends import BackendUnavailable, emulated, use_backend
 from acefast.cuda import loader, toolkit
-from acefast.cuda.residual_unit import KERNELS, TAPS, WIDE
+from acefast.cuda.residual_unit import KERNELS, TAPS
 from acefast.cuda.residual_unit import residual_unit as kernel
 from acefast.guarded import GUARD, guarded, whole
 from acefast.ops.residual_unit import from_x_alone, residual_unit
@@ -81,7 +81,7 @@ def test_the_widest_dilation_fits_a_block(C, sm, rng):
 
 @pytest.mark.parametrize("sm", [80, *(pytest.param(sm, marks=pytest.mark.slow) for sm in (86, 89, 90, 100, 120))])
 def test_no_entry_point_spills(sm):
-    for tile in {tile.entry: tile for tile in (*KERNELS.values(), WIDE)}.values():
+    for tile in {tile.entry: tile for tile in KERNELS.values()}.values():
         for dtype in ("bf16", "fp16"):
             found = read_cubin(toolkit.compiled("residual_unit", f"{tile.entry}_{dtype}", sm)[1])
             assert found.spill_bytes == found.local == 0 and found.registers * tile.threads <= 65536
