@@ -4,7 +4,7 @@
 //         q = min(1, threshold / sqrt(A));  d = q m;  p = (q P / max(C, 1e-24)) c;  v = c + (scale - 1) (d - p + eta p)
 // Tiling  two blocks per 256 frames x 16 channels of a song, as csrc/sampler_step.cu has them. The first writes m and
 //         its tile's A, C and P, fp32 sums of 256; the second waits for all of its song's and adds those of its
-//         channels, in fp64 and one order, so that no float is added atomically and the result never varies.
+//         channels, in fp64 and one order, so that the result never varies.
 //         With omega three: the second writes v and the sum of v dt, the third waits for those
 // Bytes   B * T * D * (3 c + u + 12): c, u and m in, m out; c and m in again, velocity out; or what a step moves more.
 //         c and u stand for their itemsize. The sums, 3 / 256 of m, stay in L2
