@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from acefast.ops.apg import apg
 from acefast.ops.conv1d import conv1d
 from acefast.ops.residual_unit import residual_unit
 from acefast.ops.snake import snake
@@ -78,3 +79,14 @@ def test_eager_calls_do_not_go_through_torchs_dispatcher(monkeypatch):
     with torch.profiler.profile() as profile:
         snake(*inputs(1, 4, 16))
     assert not [event for event in profile.events() if "acefast" in event.name]
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_guidance_is_one_call_too(dtype):
+    cond, uncond = torch.randn(2, 2, 30, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    running, lengths = torch.randn(2, 30, 16), torch.tensor([30, 11])
+    for scale in (1.0, 7.0):
+        torch.library.opcheck(torch.ops.acefast.apg.default, (cond, uncond, None, scale))
+        torch.library.opcheck(torch.ops.acefast.apg.default, (cond, uncond, running, scale), {"lengths": lengths})
+    compiled = torch.compile(lambda *given: apg(*given)[0] + 0, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(cond, uncond, running, 7.0), apg(cond, uncond, running, 7.0)[0])

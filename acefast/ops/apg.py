@@ -24,6 +24,7 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_shape
+from acefast.operators import operator
 from acefast.ops.sampler_step import (
     TILE,
     Repaint,
@@ -92,6 +93,11 @@ def apg_step_reference(
     return sampler_step_reference(latents, velocity, times, step, lengths=lengths, **step_options)
 
 
+@operator(
+    "(Tensor cond, Tensor uncond, Tensor? running, float scale, *, float momentum=-0.75, float norm_threshold=2.5, "
+    "float eta=0.0, Tensor? lengths=None, str? backend=None) -> (Tensor, Tensor)",
+    fake=lambda cond, *_, **__: (torch.empty_like(cond), torch.empty(cond.shape, device=cond.device)),
+)
 def apg(
     cond: Tensor,
     uncond: Tensor,
