@@ -86,25 +86,27 @@ __device__ __forceinline__ void residual_norm(const X* x, const T* y, const T* w
                                               i64 shift_row, float eps) {
   constexpr int PIECES = H / APART;
   const int own = threadIdx.x * 4, song = blockIdx.y, row = blockIdx.x * ROWS;
-  const i64 at = step ? *step : 0;
-  x += song * x_song + row * x_row + own;
-  if (y) y += song * y_song + row * y_row + own;
-  if (stream) stream += song * stream_song + row * stream_row + own;
-  if (gate) gate += at * gate_row + own;
   const bool twice = row + 1 == S;  // the last row: both write the same
-  if (twice) x_row = y_row = stream_row = 0;
+  const i64 at = step ? *step : 0;
   Four<X> before[ROWS][PIECES];
   float v[ROWS][PIECES][4], squares[ROWS][2] = {}, inverse_rms[ROWS];
+  x += song * x_song + row * x_row + own;
+  if (twice) x_row = 0;
 #pragma unroll
   for (int r = 0; r < ROWS; r++)
 #pragma unroll
     for (int p = 0; p < PIECES; p++) before[r][p] = four(x + r * x_row + p * APART);
   if (y) {
     Four<T> added[ROWS][PIECES];
+    y += song * y_song + row * y_row + own;
+    if (twice) y_row = 0;
 #pragma unroll
     for (int r = 0; r < ROWS; r++)
 #pragma unroll
       for (int p = 0; p < PIECES; p++) added[r][p] = four(y + r * y_row + p * APART);
+    if (gate) gate += at * gate_row + own;
+    if (stream) stream += song * stream_song + row * stream_row + own;
+    if (twice) stream_row = 0;
     if (gate && stream)
       add<true, true>(v, before, added, gate, stream, stream_row, squares);
     else if (gate)
