@@ -62,5 +62,3 @@ __device__ __forceinline__ void qk_norm_rope(const T* qkv, const T* q_weight, co
   }
 ENTRY(qk_norm_rope_h4_bf16, bf16, 4)
 ENTRY(qk_norm_rope_h4_fp16, fp16, 4)
-ENTRY(qk_norm_rope_h8_bf16, bf16, 8)
-ENTRY(qk_norm_rope_h8_fp16, fp16, 8)

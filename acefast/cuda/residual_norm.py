@@ -9,24 +9,15 @@ import torch
 from torch import Tensor
 
 from acefast.cases import Case
-from acefast.cuda.loader import Kernel, current_sm, launch
-from acefast.kernel_config import pick
+from acefast.cuda.loader import launch
 
-WIDEST = 4096  # 512 threads
+WIDTHS = 2048, 2560
+ROWS = 2  # of a block, which has as many warps
 NAMES = {
     (torch.bfloat16, torch.bfloat16): "bf16",  # the stream's and the norm's
     (torch.float32, torch.bfloat16): "fp32_bf16",
     (torch.float32, torch.float16): "fp32_fp16",
 }
-
-
-def _tile(rows: int) -> Kernel:
-    return Kernel(f"residual_norm_r{rows}", 0, tiles={"ROWS": rows})  # threads: of the width
-
-
-# More rows read the vectors less often, fewer leave more blocks to a short song. A row has the same bits in either.
-KERNELS = {("rows", 80): _tile(2)}
-TALL = _tile(4)  # in no row until measured
 
 
 def fits(
@@ -37,11 +28,10 @@ def fits(
     dtype: torch.dtype,
 ) -> bool:
     """Whether the kernel takes a stream ``x``, written to ``new`` or to new memory, a norm of ``dtype``, the ``others``
-    of that dtype (weight, y, h), and gate, scale and shift."""
-    H = x.shape[-1]
+    of that dtype (weight, y, h), and gate, scale and shift, of which the last two come together."""
     return (
-        0 < H <= WIDEST
-        and H % 256 == 0  # whole warps
+        x.shape[-1] in WIDTHS
+        and (vectors[1] is None) == (vectors[2] is None)
         and (x.dtype, dtype) in NAMES
         and all(t is None or t.dtype == dtype for t in others)
         and all(t is None or t.dtype == torch.float32 for t in vectors)
@@ -66,23 +56,17 @@ def residual_norm(
     step: Tensor | None = None,
     eps: float = 1e-6,
     out: tuple[Tensor | None, Tensor],
-    kernel: Kernel | None = None,
 ) -> tuple[Tensor | None, Tensor]:
-    """Launches the kernel; the op has checked the inputs. ``out`` is written; where y is None, x is returned for x'.
-
-    ``kernel``: instead of the table's.
-    """
+    """Launches the kernel; the op has checked the inputs. ``out`` is written; where y is None, x is returned for x'."""
     B, S, H = x.shape
     new, h = (x, out[1]) if y is None else out
-    kernel = kernel or pick(KERNELS, "rows", current_sm())
-    rows, warps = kernel["ROWS"], H // 256
     places = (n for t in (x, y, new, h) for n in ((0, 0) if t is None else t.stride()[:2]))
     tables = (0 if step is None or t is None else t.stride(0) for t in (gate, scale, shift))
     stream = None if y is None else new
-    arguments = x, y, weight, gate, scale, shift, step, stream, h, S, *places, *tables, 1 / H, eps
-    entry = f"{kernel.entry}_{NAMES[x.dtype, h.dtype]}"
-    types = 9 * "p" + "i" + 11 * "l" + "ff"
-    launch("residual_norm", entry, (-(-S // rows), B, 1), 32 * warps, 4 * rows * warps, arguments, types)
+    arguments = x, y, weight, gate, scale, shift, step, stream, h, S, *places, *tables, eps
+    entry = f"residual_norm_h{H}_{NAMES[x.dtype, h.dtype]}"
+    types = 9 * "p" + "i" + 11 * "l" + "f"
+    launch("residual_norm", entry, (-(-S // ROWS), B, 1), 32 * ROWS, 4 * ROWS * ROWS, arguments, types)
     return new, h
 
 

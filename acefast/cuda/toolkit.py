@@ -3,7 +3,7 @@
 Needs the standard library only, since setup.py uses it too.
 
     nvcc = find_nvcc()  # None where there is none
-    ptx, cubin = compiled("qk_norm_rope", "qk_norm_rope_h8_bf16", 80)  # kept on disk
+    ptx, cubin = compiled("qk_norm_rope", "qk_norm_rope_h4_bf16", 80)  # kept on disk
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def qk_norm_rope(
         kv_heads: key heads, as many as value heads.
         out: where q and k are written, a tensor packed like ``qkv``; may be ``qkv`` itself, which is then rotated in
             place. Its values' part is not touched.
-        backend: "triton", "cuda" (D 128, heads and kv_heads multiples of 8, bf16 or fp16 with weights of that dtype,
+        backend: "triton", "cuda" (D 128, heads and kv_heads multiples of 4, bf16 or fp16 with weights of that dtype,
             rows at multiples of 4 elements) or "reference"; None leaves the choice to acefast.backends.
     Returns:
         q [B, S, heads, D] and k [B, S, kv_heads, D] in qkv's dtype, rounded once, views of ``out`` where it is given;

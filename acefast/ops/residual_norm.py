@@ -82,9 +82,9 @@ def residual_norm(
         dtype: of ``h``; None is x's. They differ where a residual stream is kept in fp32.
         out: where (x', h) are written and what is returned. x' may be ``x`` itself: in place; None there does not
             store it. With y None there is no x' to write.
-        backend: "triton", "cuda" (H a multiple of 256 up to 4096, gate, scale and shift fp32, y and weight of h's
-            dtype; that is bf16 beside a stream in it or in fp32, or fp16 beside one in fp32; rows at multiples of 4
-            elements) or "reference"; None leaves the choice to acefast.backends.
+        backend: "triton", "cuda" (H 2048 or 2560, gate, scale and shift fp32, the last two together, y and weight of
+            h's dtype; that is bf16 beside a stream in it or in fp32, or fp16 beside one in fp32; rows at multiples of
+            4 elements) or "reference"; None leaves the choice to acefast.backends.
     Returns:
         (x', h), each [B, S, H]: x' in x's dtype, h in ``dtype``, each rounded once; the mean is over the rounded x'.
     Raises:

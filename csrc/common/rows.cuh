@@ -2,9 +2,9 @@
 #pragma once
 #include "warp.cuh"
 
-// Sums of N values over all threads of a block, for all of them: lanes first, then warps in their order, so that N does
-// not change a bit. Once in a kernel. N * 4 bytes of dynamic shared memory for each warp.
-template <int N>
+// Sums of N values over all threads of a block, for all of them: lanes first, then its WARPS in their order, so that N
+// does not change a bit. Once in a kernel. N * 4 bytes of dynamic shared memory for each warp.
+template <int WARPS, int N>
 __device__ __forceinline__ void block_sum(float (&v)[N]) {
   float* const of_warps = ptx::shared_memory<float>();
 #pragma unroll
@@ -15,9 +15,9 @@ __device__ __forceinline__ void block_sum(float (&v)[N]) {
   }
   __syncthreads();
 #pragma unroll
-  for (int i = 0; i < N; i++) v[i] = 0;
-  for (int warp = 0, warps = blockDim.x / 32; warp < warps; warp++) {
+  for (int i = 0; i < N; i++) {
+    v[i] = of_warps[i];
 #pragma unroll
-    for (int i = 0; i < N; i++) v[i] += of_warps[warp * N + i];
+    for (int warp = 1; warp < WARPS; warp++) v[i] += of_warps[warp * N + i];
   }
 }

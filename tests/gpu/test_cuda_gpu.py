@@ -23,7 +23,7 @@ from acefast.ops.qk_norm_rope import qk_norm_rope, qk_norm_rope_reference
 from tests.gpu import test_kernels_gpu as any_family
 
 ROOT = Path(__file__).parents[2]
-ENTRY, TYPES = "qk_norm_rope_h8_bf16", "ppppppiillllllf"
+ENTRY, TYPES = "qk_norm_rope_h4_bf16", "ppppppiillllllf"
 AHEAD, LATER = PATHS = ("ahead of time", "at first use")
 CASES = [pytest.param(case, id=case.name) for case in all_cases("cuda")]
 pytestmark = [

@@ -12,7 +12,7 @@ pytest.importorskip("triton", "3.9", reason="triton 3.9 is not installed")
 
 from acefast.backends import BackendUnavailable
 from acefast.cuda import toolkit
-from acefast.cuda.qk_norm_rope import FEW, KERNELS, NAMES
+from acefast.cuda.qk_norm_rope import KERNELS, NAMES
 from acefast.cuda.qk_norm_rope import qk_norm_rope as kernel
 from acefast.ops.qk_norm_rope import qk_norm_rope, rope_table
 from acefast.sim.driver import dry_run
@@ -21,15 +21,14 @@ from tests.ops.simulated import simulated
 from tests.ops.test_qk_norm_rope import CPU, GATE, expected, inputs, relative
 
 pytestmark = pytest.mark.skipif(toolkit.find_nvcc() is None, reason="no nvcc here")
-TILES = {"h8": KERNELS["heads", 80], "h4": FEW}
 ARGUMENTS = ("qkv", "q_weight", "k_weight", "cos", "sin", "heads", "kv_heads")
 
 
-def run(*arguments, tile="h8", in_place=False, **options):
+def run(*arguments, in_place=False, **options):
     """What is written to memory that was NaN before, or in place."""
     qkv = arguments[0]
     out = qkv if in_place else torch.full_like(qkv, torch.nan)
-    simulated(kernel, {**dict(zip(ARGUMENTS, arguments)), **options, "out": out, "kernel": TILES[tile]})
+    simulated(kernel, {**dict(zip(ARGUMENTS, arguments)), **options, "out": out})
     return out
 
 
@@ -38,11 +37,10 @@ def parts(packed, heads, kv_heads):
 
 
 @pytest.mark.parametrize("dtype", NAMES, ids=str)
-@pytest.mark.parametrize("S, heads, kv_heads", [(1, 16, 8), (7, 8, 8), (8, 0, 8), (9, 8, 16)])
-@pytest.mark.parametrize("tile", TILES)
-def test_any_number_of_rows_is_rotated_as_in_fp64(tile, S, heads, kv_heads, dtype, rng):
+@pytest.mark.parametrize("S, heads, kv_heads", [(1, 16, 8), (7, 8, 4), (8, 0, 8), (9, 4, 12)])
+def test_any_number_of_rows_is_rotated_as_in_fp64(S, heads, kv_heads, dtype, rng):
     qkv, *weights = inputs(2, S, heads, kv_heads, 128, dtype, rng)
-    out = run(qkv, *weights, *rope_table(S, 128, 1e6, CPU), heads, kv_heads, tile=tile)
+    out = run(qkv, *weights, *rope_table(S, 128, 1e6, CPU), heads, kv_heads)
     *found, untouched = parts(out, heads, kv_heads)
     for got, raw, weight in zip(found, parts(qkv, heads, kv_heads), weights):
         if raw.numel():
@@ -50,12 +48,11 @@ def test_any_number_of_rows_is_rotated_as_in_fp64(tile, S, heads, kv_heads, dtyp
     assert untouched.isnan().all()
 
 
-def test_without_a_table_and_in_place_and_by_other_heads_the_bits_are_the_same(rng):
+def test_without_a_table_and_in_place_the_bits_are_the_same(rng):
     for table in ((None, None), rope_table(9, 128, 1e6, CPU)):
         qkv, *weights = inputs(1, 9, 8, 8, 128, torch.bfloat16, rng)
         before = qkv.clone()
         out = run(qkv, *weights, *table, 8, 8)
-        assert torch.equal(run(qkv, *weights, *table, 8, 8, tile="h4")[..., :2048], out[..., :2048])
         run(qkv, *weights, *table, 8, 8, in_place=True)
         assert torch.equal(qkv[..., :2048], out[..., :2048]) and torch.equal(qkv[..., 2048:], before[..., 2048:])
         if table[0] is None:
@@ -88,10 +85,9 @@ def test_silence_is_kept_finite_by_eps(rng):
 
 @pytest.mark.parametrize("sm", [80, *(pytest.param(sm, marks=pytest.mark.slow) for sm in (86, 89, 90, 100, 120))])
 def test_no_entry_point_spills(sm):
-    for tile in TILES.values():
-        for name in NAMES.values():
-            found = read_cubin(toolkit.compiled("qk_norm_rope", f"{tile.entry}_{name}", sm)[1])
-            assert found.spill_bytes == found.local == 0
+    for name in NAMES.values():
+        found = read_cubin(toolkit.compiled("qk_norm_rope", f"{KERNELS['heads', 80].entry}_{name}", sm)[1])
+        assert found.spill_bytes == found.local == 0
 
 
 def launches(*arguments, **options):
@@ -103,14 +99,14 @@ def launches(*arguments, **options):
 def test_what_it_cannot_take_is_tritons_or_refused(rng):
     qkv, *weights = inputs(2, 9, 16, 8, 128, torch.bfloat16, rng)
     found = launches(qkv, *weights, *rope_table(9, 128, 1e6, CPU), 16, 8, backend="cuda")
-    assert found == [("qk_norm_rope_h8_bf16", (2, 3, 2))]
+    assert found == [("qk_norm_rope_h4_bf16", (2, 6, 2))]
     wide = torch.zeros(2, 9, 4098).bfloat16()
     for case in (
         (qkv.float(), *(w.float() for w in weights), None, None, 16, 8),
         (qkv, *(w.float() for w in weights), None, None, 16, 8),
         (wide[..., 2:], *weights, None, None, 16, 8),
         (qkv, *(w[:64] for w in weights), None, None, 32, 16),
-        (qkv, *weights, None, None, 24, 4),
+        (qkv, *weights, None, None, 28, 2),
     ):
         with pytest.raises(BackendUnavailable, match="it has no cuda kernel for this input"):
             launches(*case, backend="cuda")

@@ -1,7 +1,7 @@
 """sampler_step's CUDA kernel: what is launched, and its PTX in the simulator, which gives the reference's bits.
 
-tests/csrc/test_sampler_step.py proves how its blocks wait, tests/kernels its costs,
-tests/gpu/test_cuda_steps_gpu.py all of it on a GPU.
+How its blocks wait is csrc/common/turns.cuh and mean.cuh, which tests/csrc/test_apg.py proves in apg's kernel.
+tests/kernels has its costs, tests/gpu/test_cuda_steps_gpu.py all of it on a GPU.
 """
 
 from __future__ import annotations

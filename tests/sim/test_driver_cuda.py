@@ -28,10 +28,10 @@ def test_both_families_are_recorded_in_the_order_of_their_launches_and_not_run()
     with dry_run(90) as launches:
         for backend in ("cuda", "triton", "cuda"):
             qk_norm_rope(*rows(), backend=backend)
-    assert [one.name for one in launches] == ["qk_norm_rope_h8_bf16", "_qk_norm_rope", "qk_norm_rope_h8_bf16"]
+    assert [one.name for one in launches] == ["qk_norm_rope_h4_bf16", "_qk_norm_rope", "qk_norm_rope_h4_bf16"]
     one = launches[0]
-    assert (one.sm, one.grid, one.num_warps, one.shared_bytes) == (90, (13, 2, 1), 4, 0)
-    assert ".target sm_90" in one.ptx and read_kernel(one.kernel).name == "qk_norm_rope_h8_bf16"
+    assert (one.sm, one.grid, one.num_warps, one.shared_bytes) == (90, (13, 4, 1), 4, 0)
+    assert ".target sm_90" in one.ptx and read_kernel(one.kernel).name == "qk_norm_rope_h4_bf16"
     assert [a.type for a in one.arguments.values()] == list("ppppppiillllllf") and one.arguments[
         "argument 6"
     ].value == 100
@@ -41,7 +41,7 @@ def test_both_families_are_recorded_in_the_order_of_their_launches_and_not_run()
 def test_a_graph_check_is_told_of_them():
     given = rows()
     with dry_run(80):
-        assert check_step(lambda: qk_norm_rope(*given, backend="cuda")).launches["qk_norm_rope_h8_bf16"] == 1
+        assert check_step(lambda: qk_norm_rope(*given, backend="cuda")).launches["qk_norm_rope_h4_bf16"] == 1
 
 
 def test_they_run_in_a_dry_run_only():
@@ -53,7 +53,7 @@ def test_they_run_in_a_dry_run_only():
             qk_norm_rope(*rows("cpu"), backend="cuda")
 
 
-ENTRY, TYPES = "qk_norm_rope_h8_bf16", "ppppppiillllllf"
+ENTRY, TYPES = "qk_norm_rope_h4_bf16", "ppppppiillllllf"
 
 
 @pytest.mark.parametrize(
