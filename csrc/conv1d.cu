@@ -15,20 +15,6 @@
 
 constexpr int GROUP = 8;
 
-// What a convolution has for a row: taps of channels, ``apart`` bytes beyond their own length from one to the next.
-template <int BYTES>
-struct Taps {
-  const unsigned char* first;
-  const int stride, steps, apart;  // bytes between rows; steps of a tap
-  int left;                        // of this tap
-
-  __device__ __forceinline__ const unsigned char* row(int r) const { return first + r * stride; }
-  __device__ __forceinline__ void next() {
-    first += BYTES;
-    if (--left == 0) first += apart, left = steps;
-  }
-};
-
 // x, residual, y and waved are at the first guard row of the first song and have ``guard`` rows, at least ``padding``,
 // around each song's L or R; residual, y or waved may be null, and y may be residual. Grid: row tiles * Cout / N, 1,
 // songs. Dynamic shared memory: (M + N) * BYTES * STAGES bytes.

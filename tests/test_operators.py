@@ -7,6 +7,7 @@ import torch
 
 from acefast.ops.apg import apg
 from acefast.ops.conv1d import conv1d
+from acefast.ops.conv_transpose1d import conv_transpose1d
 from acefast.ops.residual_unit import residual_unit
 from acefast.ops.snake import snake
 from tests.ops.test_snake import inputs
@@ -72,6 +73,10 @@ def test_the_operator_keeps_its_promises():
         found = torch.ops.acefast.conv1d(x, *weights[:2], **options)
         assert torch.equal(found, conv1d(x, *weights[:2], **options))
         torch.library.opcheck(torch.ops.acefast.conv1d.default, (x, *weights[:2]), options)
+        raised = x, torch.randn(32, 64).to(dtype), weights[1]
+        found = torch.ops.acefast.conv_transpose1d(*raised, stride=4)
+        assert torch.equal(found, conv_transpose1d(*raised, stride=4))
+        torch.library.opcheck(torch.ops.acefast.conv_transpose1d.default, raised, {"stride": 4})
 
 
 def test_eager_calls_do_not_go_through_torchs_dispatcher(monkeypatch):

@@ -16,12 +16,14 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_contiguous, check_shape
+from acefast.cuda import conv_transpose1d as cuda
 from acefast.guarded import check_rows, handed_over, lay, room, with_guards
+from acefast.operators import operator
 from acefast.ops.conv1d import Pair, check_dtype, check_results, pair
 from acefast.ops.snake import Activation, activate
 
 OP = "conv_transpose1d"
-ORDER = ("triton",)  # kernels, fastest first
+ORDER = ("triton", "cuda")  # kernels, fastest first
 
 
 def conv_transpose_weight(weight: Tensor) -> Tensor:
@@ -68,6 +70,11 @@ def conv_transpose1d_reference(
     return lay(y, kept, guarded) if keep else None, activated
 
 
+def _fake(x: Tensor, weight: Tensor, bias: Tensor, *, stride: int, **_) -> Tensor:
+    return x.new_empty(x.shape[0], stride * x.shape[1], bias.shape[0])
+
+
+@operator("(Tensor x, Tensor weight, Tensor bias, *, int stride, str? backend=None) -> Tensor", fake=_fake)
 def conv_transpose1d(
     x: Tensor,
     weight: Tensor,
@@ -92,8 +99,9 @@ def conv_transpose1d(
         guarded: x, out and what is returned lie between zeros, as acefast.guarded lays rows.
         out: where what is returned is written, of the same form, [B, stride * L, Cout] each; shares no memory with x.
             None: new memory.
-        backend: "triton" (16 bits, Cin and Cout multiples of 16) or "reference"; None leaves the choice to
-            acefast.backends.
+        backend: "triton" (16 bits, Cin and Cout multiples of 16; rows that are not guarded are copied), "cuda" (of
+            those, Cin and Cout multiples of 64 and stride / 2 * Cout one of 128, without silu) or "reference"; None
+            leaves the choice to acefast.backends.
     Returns:
         The result y, [B, stride * L, Cout], contiguous or guarded. With a wave the pair (y, wave(y)), of which y is
         None unless kept.
@@ -115,13 +123,16 @@ def conv_transpose1d(
     check_dtype(OP, "weight", weight, x)
     check_results(OP, (B, stride * L, Cout), "[B, stride * L, Cout]", x, wave, keep, guarded, out)
     options = {"stride": stride, "wave": wave, "keep": keep, "guarded": guarded, "out": out}
-    fits = x.dtype in (torch.bfloat16, torch.float16) and Cin % 16 == 0 and Cout % 16 == 0 and x.numel() > 0
-    if choose_backend(OP, backend, x.device, ORDER if fits else ()) == "triton":
-        return _on_kernel(x, weight, bias, **options)
+    order = ORDER if x.dtype in cuda.NAMES and Cin % 16 == 0 and Cout % 16 == 0 and x.numel() > 0 else ()
+    if not cuda.fits(weight, stride, wave):
+        order = [name for name in order if name != "cuda"]
+    if (chosen := choose_backend(OP, backend, x.device, order)) != "reference":
+        return _launch(chosen, x, weight, bias, **options)
     return conv_transpose1d_reference(x, weight, bias, **options)
 
 
-def _on_kernel(
+def _launch(
+    chosen: str,
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -131,7 +142,11 @@ def _on_kernel(
     guarded: bool,
     out: Tensor | Pair | None,
 ) -> Tensor | Pair:
-    from acefast.kernels.conv_transpose1d import conv_transpose1d as kernel
+    """By a kernel, which works on guarded rows: where these are not, on copies."""
+    if chosen == "cuda":
+        kernel = cuda.conv_transpose1d
+    else:
+        from acefast.kernels.conv_transpose1d import conv_transpose1d as kernel
 
     into = pair(out)
     written = room(x, (len(x), stride * x.shape[1], len(bias)), (keep, wave is not None), into, guarded)
