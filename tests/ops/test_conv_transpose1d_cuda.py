@@ -107,16 +107,16 @@ def test_no_entry_point_spills(sm):
 
 
 @pytest.mark.parametrize(
-    "Cin, Cout, dtype, options",
+    "Cin, Cout, stride, dtype, options",
     [
-        (32, 128, torch.float16, {}),  # half of a step
-        (64, 96, torch.float16, {}),  # a warp's columns would have two channels' ends
-        (64, 64, torch.float16, {}),  # a column tile would cross the crop
-        (64, 128, torch.float32, {}),
-        (64, 128, torch.float16, {"wave": "silu"}),
+        (32, 128, 2, torch.float16, {}),  # half of a step
+        (64, 96, 8, torch.float16, {}),  # a warp's columns would be of two taps
+        (64, 64, 2, torch.float16, {}),  # a column tile would cross the crop
+        (64, 128, 2, torch.float32, {}),
+        (64, 128, 2, torch.float16, {"wave": "silu"}),
     ],
 )
-def test_what_the_kernel_does_not_take_is_refused(Cin, Cout, dtype, options):
-    x, weight, bias, _ = inputs(1, 40, Cin, Cout, 2, dtype)
+def test_what_the_kernel_does_not_take_is_refused(Cin, Cout, stride, dtype, options):
+    x, weight, bias, _ = inputs(1, 40, Cin, Cout, stride, dtype)
     with pytest.raises(BackendUnavailable, match=r"it has no.* kernel for this input"):
-        launched(x, weight, bias, stride=2, **options)
+        launched(x, weight, bias, stride=stride, **options)
