@@ -99,7 +99,7 @@ def calibrate(args: argparse.Namespace) -> int:
         raise RequestError("bench: --plot has no use with --calibrate, which draws nothing; leave it out")
     outputs = outputs_of(args)
     times = fitting.read_times(Path(args.kernel_times)) if args.kernel_times else time_here(_all_that_run, args.device)
-    fitted = fitting.fit(times["kernels"], times["sm"])
+    fitted = fitting.fit(fitting.fastest(times["kernels"]), times["sm"])
     text = "\n".join(fitting.lines(times["kernels"], times["sm"], fitted))
     texts = {"calibrate": fitting.as_file(fitted, times), "json": json.dumps(times, indent=1) + "\n"}
     texts["markdown"] = text + "\n"

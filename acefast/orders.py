@@ -12,9 +12,9 @@ from collections.abc import Sequence
 FIRST: dict[str, dict[int, str]] = {
     "apg": {80: "cuda", 90: "cuda"},
     "conv1d": {80: "cuda", 90: "triton"},
+    "conv_transpose1d": {80: "cuda", 90: "triton"},
     "cross_attention": {80: "cuda", 90: "triton"},
-    "qk_norm_rope": {80: "cuda", 90: "triton"},
-    "residual_norm": {80: "triton", 90: "triton"},
+    "qk_norm_rope": {80: "triton", 90: "cuda"},
     "residual_unit/c128": {80: "cuda", 90: "cuda"},
     "residual_unit/c256": {80: "cuda", 90: "triton"},
     "sampler_step": {80: "cuda", 90: "triton"},

@@ -8,5 +8,5 @@ predictions  what was predicted for a case, put beside it
 environment  the machine, as far as it decides about speed
 report       the JSON, its schema, and the Markdown table
 plot         stages stacked, predicted beside measured
-kernel_times each Triton kernel alone, for the calibration
+kernel_times each kernel alone, for the calibration
 """

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from acefast.cases import Case
 from acefast.cuda.loader import Kernel, current_sm, launch
-from acefast.cuda.residual_norm import in_fours
 from acefast.kernel_config import pick
 
 HEAD_DIM = 128
@@ -21,6 +20,12 @@ NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 # 8 heads would read cos and sin less often and leave fewer blocks to a short song: on an H100 they took 5.0 us, not
 # 4.4, at 30 s, 9.2, not 10.4, at 120 s, and 17.6, not 17.2, at 240 s.
 KERNELS = {("heads", 80): Kernel("qk_norm_rope_h4", THREADS, tiles={"HEADS": 4})}
+
+
+def in_fours(t: Tensor) -> bool:
+    """Whether each row's columns can be read four at a time."""
+    rows = all(stride % 4 == 0 for size, stride in zip(t.shape[:-1], t.stride()) if size > 1)
+    return rows and t.stride(-1) == 1 and t.data_ptr() % (4 * t.itemsize) == 0
 
 
 def fits(

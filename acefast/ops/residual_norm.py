@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_dtype, check_shape
-from acefast.cuda import residual_norm as cuda
-from acefast.operators import operator
 
 OP = "residual_norm"
-ORDER = ("triton", "cuda")
+ORDER = ("triton",)
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 WIDEST = 8192  # a row of more does not stay in the registers of a Triton program
 
@@ -82,9 +78,7 @@ def residual_norm(
         dtype: of ``h``; None is x's. They differ where a residual stream is kept in fp32.
         out: where (x', h) are written and what is returned. x' may be ``x`` itself: in place; None there does not
             store it. With y None there is no x' to write.
-        backend: "triton", "cuda" (H 2048 or 2560, gate, scale and shift fp32, the last two together, y and weight of
-            h's dtype; that is bf16 beside a stream in it or in fp32, or fp16 beside one in fp32; rows at multiples of
-            4 elements) or "reference"; None leaves the choice to acefast.backends.
+        backend: "triton" or "reference"; None leaves the choice to acefast.backends.
     Returns:
         (x', h), each [B, S, H]: x' in x's dtype, h in ``dtype``, each rounded once; the mean is over the rounded x'.
     Raises:
@@ -114,56 +108,15 @@ def residual_norm(
         if y is not None and out[0] is not None:
             check_shape(OP, "out[0]", out[0], (B, S, H), "[B, S, H]")
             check_dtype(OP, "out[0]", out[0], x.dtype)
-    if out is None:
-        found = _residual_norm(x, weight, y, gate, scale, shift, step=step, eps=eps, dtype=dtype, backend=backend)
-        return (x if y is None else found[0]), found[-1]
-    return _run(backend, x, weight, y, gate, scale, shift, step=step, eps=eps, dtype=dtype, out=out)
-
-
-def _new(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    return torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device)
-
-
-@operator(
-    "(Tensor x, Tensor? weight, Tensor? y=None, Tensor? gate=None, Tensor? scale=None, Tensor? shift=None, *, "
-    "Tensor? step=None, float eps=1e-6, ScalarType? dtype=None, str? backend=None) -> Tensor[]",
-    fake=lambda x, weight, y=None, *_, dtype=None, **__: [*(() if y is None else (_new(x),)), _new(x, dtype)],
-)
-def _residual_norm(*arguments: Tensor | None, **options: Any) -> list[Tensor]:
-    """``residual_norm`` to new memory: x', unless y is None, and h."""
-    return [t for t in _run(options.pop("backend", None), *arguments, **options) if t is not arguments[0]]
-
-
-def _run(
-    backend: str | None,
-    x: Tensor,
-    weight: Tensor | None,
-    y: Tensor | None = None,
-    gate: Tensor | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    *,
-    step: Tensor | None = None,
-    eps: float = 1e-6,
-    dtype: torch.dtype | None = None,
-    out: tuple[Tensor | None, Tensor] | None = None,
-) -> tuple[Tensor | None, Tensor]:
-    """``residual_norm`` by the backend chosen."""
-    new, h = out or (None, None)
-    takes = {
-        "triton": _kernel_fits(x, weight, y, gate, scale, shift, new, h),
-        "cuda": cuda.fits(x, (weight, y, h), (gate, scale, shift), new, dtype or (x if h is None else h).dtype),
-    }
-    chosen = choose_backend(OP, backend, x.device, [name for name in ORDER if takes[name]])
-    if chosen == "reference":
-        return residual_norm_reference(x, weight, y, gate, scale, shift, step=step, eps=eps, dtype=dtype, out=out)
-    if chosen == "cuda":
-        kernel = cuda.residual_norm
-    else:
+    fits = _kernel_fits(x, weight, y, gate, scale, shift, *(out or ()))
+    if choose_backend(OP, backend, x.device, ORDER if fits else ()) == "triton":
         from acefast.kernels.residual_norm import residual_norm as kernel
-    if out is None:
-        out = (None if y is None else _new(x)), _new(x, dtype)
-    return kernel(x, weight, y, gate, scale, shift, step=step, eps=eps, out=out)
+
+        if out is None:
+            new = None if y is None else torch.empty_like(x, memory_format=torch.contiguous_format)
+            out = new, torch.empty(B, S, H, dtype=dtype or x.dtype, device=x.device)
+        return kernel(x, weight, y, gate, scale, shift, step=step, eps=eps, out=out)
+    return residual_norm_reference(x, weight, y, gate, scale, shift, step=step, eps=eps, dtype=dtype, out=out)
 
 
 def _kernel_fits(x: Tensor, *others: Tensor | None) -> bool:

@@ -92,6 +92,14 @@ def predict(kernel: dict[str, Any], sm: int, judged: Judged = JUDGED) -> float:
     )
 
 
+def fastest(kernels: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of kernels that exist twice the one that took less time: what a good kernel reaches is fitted to it."""
+    best: dict[tuple[Any, Any], dict[str, Any]] = {}
+    for k in sorted(kernels, key=lambda k: -k["measured_us"]):
+        best[k.get("kernel"), k.get("config")] = k
+    return [k for k in kernels if best[k.get("kernel"), k.get("config")] is k]
+
+
 def fit(kernels: Sequence[dict[str, Any]], sm: int, start: Judged = JUDGED) -> Fit:
     """The constants that predict these kernels best: Levenberg and Marquardt's least squares, in logarithms."""
     names = list(BOUNDS)
@@ -131,7 +139,7 @@ def fit(kernels: Sequence[dict[str, Any]], sm: int, start: Judged = JUDGED) -> F
 
 def lines(kernels: Sequence[dict[str, Any]], sm: int, fitted: Fit, start: Judged = JUDGED) -> list[str]:
     """The constants and every kernel's prediction, before and after, as Markdown."""
-    told = [f"Fitted to {len(kernels)} kernels measured on sm_{sm}; predictions were off by a factor of "
+    told = [f"Fitted to {len(fastest(kernels))} kernels measured on sm_{sm}; predictions were off by a factor of "
             f"{math.exp(fitted.before):.2f} (root mean square) and are by {math.exp(fitted.after):.2f}.",
             "", "| constant | before | after |", "|---|---|---|"]  # fmt: skip
     for name in BOUNDS:

@@ -17,7 +17,7 @@ from acefast.cases import Case, all_cases
 from acefast.cli import main
 from acefast.request import RequestError
 from acefast.sim import kernel_times
-from acefast.sim.calibrate import BOUNDS, as_file, fit, lines, predict, read_judged, read_times, shares
+from acefast.sim.calibrate import BOUNDS, as_file, fastest, fit, lines, predict, read_judged, read_times, shares
 from acefast.sim.roofline import JUDGED, Judged, predicted_us
 
 TRUE = Judged(
@@ -186,6 +186,15 @@ def test_a_row_tells_what_a_kernel_takes_of_a_multiprocessor():
     row = {"kernel": "toy", "measured_us": 9.0, "flops": 0.0, "bytes": 1e6, "dots": False, "attention": False}
     told = lines([{**row, **held}], 80, fit([row], 80))
     assert told[-1].endswith(f"| {held['registers']} | {held['blocks_per_sm']} |") and told[-1].count("|") == 12
+
+
+def test_of_twins_the_faster_one_is_fitted_to():
+    told = [("op", "a", "triton", 3.0), ("op", "a", "cuda", 2.0), ("op", "b", "triton", 1.0), ("op", "b", "cuda", 4.0)]
+    rows = [
+        dict(zip(("kernel", "config", "family", "measured_us"), each)) for each in (*told, ("one", "a", "cuda", 9.0))
+    ]
+    assert [(k["config"], k["family"]) for k in fastest(rows)] == [("a", "cuda"), ("b", "triton"), ("a", "cuda")]
+    assert fastest(rows[:1]) == rows[:1]
 
 
 def test_measured_kernels_are_what_the_fit_reads(tmp_path):

@@ -1,4 +1,4 @@
-"""csrc/residual_norm.cu and csrc/qk_norm_rope.cu on a GPU, beside fp64 and beside Triton's."""
+"""csrc/qk_norm_rope.cu on a GPU, beside fp64 and beside Triton's."""
 
 from __future__ import annotations
 
@@ -14,16 +14,12 @@ from acefast.backends import why_unavailable
 from acefast.cases import all_cases
 from acefast.cuda import loader
 from acefast.cuda import qk_norm_rope as heads
-from acefast.cuda import residual_norm as norm
 from acefast.ops.qk_norm_rope import qk_norm_rope, rope_table
-from acefast.ops.residual_norm import residual_norm
 from acefast.sim.driver import BLOCK_SHARED_LIMIT
 from acefast.sim.kernel_times import time_case
 from tests.ops import test_qk_norm_rope as of_heads
-from tests.ops import test_residual_norm as of_norm
 
 DEVICE = "cuda"
-OURS = {"residual_norm": norm.residual_norm, "qk_norm_rope": heads.qk_norm_rope}
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA GPU"),
@@ -33,21 +29,6 @@ pytestmark = [
 
 def rng():
     return torch.Generator().manual_seed(0)
-
-
-@pytest.mark.parametrize("stream, dtype", norm.NAMES, ids=str)
-@pytest.mark.parametrize("B, S, H", [(1, 1, 2048), (2, 1537, 2560), (3, 375, 2048)])
-def test_every_norm_is_the_equation_in_fp64(B, S, H, stream, dtype):
-    x, *rest = (t.to(DEVICE) for t in of_norm.inputs((B, S, H), dtype, rng()))
-    x = x.to(stream)
-    out = torch.full_like(x, torch.nan), torch.full_like(x, torch.nan, dtype=dtype)
-    norm.residual_norm(x, *rest, out=out)
-    for got, want, of in zip(out, of_norm.expected(x, *rest), (stream, dtype)):
-        assert of_norm.relative(got, want) <= of_norm.GATE[of]
-    weight, y, *vectors = rest
-    few = tuple(torch.empty_like(t[:1, -1:]) for t in out)  # the last row alone has the same bits
-    norm.residual_norm(x[:1, -1:], weight, y[:1, -1:], *vectors, out=few)
-    assert all(torch.equal(one, t[:1, -1:]) for one, t in zip(few, out))
 
 
 @pytest.mark.parametrize("dtype", heads.NAMES, ids=str)
@@ -63,11 +44,7 @@ def test_every_head_is_rotated_as_in_fp64(B, S, q, kv, dtype):
     assert out[..., (q + kv) * 128 :].isnan().all()
 
 
-def test_ops_are_as_near_to_the_equation_as_with_triton():
-    arguments = [t.to(DEVICE) for t in of_norm.inputs((2, 1500, 2048), torch.bfloat16, rng())]
-    ours, theirs = (residual_norm(*arguments, backend=name) for name in ("cuda", "triton"))
-    for got, other, want in zip(ours, theirs, of_norm.expected(*arguments)):
-        assert of_norm.relative(got, want) <= 1.02 * of_norm.relative(other, want)
+def test_op_is_as_near_to_the_equation_as_with_triton():
     qkv, *weights = (t.to(DEVICE) for t in of_heads.inputs(2, 1500, 16, 8, 128, torch.bfloat16, rng()))
     given = (qkv, *weights, *rope_table(1500, 128, 1e6, torch.device(DEVICE)), 16, 8)
     ours, theirs = (qk_norm_rope(*given, backend=name) for name in ("cuda", "triton"))
@@ -80,17 +57,16 @@ def test_ops_are_as_near_to_the_equation_as_with_triton():
     torch.cuda.is_available() and loader.current_sm() not in BLOCK_SHARED_LIMIT, reason="an unknown GPU"
 )
 @pytest.mark.parametrize("S", (384, 1536, 3072))
-@pytest.mark.parametrize("name", ["residual_norm/2b-full", "residual_norm/xl-full-fp32-stream", "qk_norm_rope/2b-self"])
-def test_a_case_is_timed_beside_tritons(name, S, capsys):
+def test_a_case_is_timed_beside_tritons(S, capsys):
     """Prints microseconds of both, at 30, 120 and 240 s of song."""
-    case = next(case for case in all_cases() if case.name == name)
+    case = next(case for case in all_cases() if case.name == "qk_norm_rope/2b-self")
     case = replace(case, real=partial(case.real, S=S))
-    timed = {"Triton": case, "CUDA": replace(case, launch=OURS[case.kernel])}
+    timed = {"Triton": case, "CUDA": replace(case, launch=heads.qk_norm_rope)}
     with torch.inference_mode():
         times = {
             who: time_case(each, torch.device(DEVICE), loader.current_sm())["measured_us"]
             for who, each in timed.items()
         }
     with capsys.disabled():
-        print(f"\n{name} of {S} rows:", ", ".join(f"{who} {us:.2f} us" for who, us in times.items()))
+        print(f"\n{case.name} of {S} rows:", ", ".join(f"{who} {us:.2f} us" for who, us in times.items()))
     assert min(times.values()) > 0
