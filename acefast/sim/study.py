@@ -9,7 +9,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,6 +35,8 @@ SIMULATED = (80, 86, 89)  # whose PTX the simulator runs
 LOOP_MIX_SM = 80  # where Case.loop_mix holds: others have smaller tiles, or another kind of tensor core
 SM_REGISTERS, SM_THREADS = 65536, {80: 2048, 86: 1536, 89: 1536, 90: 2048, 100: 2048, 120: 1536}
 WORSE_THAN_TORCH = 1.1  # times PyTorch's own error
+_OF_GPU = re.compile(r"^\s*\.(target|file)\s.*$|\.section\s[\s\S]*", re.M)  # the target, and names of files
+_known: dict[tuple[Any, ...], Simulated] = {}  # by what was run; the last one
 FP32_ERROR = 1e-6  # relative L2 that the order of an fp32 sum may cost, whatever PyTorch's own error is
 
 
@@ -154,20 +157,23 @@ def simulate_case(case: Case, sm: int = 80, *, approx: str = "random", seed: int
     """
     given = case.small(torch.Generator().manual_seed(seed))
     poison_outputs(case, given)
-    exact = case.reference(**copy_of(given, torch.float64))
-    rounded = (case.plain or case.reference)(**copy_of(given))
-    arrays = Arrays(tensors_of(given))
     with dry_run(sm) as launches, torch.inference_mode():
         case.launch(**given)
     if not launches:
         raise ValueError(f"{case.name}: its small arguments launch nothing")
+    program = case, approx, seed, *((_OF_GPU.sub("", one.ptx), one.grid, one.shared_bytes) for one in launches)
+    if program in _known:  # the same code for another GPU
+        return replace(_known[program], launches=tuple(launches))
+    exact = case.reference(**copy_of(given, torch.float64))
+    rounded = (case.plain or case.reference)(**copy_of(given))
+    arrays = Arrays(tensors_of(given))
     reports = [_simulate(one, arrays, case, approx, seed) for one in launches]
     outputs = outputs_of(case, given)
     totals = [report.counters.totals() for report in reports]
     own = errors(case, [r.to(o.dtype) for r, o in zip(rounded, outputs)], exact)
     if any(math.isnan(error) for error in own):
         raise ValueError(f"{case.name}: what has a meaning in fp64 is NaN in the case's own dtypes")
-    return Simulated(
+    found = Simulated(
         launches=tuple(launches),
         counts={name: sum(total[name] for total in totals) for name in totals[0]},
         sectors_once=math.ceil(case.bytes(given) / 32),
@@ -177,6 +183,9 @@ def simulate_case(case: Case, sm: int = 80, *, approx: str = "random", seed: int
         torch_errors=own,
         dtypes=tuple(o.dtype for o in outputs),
     )
+    _known.clear()  # of one case
+    _known[program] = found
+    return found
 
 
 def faults(case: Case, compiled: Compiled, simulated: Simulated | None = None) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from acefast.sim import Finding
+from acefast.sim import study as simulation
 from acefast.sim.roofline import GPUS, floor_us, predicted_us
 
 pytest.importorskip("triton", "3.9", reason="triton 3.9 is not installed")
@@ -161,3 +162,15 @@ def test_times_follow_the_peaks():
     assert predicted_us(0, 1555e6, 80, dots=False, launches=2) == pytest.approx(1000 / 0.85 + 2 * 2)
     assert predicted_us(312e6, 0, 80, dots=True, attention=True) == pytest.approx(1 / 0.65 + 3)
     assert set(GPUS) == set(BLOCK_SHARED_LIMIT)
+
+
+def test_the_same_code_for_another_gpu_is_not_run_again(monkeypatch):
+    runs, real = [], simulation._simulate
+    monkeypatch.setattr(simulation, "_simulate", lambda *given: runs.append(1) or real(*given))
+    monkeypatch.setattr(simulation, "_known", {})
+    found = [simulate_case(SCALE, sm) for sm in (86, 89)]
+    assert len(runs) == 1 and found[0].row() == found[1].row()
+    assert [one.launches[0].sm for one in found] == [86, 89]
+    simulate_case(with_fault(SCALE, step=4), 89)  # other code
+    simulate_case(SCALE, 89, seed=1)
+    assert len(runs) == 3
