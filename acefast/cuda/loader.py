@@ -209,7 +209,7 @@ def _ahead(source: str, device: int) -> int:
 
 
 def compiled_by_nvrtc(source: str, entry: str, sm: int) -> bytes:
-    """Machine code of an entry point for one GPU, by CuPy's NVRTC; kept on disk.
+    """Machine code of an entry point, or of all where it is "", for one GPU, by CuPy's NVRTC; kept on disk.
 
     Raises:
         CompileError: NVRTC refuses.
