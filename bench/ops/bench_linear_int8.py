@@ -35,8 +35,8 @@ def bench_linear_int8(op_benchmark, device, dtype, backend, seconds, layer, swig
     bytes = sum(t.nbytes for t in given) + R * N // (1 + swiglu) * dtype.itemsize
     options = {"swiglu": swiglu, "dtype": dtype}
     flops = R * given[2].numel()  # half of them: of integers the peak is twice that of 16 bits
-    counted = {"backend": backend, "bytes": bytes, "flops": flops}
-    op_benchmark(linear_int8, *given, reference=linear_int8_reference, **counted, **options)
+    counted = {"flops": flops, **options}
+    op_benchmark(linear_int8, *given, reference=linear_int8_reference, backend=backend, bytes=bytes, **counted)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
