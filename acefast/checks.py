@@ -40,3 +40,11 @@ def is_rows(tensor: Tensor) -> bool:
         return tensor.view(-1, tensor.shape[-1]).stride(1) == 1
     except RuntimeError:  # the sizes in front do not fold into one
         return False
+
+
+def rows_start_at(tensor: Tensor, bytes: int) -> bool:
+    """Whether rows of [..., C] are of neighbours and each begins at a multiple of so many bytes, along whatever
+    dimension they follow; of "meta" the strides alone tell."""
+    place = 0 if tensor.is_meta else tensor.data_ptr()
+    steps = [stride * tensor.itemsize for size, stride in zip(tensor.shape[:-1], tensor.stride()) if size > 1]
+    return tensor.stride(-1) == 1 and all(n % bytes == 0 for n in (place, *steps))

@@ -54,9 +54,9 @@ __device__ __forceinline__ void quantize_rows(const T* x, int8* q, float* scale,
   }
 }
 
-#define ENTRY(name, T)                                                                                             \
-  extern "C" __global__ __launch_bounds__(1024) void name(const T* x, int8* q, float* scale, int K) {       \
-    quantize_rows(x, q, scale, K);                                                                                 \
+#define ENTRY(name, T)                                                                                 \
+  extern "C" __global__ __launch_bounds__(1024) void name(const T* x, int8* q, float* scale, int K) {  \
+    quantize_rows(x, q, scale, K);                                                                     \
   }
 ENTRY(quantize_rows_bf16, bf16)
 ENTRY(quantize_rows_fp16, fp16)

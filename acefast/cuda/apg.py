@@ -9,9 +9,9 @@ from torch import Tensor
 
 from acefast.cases import Case
 from acefast.cuda.loader import Kernel, current_sm, launch
-from acefast.cuda.sampler_step import NAMES, ROWS, STEP, arguments_of_step, tiles, with_counters
+from acefast.cuda.sampler_step import NAMES, ROWS, STEP, arguments_of_step, with_counters
 from acefast.kernel_config import pick
-from acefast.ops.sampler_step import Repaint, strided
+from acefast.ops.sampler_step import Repaint, clock_entries, strided
 
 SHARED = 6280
 KERNELS = {
@@ -71,7 +71,8 @@ def apg_step(
 def _launch(which: str, stages: int, cond: Tensor, arguments: tuple, types: str) -> None:
     kernel = pick(KERNELS, which, current_sm())
     entry = f"{kernel.entry}_{NAMES[cond.dtype]}"
-    launch("apg", entry, (stages * tiles(cond), 1, 1), kernel.threads, kernel.shared, arguments, types)
+    blocks = stages * (clock_entries(cond.shape) - 1)
+    launch("apg", entry, (blocks, 1, 1), kernel.threads, kernel.shared, arguments, types)
 
 
 def cases() -> tuple[Case, ...]:

@@ -16,18 +16,21 @@ from acefast.ops.snake import Activation
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
-def tile(op: str, n: int, k: int, stages: int) -> Kernel:
-    """An entry of csrc/<op>.cu: 128 rows of ``n`` channels, ``k`` of K at a time."""
-    name, piece = f"{op}_n{n}_k{k}", (128 + n) * k * 2
-    return Kernel(name, threads=n, shared=stages * piece, tiles={"M": 128, "N": n, "K": k})
+def table(op: str) -> dict[tuple[str, int], Kernel]:
+    """The entries of csrc/<op>.cu: 128 rows of ``n`` columns, ``k`` of K at a time."""
+
+    def tile(n: int, k: int, stages: int) -> Kernel:
+        return Kernel(f"{op}_n{n}_k{k}", n, stages * (128 + n) * k * 2, {"M": 128, "N": n, "K": k})
+
+    smaller = tile(128, 32, 3)
+    return {
+        ("wide", 80): tile(256, 64, 3),  # one block of 144 KB
+        ("half", 80): tile(128, 64, 2),  # two of 64 KB, of which one multiplies while the other stores
+        **{(shape, sm): smaller for shape in ("wide", "half") for sm in (86, 89, 120)},  # two of 48
+    }
 
 
-_WIDE, _HALF, _SMALLER = (tile("conv1d", *sizes) for sizes in ((256, 64, 3), (128, 64, 2), (128, 32, 3)))
-KERNELS = {
-    ("wide", 80): _WIDE,  # one block of 144 KB
-    ("half", 80): _HALF,  # two of 64 KB, of which one multiplies while the other stores
-    **{(shape, sm): _SMALLER for shape in ("wide", "half") for sm in (86, 89, 120)},  # two of 48
-}
+KERNELS = table("conv1d")
 
 
 def shape_class(channels: int, taps: int) -> str:

@@ -8,18 +8,13 @@ import torch
 from torch import Tensor
 
 from acefast.cases import Case
-from acefast.cuda.conv1d import NAMES, tile
+from acefast.cuda.conv1d import NAMES, table
 from acefast.cuda.loader import current_sm, launch
 from acefast.guarded import GUARD, whole
 from acefast.kernel_config import pick
 from acefast.ops.snake import Activation
 
-_WIDE, _HALF, _SMALLER = (tile("conv_transpose1d", *sizes) for sizes in ((256, 64, 3), (128, 64, 2), (128, 32, 3)))
-KERNELS = {
-    ("wide", 80): _WIDE,  # one block of 144 KB
-    ("half", 80): _HALF,  # two of 64 KB, of which one multiplies while the other stores
-    **{(shape, sm): _SMALLER for shape in ("wide", "half") for sm in (86, 89, 120)},  # two of 48
-}
+KERNELS = table("conv_transpose1d")
 
 
 def shape_class(half: int) -> str:

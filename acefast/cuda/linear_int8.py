@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from acefast.cases import Arguments, Case
+from acefast.checks import rows_start_at
 from acefast.cuda.loader import Kernel, current_sm, launch
 from acefast.kernel_config import pick
 
@@ -33,11 +34,7 @@ def fits(x: Tensor, weight: Tensor, *others: Tensor | None, dtype: torch.dtype) 
     """Whether the kernel takes these operands and ``others`` that it reads or writes 16 bytes at a time."""
     tensors = [t for t in (x, weight, *others) if t is not None]
     sizes = x.numel() > 0 and x.shape[-1] % DEPTH == 0 and len(weight) % 128 == 0 and weight.numel() < 1 << 31
-    return (
-        dtype in NAMES
-        and sizes
-        and all(t.storage_offset() * t.itemsize % 16 == 0 and t.stride(-1) == 1 for t in tensors)
-    )
+    return dtype in NAMES and sizes and all(rows_start_at(t, 16) for t in tensors)
 
 
 def linear_int8(
@@ -106,9 +103,8 @@ def _case(
     def arguments(R: int, K: int, O: int, **options) -> Arguments:  # noqa: E741
         made = "generator" in options
 
-        def integers(
-            *shape: int,
-        ) -> Tensor:  # at real size few, for scales then are of the size of 1, and fp16 is narrow
+        def integers(*shape: int) -> Tensor:
+            # At real size small ones: scales are then of the size of 1, and fp16 is narrow.
             most, where = (127, {"generator": options["generator"]}) if made else (2, {"device": options["device"]})
             return torch.randint(-most, most + 1, shape, dtype=torch.int8, **where)
 

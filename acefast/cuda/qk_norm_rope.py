@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from acefast.cases import Case
+from acefast.checks import rows_start_at
 from acefast.cuda.loader import Kernel, current_sm, launch
 from acefast.kernel_config import pick
 
@@ -20,12 +21,6 @@ NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 # 8 heads would read cos and sin less often and leave fewer blocks to a short song: on an H100 they took 5.0 us, not
 # 4.4, at 30 s, 9.2, not 10.4, at 120 s, and 17.6, not 17.2, at 240 s.
 KERNELS = {("heads", 80): Kernel("qk_norm_rope_h4", THREADS, tiles={"HEADS": 4})}
-
-
-def in_fours(t: Tensor) -> bool:
-    """Whether each row's columns can be read four at a time."""
-    rows = all(stride % 4 == 0 for size, stride in zip(t.shape[:-1], t.stride()) if size > 1)
-    return rows and t.stride(-1) == 1 and t.data_ptr() % (4 * t.itemsize) == 0
 
 
 def fits(
@@ -46,7 +41,7 @@ def fits(
         and qkv.dtype in NAMES
         and all(t.dtype == qkv.dtype for t in same)
         and all(t.dtype == torch.float32 for t in fp32)
-        and all(map(in_fours, (*same, *fp32)))
+        and all(rows_start_at(t, 4 * t.itemsize) for t in (*same, *fp32))
     )
 
 

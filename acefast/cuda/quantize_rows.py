@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from acefast.cases import Arguments, Case
+from acefast.checks import rows_start_at
 from acefast.cuda.loader import launch
 
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -14,7 +15,8 @@ OF_A_WARP = 4 * 8 * 32  # elements, at most; a block has 32 warps
 
 def fits(x: Tensor) -> bool:
     """Whether the kernel takes rows [..., K]."""
-    return x.dtype in NAMES and x.shape[-1] % 8 == 0 and x.shape[-1] <= 32 * OF_A_WARP and x.storage_offset() % 8 == 0
+    K = x.shape[-1]
+    return x.dtype in NAMES and K % 8 == 0 and K <= 32 * OF_A_WARP and rows_start_at(x, 16)
 
 
 def quantize_rows(x: Tensor, *, out: tuple[Tensor, Tensor]) -> None:

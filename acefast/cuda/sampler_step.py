@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import ceil
 
 import torch
 from torch import Tensor
 
 from acefast.cases import Arguments, Case
+from acefast.checks import rows_start_at
 from acefast.cuda.loader import Kernel, current_sm, launch
 from acefast.kernel_config import pick
-from acefast.ops.sampler_step import TILE, Repaint, step_arguments, strided
+from acefast.ops.sampler_step import Repaint, clock_entries, step_arguments, strided
 from acefast.ops.sampler_step import counters as new_counters
 
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -23,7 +23,7 @@ STEP = 2 * ROWS + "pip" + 7 * "p" + "i"  # ``arguments_of_step``
 def fits(velocity: Tensor, *others: Tensor | None, lengths: Tensor | None, model_latents: Tensor | None = None) -> bool:
     """Whether there is a kernel for tensors [B, T, D] of which 4 neighbouring channels move at a time."""
     rows = [t for t in (velocity, model_latents, *others) if t is not None]
-    in_fours = all(n % 4 == 0 for t in rows for n in (t.shape[-1], *t.stride()[:2], t.storage_offset()))
+    in_fours = all(t.shape[-1] % 4 == 0 and rows_start_at(t, 4 * t.itemsize) for t in rows)
     copied = model_latents is None or model_latents.dtype == velocity.dtype
     counted = lengths is None or lengths.dtype in (torch.int32, torch.int64)
     return in_fours and copied and counted and velocity.dtype in NAMES
@@ -49,7 +49,7 @@ def sampler_step(
     kernel = pick(KERNELS, "step", current_sm())
     of_step = arguments_of_step(times, step, model_latents, noise, seeds, repaint, lengths, out)
     arguments = (*strided(latents), *strided(velocity), *of_step, omega, scratch, counters, *latents.shape[1:])
-    blocks = tiles(latents) * (1 if omega is None else 2)
+    blocks = (clock_entries(latents.shape) - 1) * (1 if omega is None else 2)
     entry = f"{kernel.entry}_{NAMES[velocity.dtype]}"
     types = 2 * ROWS + STEP + "pppii"
     launch("sampler_step", entry, (blocks, 1, 1), kernel.threads, kernel.shared, arguments, types)
@@ -59,11 +59,6 @@ def arguments_of_step(times, step, model_latents, noise, seeds, repaint, lengths
     """From ``out`` to the number of 32-bit words that a length has."""
     given = step_arguments(times, step, model_latents, noise, seeds, repaint, lengths, out)
     return *given, 0 if lengths is None else lengths.itemsize // 4
-
-
-def tiles(latents: Tensor) -> int:
-    B, T, D = latents.shape
-    return B * ceil(T / TILE[0]) * ceil(D / TILE[1])
 
 
 def with_counters(given: Arguments) -> Arguments:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from acefast.cases import Case
+from acefast.checks import rows_start_at
 from acefast.cuda.loader import Kernel, current_sm, launch
 from acefast.kernel_config import pick
 
@@ -27,15 +28,8 @@ def fits(*tensors: Tensor, head_dim: int, group: int) -> bool:
         dtype in NAMES
         and head_dim == D
         and group in (1, 2, 4, 8)
-        and all(t.dtype == dtype and t.stride(-1) == 1 and starts_at_16_bytes(t) for t in tensors)
+        and all(t.dtype == dtype and rows_start_at(t, 16) for t in tensors)
     )
-
-
-def starts_at_16_bytes(t: Tensor) -> bool:
-    """Whether every row does, along whichever dimension rows follow; of "meta" the strides alone tell."""
-    offset = 0 if t.is_meta else t.data_ptr()
-    outer = [stride for size, stride in zip(t.shape[:-1], t.stride()[:-1]) if size > 1]
-    return offset % 16 == 0 and all(stride * t.itemsize % 16 == 0 for stride in outer)
 
 
 def words_of(lengths: Tensor | None) -> int:

@@ -234,7 +234,7 @@ def scratch_shape(shape: Sequence[int]) -> tuple[int, int, int, int]:
 
 
 def _order(cond: Tensor, uncond: Tensor, running: Tensor | None, lengths: Tensor | None) -> list[str]:
-    """The families whose kernels take these arguments, fastest first."""
+    """The families whose kernels take these arguments."""
     state_fits = running is None or (running.dtype == torch.float32 and running.is_contiguous())
     state_fits = state_fits and (lengths is None or lengths.is_contiguous())
     channels_last = cond.ndim == 3 and cond.stride(-1) == uncond.stride(-1) == 1

@@ -21,7 +21,7 @@ from acefast.operators import operator
 from acefast.ops.snake import SILU, Activation, activate, check_wave
 
 OP = "conv1d"
-ORDER = ("triton", "cuda")  # kernels, fastest first
+ORDER = ("triton", "cuda")
 Pair = tuple[Tensor | None, Tensor]  # a result, unless only the other is asked for, and the activated one
 
 

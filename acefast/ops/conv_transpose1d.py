@@ -23,7 +23,7 @@ from acefast.ops.conv1d import Pair, check_dtype, check_results, pair
 from acefast.ops.snake import Activation, activate
 
 OP = "conv_transpose1d"
-ORDER = ("triton", "cuda")  # kernels, fastest first
+ORDER = ("triton", "cuda")
 
 
 def conv_transpose_weight(weight: Tensor) -> Tensor:

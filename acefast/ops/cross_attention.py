@@ -109,7 +109,7 @@ def cross_attention(
 
 
 def _order(q: Tensor, q_weight: Tensor, k: Tensor, v: Tensor, out: Tensor | None) -> list[str]:
-    """The kernels that take such heads, fastest first."""
+    """The kernels that take such heads."""
     kv_heads, _, D = k.shape[1:]
     group = q.shape[-1] // (kv_heads * D)
     given = (q, q_weight, k, v) if out is None else (q, q_weight, k, v, out)

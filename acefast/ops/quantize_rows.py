@@ -13,9 +13,8 @@ from acefast.operators import operator
 OP = "quantize_rows"
 ORDER = ("cuda",)
 LEVELS = 127  # on either side of zero; -128 is not used
-LEAST = (
-    2.0**-100
-)  # what a row's largest magnitude is at least taken for: no scale is zero, none has an infinite inverse
+# What a row's largest magnitude is at least taken for: no scale is zero, none has an infinite inverse.
+LEAST = 2.0**-100
 Pair = tuple[Tensor, Tensor]
 
 

@@ -286,7 +286,7 @@ def step_order(
     lengths: Tensor | None,
     out: Tensor | None,
 ) -> list[str]:
-    """The families whose kernels take these arguments, fastest first."""
+    """The families whose kernels take these arguments."""
     if latents.ndim != 3 or velocity.stride(-1) != 1:
         return []
     state = [latents, out, noise, *(repaint[1:3] if repaint else ())]

@@ -153,7 +153,7 @@ def kernel_fits(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, out: Te
 
 
 def _order(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, out: Tensor | None) -> list[str]:
-    """The kernels that take such heads, fastest first."""
+    """The kernels that take such heads."""
     D, group = q.shape[-1], q.shape[2] // k.shape[2]
     given = (q, k, v) if out is None else (q, k, v, out)
     takes = {"cuda": cuda.fits(*given, head_dim=D, group=group), "triton": True}

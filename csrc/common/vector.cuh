@@ -44,50 +44,23 @@ __device__ __forceinline__ void store16(T* to, uint4 v) {
 
 // 4 neighbours, 8 bytes of 16-bit values or 16 of fp32: a warp fills its sectors with either, and both share a layout.
 template <typename T>
-struct Four {
-  uint2 raw;
-};
-template <>
-struct Four<float> {
-  float4 raw;
-};
-
-template <typename T>
-__device__ __forceinline__ Four<T> four(const T* from) {
-  return *reinterpret_cast<const Four<T>*>(from);
-}
-
-template <typename T>
-__device__ __forceinline__ void unpack4(Four<T> of, float (&v)[4]) {
+__device__ __forceinline__ void load4(const T* from, float (&v)[4]) {
   if constexpr (sizeof(T) == 4) {
-    v[0] = of.raw.x, v[1] = of.raw.y, v[2] = of.raw.z, v[3] = of.raw.w;
+    const float4 raw = *reinterpret_cast<const float4*>(from);
+    v[0] = raw.x, v[1] = raw.y, v[2] = raw.z, v[3] = raw.w;
   } else {
-    const float2 a = unpack2<T>(of.raw.x), b = unpack2<T>(of.raw.y);
+    const uint2 raw = *reinterpret_cast<const uint2*>(from);
+    const float2 a = unpack2<T>(raw.x), b = unpack2<T>(raw.y);
     v[0] = a.x, v[1] = a.y, v[2] = b.x, v[3] = b.y;
   }
 }
 
 template <typename T>
-__device__ __forceinline__ void load4(const T* from, float (&v)[4]) {
-  unpack4(four(from), v);
-}
-
-template <typename T>
-__device__ __forceinline__ Four<T> pack4(const float (&v)[4]) {
-  if constexpr (sizeof(T) == 4)
-    return {make_float4(v[0], v[1], v[2], v[3])};
-  else
-    return {make_uint2(pack2<T>(v[0], v[1]), pack2<T>(v[2], v[3]))};
-}
-
-template <typename T>
-__device__ __forceinline__ void store4(T* to, Four<T> of) {
-  *reinterpret_cast<Four<T>*>(to) = of;
-}
-
-template <typename T>
 __device__ __forceinline__ void store4(T* to, const float (&v)[4]) {
-  store4(to, pack4<T>(v));
+  if constexpr (sizeof(T) == 4)
+    *reinterpret_cast<float4*>(to) = make_float4(v[0], v[1], v[2], v[3]);
+  else
+    *reinterpret_cast<uint2*>(to) = make_uint2(pack2<T>(v[0], v[1]), pack2<T>(v[2], v[3]));
 }
 
 // 8 neighbours, as fp32.

@@ -51,7 +51,7 @@ void check(Kernel<T> kernel, Tile tile, double tolerance, const int* size, fiber
            keep ? y.data : nullptr, wave ? waved.data : nullptr, L, R, Cin, Cout, taps, stride, padding, d, GUARD);
   });
 
-  double off[2] = {}, all[2] = {};
+  Error errors[2];
   for (size_t at = 0; at < y.n; at++) {
     const int b = at / song, row = int(at % song / Cout) - GUARD, c = at % Cout;
     if (row < 0 || row >= R) {
@@ -66,12 +66,9 @@ void check(Kernel<T> kernel, Tile tile, double tolerance, const int* size, fiber
                value(x[size_t(b) * from_song + (row * stride + tap * d - padding + GUARD) * Cin + k]);
     const double meant[2] = {sum, snake_exact(sum, alpha[c], inv_beta[c])};
     const double got[2] = {keep ? value(y[at]) : meant[0], wave ? value(waved[at]) : meant[1]};
-    for (int i = 0; i < 2; i++) off[i] += std::pow(got[i] - meant[i], 2), all[i] += meant[i] * meant[i];
+    for (int i = 0; i < 2; i++) errors[i].add(got[i], meant[i]);
   }
-  for (int i = 0; i < 2; i++) {
-    const double error = std::sqrt(off[i] / all[i]);
-    if (!(error <= tolerance)) fibers::fail("relative L2 is " + std::to_string(error));
-  }
+  for (const Error& error : errors) error.hold(tolerance);
 }
 
 int main(int count, char** words) {
@@ -87,14 +84,10 @@ int main(int count, char** words) {
   int n[11];
   for (int i = 0; i < 11; i++) n[i] = atoi(words[2 + i]);
   const fibers::Options how{n[9] != 0, decltype(fibers::Options::order)(n[10])};
-  try {
+  return outcome([&] {
     if (type == "bf16")
       check<bf16>(of_bf16.at(name), tiles.at(name), 2.5e-3, n, how);
     else
       check<fp16>(of_fp16.at(name), tiles.at(name), 4e-4, n, how);
-  } catch (const std::exception& fault) {
-    printf("%s\n", fault.what());
-    return 1;
-  }
-  return 0;
+  });
 }

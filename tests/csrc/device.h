@@ -12,7 +12,6 @@
 #define __launch_bounds__(...)
 #define threadIdx (fibers::Index{fibers::Block::current->fiber().thread})
 #define blockIdx (fibers::Block::current->index)
-#define blockDim (fibers::Index{fibers::Block::current->threads(), 1, 1})
 #define gridDim (fibers::Block::current->grid)
 #define DEVICE_TEXT_(n) #n
 #define DEVICE_TEXT(n) DEVICE_TEXT_(n)

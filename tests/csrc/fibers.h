@@ -109,7 +109,6 @@ class Block {
   std::string stuck() const { return first(count(Fiber::SLEEPS) ? Fiber::SLEEPS : Fiber::IN_WARP).place; }
 
   Fiber& fiber() { return *running_; }
-  unsigned threads() const { return unsigned(fibers_.size()); }
   char* shared(unsigned address, size_t bytes) {
     if (address % bytes || address + bytes > shared_bytes_) fail("shared memory: a wrong address");
     return shared_ + address;

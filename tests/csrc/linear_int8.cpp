@@ -46,7 +46,7 @@ void check(Kernel<T> kernel, int M, int N, int stages, double tolerance, int R, 
            form == ADD);
   });
 
-  double off = 0, size = 0;
+  Error error;
   auto y = [&](int r, int n) {
     i64 sum = 0;
     for (int k = 0; k < K; k++) sum += x[size_t(r) * K + k].bits * weight[size_t(n) * K + k].bits;
@@ -58,10 +58,9 @@ void check(Kernel<T> kernel, int M, int N, int stages, double tolerance, int R, 
       if (form == SWIGLU) meant = meant / (1 + std::exp(-meant)) * y(r, width + n);
       if (form == ADD) meant = before[size_t(r) * width + n] + gate[O + n] * meant;
       const double got = value(out[size_t(r) * width + n]);
-      off += (got - meant) * (got - meant), size += meant * meant;
+      error.add(got, meant);
     }
-  const double error = std::sqrt(off / size);
-  if (!(error <= tolerance)) fibers::fail("relative L2 is " + std::to_string(error));
+  error.hold(tolerance);
 }
 
 int main(int count, char** words) {
@@ -72,7 +71,7 @@ int main(int count, char** words) {
   const Form form = Form(number_of(5));
   fibers::Options how;
   how.eager = number_of(6), how.order = decltype(how.order)(number_of(7));
-  try {
+  return outcome([&] {
     if (entry == "m128_n256_bf16")
       check<bf16>(linear_int8_m128_n256_bf16, 128, 256, 3, 2.5e-3, R, K, O, form, how);
     else if (entry == "m128_n256_fp16")
@@ -82,9 +81,6 @@ int main(int count, char** words) {
     else if (entry == "m128_n128_fp16")
       check<fp16>(linear_int8_m128_n128_fp16, 128, 128, 2, 4e-4, R, K, O, form, how);
     else
-      return 2;
-  } catch (const std::exception& error) {
-    puts(error.what());
-    return 1;
-  }
+      fibers::fail("there is no " + entry);
+  });
 }

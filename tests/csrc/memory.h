@@ -1,5 +1,7 @@
 // Memory of a kernel on fibers, and numbers of 16 bits in it; included behind the kernel.
 #pragma once
+#include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -26,3 +28,26 @@ struct Memory {
   T* data = nullptr;
   size_t n;
 };
+
+// Relative L2 of what a kernel gives.
+struct Error {
+  double off = 0, size = 0;
+
+  void add(double got, double meant) { off += (got - meant) * (got - meant), size += meant * meant; }
+  void hold(double tolerance) const {
+    const double error = std::sqrt(off / size);
+    if (!(error <= tolerance)) fibers::fail("relative L2 is " + std::to_string(error));
+  }
+};
+
+// What a program ends with: 1, and a line that says what is wrong, if ``check`` finds anything.
+template <typename Check>
+int outcome(Check check) {
+  try {
+    check();
+  } catch (const std::exception& fault) {
+    puts(fault.what());
+    return 1;
+  }
+  return 0;
+}

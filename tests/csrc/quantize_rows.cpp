@@ -48,12 +48,9 @@ int main(int count, char** words) {
   const int R = atoi(words[2]), K = atoi(words[3]);
   fibers::Options how;
   how.order = decltype(how.order)(atoi(words[4]));
-  try {
+  return outcome([&] {
     if (entry == "bf16") check<bf16>(quantize_rows_bf16, R, K, how);
     if (entry == "fp16") check<fp16>(quantize_rows_fp16, R, K, how);
     if (entry == "fp32") check<float>(quantize_rows_fp32, R, K, how);
-  } catch (const std::exception& error) {
-    puts(error.what());
-    return 1;
-  }
+  });
 }

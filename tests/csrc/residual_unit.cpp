@@ -49,7 +49,7 @@ void check(Kernel<T> kernel, Sizes s, double tolerance, int B, int L, int d, boo
            keep ? y.data : nullptr, wave ? waved.data : nullptr, L, d, GUARD);
   });
 
-  double off[2] = {}, size[2] = {};
+  Error errors[2];
   std::vector<double> activated(song), hidden(C);
   for (int b = 0; b < B; b++) {
     T* const from = x.data + size_t(b) * song;
@@ -73,14 +73,11 @@ void check(Kernel<T> kernel, Sizes s, double tolerance, int B, int L, int d, boo
         const double meant[2] = {sum, snake_exact(sum, of(4)[c], of(5)[c])};
         const size_t at = size_t(b) * song + row * C + c;
         const double got[2] = {keep ? value(y[at]) : meant[0], wave ? value(waved[at]) : meant[1]};
-        for (int i = 0; i < 2; i++) off[i] += std::pow(got[i] - meant[i], 2), size[i] += meant[i] * meant[i];
+        for (int i = 0; i < 2; i++) errors[i].add(got[i], meant[i]);
       }
     }
   }
-  for (int i = 0; i < 2; i++) {
-    const double error = std::sqrt(off[i] / size[i]);
-    if (!(error <= tolerance)) fibers::fail("relative L2 is " + std::to_string(error));
-  }
+  for (const Error& error : errors) error.hold(tolerance);
 }
 
 int main(int count, char** words) {
@@ -98,14 +95,10 @@ int main(int count, char** words) {
   int n[7];
   for (int i = 0; i < 7; i++) n[i] = atoi(words[2 + i]);
   const fibers::Options how{n[5] != 0, decltype(fibers::Options::order)(n[6])};
-  try {
+  return outcome([&] {
     if (type == "bf16")
       check<bf16>(of_bf16.at(name), sizes.at(name), 3e-3, n[0], n[1], n[2], n[3], n[4], how);
     else
       check<fp16>(of_fp16.at(name), sizes.at(name), 4e-4, n[0], n[1], n[2], n[3], n[4], how);
-  } catch (const std::exception& fault) {
-    printf("%s\n", fault.what());
-    return 1;
-  }
-  return 0;
+  });
 }

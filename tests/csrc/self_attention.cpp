@@ -43,7 +43,7 @@ void check(Kernel<T> kernel, double tolerance, int B, int S, int group, int wind
            i64(S) * width, i64(S) * width, i64(S) * width, i64(S) * out_row);
   });
 
-  double off = 0, size = 0;
+  Error error;
   for (int b = 0; b < B; b++)
     for (int i = 0; i < S; i++)
       for (int h = 0; h < heads; h++) {
@@ -64,11 +64,10 @@ void check(Kernel<T> kernel, double tolerance, int B, int S, int group, int wind
           double meant = 0;
           for (size_t n = 0; n < score.size(); n++) meant += score[n] / total * value(row(v, first + int(n))[d]);
           if (score.empty() && value(got[d]) != 0) fibers::fail("a row of padding is not zero");
-          off += std::pow(value(got[d]) - meant, 2), size += meant * meant;
+          error.add(value(got[d]), meant);
         }
       }
-  const double error = std::sqrt(off / size);
-  if (!(error <= tolerance)) fibers::fail("relative L2 is " + std::to_string(error));
+  error.hold(tolerance);
 }
 
 int main(int count, char** words) {
@@ -76,14 +75,10 @@ int main(int count, char** words) {
   int n[8];
   for (int i = 0; i < 8; i++) n[i] = atoi(words[2 + i]);
   const fibers::Options how{n[6] != 0, decltype(fibers::Options::order)(n[7])};
-  try {
+  return outcome([&] {
     if (std::string(words[1]) == "bf16")
       check<bf16>(self_attention_bf16, 4e-3, n[0], n[1], n[2], n[3], n[4], n[5], how);
     else
       check<fp16>(self_attention_fp16, 6e-4, n[0], n[1], n[2], n[3], n[4], n[5], how);
-  } catch (const std::exception& fault) {
-    printf("%s\n", fault.what());
-    return 1;
-  }
-  return 0;
+  });
 }
