@@ -19,7 +19,7 @@ from acefast.conditions import Conditions
 from acefast.devices import current
 from acefast.guidance import VARIANTS, Guidance, guided
 from acefast.lanes import Lane
-from acefast.matmul import linear
+from acefast.ops.linear import linear
 from acefast.models.v15 import vae
 from acefast.models.v15.codes import AudioDetokenizer, AudioTokenizer
 from acefast.models.v15.conditions import ConditionEncoder

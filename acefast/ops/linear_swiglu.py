@@ -7,7 +7,7 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_dtype, check_shape, is_rows
-from acefast.matmul import linear
+from acefast.ops.linear import linear
 from acefast.ops.swiglu import swiglu, swiglu_reference
 
 OP = "linear_swiglu"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from acefast.matmul import linear
+from acefast.ops.linear import linear
 from acefast.ops.linear_int8 import int_product, linear_int8, linear_int8_reference
 
 LAYERS = {

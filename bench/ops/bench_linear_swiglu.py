@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from acefast.matmul import linear
+from acefast.ops.linear import linear
 from acefast.ops.linear_swiglu import linear_swiglu, linear_swiglu_reference
 from acefast.ops.swiglu import swiglu
 

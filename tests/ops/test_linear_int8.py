@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from acefast.matmul import linear
+from acefast.ops.linear import linear
 from acefast.ops.linear_int8 import LONGEST, int_product, linear_int8, quantize_weight
 from acefast.ops.quantize_rows import quantize_rows
 from tests.ops.int8 import FORMS, GATE, exact, given, relative

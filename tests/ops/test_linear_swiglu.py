@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from acefast.backends import BackendUnavailable
-from acefast.matmul import linear
+from acefast.ops.linear import linear
 from acefast.ops.linear_swiglu import linear_swiglu, linear_swiglu_reference
 from acefast.ops.swiglu import swiglu
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from acefast.conditions import Conditions
-from acefast.matmul import linear
+from acefast.ops.linear import linear
 from acefast.models.v15.config import Config
 from acefast.models.v15.dit import DiT, LayerCondition, Modulation
 from acefast.sim.graph import check_step

@@ -11,7 +11,7 @@ from acefast.backends import choose_backend, named_backend
 from acefast.checks import check_shape
 from acefast.conditions import Conditions
 from acefast.graphs import Graphs
-from acefast.matmul import linear
+from acefast.ops.linear import linear
 from acefast.models.v1.config import NULL_SCALE, Config
 from acefast.models.v1.dit_layer import Evaluation, Layer, LayerCondition
 from acefast.models.v1.replay import Pass, PassShape

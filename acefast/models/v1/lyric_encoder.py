@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acefast.matmul import linear
+from acefast.ops.linear import linear
 from acefast.models.v1.config import NULL_SCALE, Config
 from acefast.models.v15.layers import Linear, linear_table, parameter
 from acefast.weights import Source, WeightTable, stack

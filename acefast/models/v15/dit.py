@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from acefast.backends import choose_backend
 from acefast.checks import check_shape
 from acefast.conditions import Conditions
-from acefast.matmul import linear
+from acefast.ops.linear import linear
 from acefast.models.v15.config import Config
 from acefast.models.v15.dit_layer import Evaluation, Layer, LayerCondition
 from acefast.models.v15.layers import (

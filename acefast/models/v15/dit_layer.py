@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from acefast.matmul import add_linear, linear
+from acefast.ops.linear import add_linear, linear
 from acefast.models.v15.buffers import NO_BUFFERS, Buffers
 from acefast.models.v15.config import Config
 from acefast.models.v15.layers import MLP, SelfAttention, parameter

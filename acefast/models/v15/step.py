@@ -12,7 +12,7 @@ from torch import Tensor
 from acefast.conditions import Conditions
 from acefast.graphs import Graphs
 from acefast.guidance import Guidance
-from acefast.matmul import linear
+from acefast.ops.linear import linear
 from acefast.models.v15.buffers import (
     Shape,
     carve,

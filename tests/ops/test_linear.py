@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from acefast import matmul
-from acefast.matmul import add_linear, linear
+from acefast.ops import linear as room
+from acefast.ops.linear import add_linear, linear
 
 GATE = {torch.bfloat16: 2.5e-3, torch.float16: 4e-4}  # relative L2: one rounding
 
 
 @pytest.fixture(params=(True, False), ids=["through fp32", "as it is"])
 def slow(request, monkeypatch):
-    monkeypatch.setattr(matmul, "cpu_multiplies", lambda dtype: not request.param)
-    monkeypatch.setattr(matmul, "SCRATCH", 96 * 64)  # several slices of the weight, the last one ragged
+    monkeypatch.setattr(room, "cpu_multiplies", lambda dtype: not request.param)
+    monkeypatch.setattr(room, "SCRATCH", 96 * 64)  # several slices of the weight, the last one ragged
 
 
 @pytest.mark.parametrize("dtype", GATE, ids=str)
@@ -59,7 +59,7 @@ def test_add_linear_adds_in_place(residual, rng):
 @pytest.mark.parametrize("device", ("cpu", "meta"))
 def test_add_linear_takes_a_wider_stream_where_addmm_does_not(device, monkeypatch):
     """torch before 2.11, and devices that have no product of two dtypes, which "meta" stands for."""
-    monkeypatch.setattr(matmul, "WIDE_SUMS", False)
+    monkeypatch.setattr(room, "WIDE_SUMS", False)
     x, y, weight = torch.zeros(3, 8, device=device), *(torch.ones(n, 4, device=device).half() for n in (3, 8))
     add_linear(x, y, weight)
     assert x.dtype == torch.float32 and (device == "meta" or x.eq(4).all())

@@ -1,4 +1,4 @@
-"""Matrix products with a weight: a library's, into memory of its own or given."""
+"""Linear layers: matrix products with a weight. On a GPU they are the library's, whatever backend is in force."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acefast.backends import cpu_multiplies
+from acefast.backends import choose_backend, cpu_multiplies
+from acefast.cpu import linear as cpu
 
+OP = "linear"
+ORDER = ("cpu",)
 FEW_ROWS = 64  # below, converting the weights costs more than the faster multiplication saves
 # Whether addmm starts from fp32 where its factors have 16 bits. Before, it wanted one dtype, or knew no ``out_dtype``
 # at all (pytorch/pytorch #154086, #167931).
@@ -15,19 +18,11 @@ WIDE_SUMS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11)
 SCRATCH = 1 << 22  # elements of a weight converted at a time: 16 MiB of fp32, reused by the allocator from call to call
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-    """``x @ weight.T + bias`` in x's dtype, rounded once.
+def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None) -> Tensor:
+    """What the op means, by the library.
 
     16-bit weights on a CPU that is slow at them are multiplied in fp32, one slice of the weight at a time. Measured on
     2 cores with AVX-512 alone, [rows, 2048] x [2048, 12288] bf16: 375 rows 117 -> 71 ms, 1500 rows 458 -> 253 ms.
-
-    Args:
-        x: [..., I].
-        weight: [O, I] of x's dtype.
-        bias: [O] or None.
-        out: [..., O] of x's dtype, contiguous, written and returned; shares no memory with x. None: new memory.
-    Returns:
-        [..., O].
     """
     rows = x.numel() // x.shape[-1]
     O, I = weight.shape  # noqa: E741
@@ -58,20 +53,50 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | 
     return out
 
 
-def add_linear(x: Tensor, y: Tensor, weight: Tensor) -> None:
-    """``x += y @ weight.T`` in place: on a GPU one product that starts from x and rounds once.
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None, backend: str | None = None
+) -> Tensor:
+    """``x @ weight.T + bias`` in x's dtype, rounded once.
 
-    A product and a sum, which round twice, on a CPU, and of two dtypes also where torch is older than 2.11 or the
-    device is no CUDA GPU.
+    Args:
+        x: [..., I].
+        weight: [O, I] of x's dtype.
+        bias: [O] or None.
+        out: [..., O] of x's dtype, contiguous, written and returned; shares no memory with x. None: new memory.
+        backend: "cpu" (bf16, I a multiple of 32, rows at one distance) or "reference"; None leaves the choice to
+            acefast.backends.
+    Returns:
+        [..., O].
+    Raises:
+        BackendUnavailable: the backend named cannot take this input.
+    Source: nn.Linear in pytorch/pytorch.
+    """
+    if choose_backend(OP, backend, x.device, ORDER if cpu.fits(x, weight, bias, out) else ()) == "cpu":
+        out = x.new_empty(*x.shape[:-1], len(weight)) if out is None else out
+        cpu.linear(x, weight, bias, out)
+        return out
+    return linear_reference(x, weight, bias, out=out)
+
+
+def add_linear(x: Tensor, y: Tensor, weight: Tensor, *, backend: str | None = None) -> None:
+    """``x += y @ weight.T`` in place: on a GPU one product that starts from x and rounds once, on "cpu" too.
+
+    A product and a sum, which round twice, on a CPU's reference, and of two dtypes also where torch is older than 2.11
+    or the device is no CUDA GPU.
 
     Args:
         x: [..., O], contiguous; a residual stream, which may be fp32 where y is fp16.
         y: [..., I], contiguous.
         weight: [O, I] of y's dtype.
+        backend: as in ``linear``.
+    Returns, raises: nothing; as ``linear``.
     """
+    if choose_backend(OP, backend, x.device, ORDER if cpu.fits(y, weight, None, x) else ()) == "cpu":
+        cpu.linear(y, weight, None, x, add=True)
+        return
     mixed = x.dtype != y.dtype
     if x.device.type == "cpu" or (mixed and not (WIDE_SUMS and x.device.type == "cuda")):
-        x.add_(linear(y, weight))
+        x.add_(linear_reference(y, weight))
         return
     x, y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
     if mixed:

@@ -1,0 +1,46 @@
+"""The CPU's kernels as setup.py built them, ``acefast._cpu``: how they are called, and on how many threads."""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+K_STEP = 32  # of which the inner size of a product is a multiple
+
+
+@functools.cache
+def extension() -> ModuleType:
+    """``acefast._cpu``; torch is there before it, whose OpenMP threads it shares.
+
+    Raises:
+        ImportError: it was not built; acefast.backends says so first.
+        ValueError: ``$ACEFAST_ISA`` is none.
+    """
+    from acefast import _cpu
+
+    _cpu.isa()  # reads the environment
+    return _cpu
+
+
+def threads() -> int:
+    """How many threads a kernel may use: torch's."""
+    return torch.get_num_threads()
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where a tensor's numbers begin; 0 stands for none."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def rows(tensor: Tensor) -> tuple[int, int]:
+    """Number of rows of [..., C], and elements from one to the next; see acefast.checks.is_rows."""
+    flat = tensor.view(-1, tensor.shape[-1])
+    return len(flat), flat.stride(0)
+
+
+def is_bf16(*tensors: Tensor | None) -> bool:
+    """Whether all are bf16 numbers in a CPU's memory, None left out."""
+    return all(t is None or (t.dtype == torch.bfloat16 and t.device.type == "cpu") for t in tensors)

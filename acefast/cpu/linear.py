@@ -1,0 +1,24 @@
+"""Launches csrc/linear_cpu.cpp."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from acefast.checks import is_rows
+from acefast.cpu.extension import K_STEP, address, extension, is_bf16, rows, threads
+
+
+def fits(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None) -> bool:
+    """Whether the kernel takes this."""
+    tensors = (x, weight) if out is None else (x, weight, out)
+    inner = x.shape[-1] % K_STEP == 0 and x.numel() > 0 and weight.numel() > 0
+    return is_bf16(*tensors, bias) and inner and all(map(is_rows, tensors)) and (bias is None or bias.stride(0) == 1)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, *, add: bool = False) -> None:
+    """``out = x @ weight.T + bias``, with ``add`` ``out +=``; see acefast.ops.linear."""
+    count, stride = rows(x)
+    extension().linear(
+        *(address(x), count, x.shape[-1], stride, address(weight), weight.stride(0), len(weight)),
+        *(address(bias), address(out), rows(out)[1], add, threads()),
+    )

@@ -1,0 +1,61 @@
+// acefast._cpu: the CPU's kernels of csrc/. Knows no torch: addresses travel as integers, sizes and strides in elements.
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "engine.h"
+#include "machine.h"
+
+namespace py = pybind11;
+
+#if BUILT >= 2
+#define AT_LEVEL(op) at_level(portable::op, avx2::op, avx512::op)
+#define LEVELS(declaration)          \
+  namespace portable { declaration; } \
+  namespace avx2 { declaration; }     \
+  namespace avx512 { declaration; }
+#elif BUILT >= 1
+#define AT_LEVEL(op) at_level(portable::op, avx2::op, avx2::op)
+#define LEVELS(declaration)          \
+  namespace portable { declaration; } \
+  namespace avx2 { declaration; }
+#else
+#define AT_LEVEL(op) portable::op
+#define LEVELS(declaration) \
+  namespace portable { declaration; }
+#endif
+
+LEVELS(void linear(const bf16* x, long rows, long K, long x_stride, const bf16* w, long w_stride, long N,
+                   const bf16* bias, bf16* y, long y_stride, bool add, int threads))
+
+namespace {
+
+using Address = uintptr_t;
+
+const bf16* in(Address at) { return reinterpret_cast<const bf16*>(at); }
+bf16* out(Address at) { return reinterpret_cast<bf16*>(at); }
+
+Isa named(const std::string& name) {
+  for (int i = 0; i < 5; i++)
+    if (name == ISA_NAMES[i]) return Isa(i);
+  throw py::value_error("isa must be portable, avx2, avx512, bf16 or amx, got " + name);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+  m.def("supported", [] { return ISA_NAMES[supported()]; });
+  m.def("isa", [] { return ISA_NAMES[isa()]; });
+  m.def("limit_isa", [](const std::string& name) { limit_isa(named(name)); });
+  m.def("engine", [] { return engine().name; });
+  m.def("engine8", [] { return engine8().name; });
+
+  const auto free = py::call_guard<py::gil_scoped_release>();
+  m.def(
+      "linear",
+      [](Address x, long rows, long K, long x_stride, Address w, long w_stride, long N, Address bias, Address y,
+         long y_stride, bool add, int threads) {
+        AT_LEVEL(linear)(in(x), rows, K, x_stride, in(w), w_stride, N, in(bias), out(y), y_stride, add, threads);
+      },
+      free);
+}
