@@ -19,11 +19,11 @@ from acefast.conditions import Conditions
 from acefast.devices import current
 from acefast.guidance import VARIANTS, Guidance, guided
 from acefast.lanes import Lane
-from acefast.ops.linear import linear
 from acefast.models.v15 import vae
 from acefast.models.v15.codes import AudioDetokenizer, AudioTokenizer
 from acefast.models.v15.conditions import ConditionEncoder
 from acefast.models.v15.dit import DiT, LayerCondition
+from acefast.ops.linear import linear
 from acefast.ops.philox import philox_normal
 from acefast.pipeline import Pipeline
 from acefast.request import CheckpointTraits

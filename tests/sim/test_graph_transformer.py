@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from acefast.conditions import Conditions
-from acefast.ops.linear import linear
 from acefast.models.v15.config import Config
 from acefast.models.v15.dit import DiT, LayerCondition, Modulation
+from acefast.ops.linear import linear
 from acefast.sim.graph import check_step
 from acefast.testing import TINY_BASE
 

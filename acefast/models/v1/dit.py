@@ -11,11 +11,11 @@ from acefast.backends import choose_backend, named_backend
 from acefast.checks import check_shape
 from acefast.conditions import Conditions
 from acefast.graphs import Graphs
-from acefast.ops.linear import linear
 from acefast.models.v1.config import NULL_SCALE, Config
 from acefast.models.v1.dit_layer import Evaluation, Layer, LayerCondition
 from acefast.models.v1.replay import Pass, PassShape
 from acefast.models.v15.layers import Linear, TimeEmbedding, linear_table, parameter, residual_dtype
+from acefast.ops.linear import linear
 from acefast.ops.paired_rope import paired_rope_table
 from acefast.ops.residual_norm import residual_norm
 from acefast.ops.self_attention import compute_dtype

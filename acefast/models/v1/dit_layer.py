@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acefast.ops.linear import linear
 from acefast.models.v1.config import Config
 from acefast.models.v15.layers import Linear, linear_table, parameter
 from acefast.ops.depthwise_glu import depthwise_glu
+from acefast.ops.linear import linear
 from acefast.ops.linear_attention import linear_attention
 from acefast.ops.paired_rope import paired_rope
 from acefast.ops.residual_norm import residual_norm

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acefast.ops.linear import linear
 from acefast.models.v1.config import NULL_SCALE, Config
 from acefast.models.v15.layers import Linear, linear_table, parameter
+from acefast.ops.linear import linear
 from acefast.weights import Source, WeightTable, stack
 
 WEAK_LAYERS = range(4, 6)  # where entropy-rectified guidance (ERG) scales queries by NULL_SCALE

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from acefast.backends import choose_backend
 from acefast.checks import check_shape
 from acefast.conditions import Conditions
-from acefast.ops.linear import linear
 from acefast.models.v15.config import Config
 from acefast.models.v15.dit_layer import Evaluation, Layer, LayerCondition
 from acefast.models.v15.layers import (
@@ -26,6 +25,7 @@ from acefast.models.v15.layers import (
     parameter,
     residual_dtype,
 )
+from acefast.ops.linear import linear
 from acefast.ops.qk_norm_rope import rope_table
 from acefast.ops.residual_norm import residual_norm
 from acefast.weights import Source, WeightTable

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from acefast.ops.linear import add_linear, linear
 from acefast.models.v15.buffers import NO_BUFFERS, Buffers
 from acefast.models.v15.config import Config
 from acefast.models.v15.layers import MLP, SelfAttention, parameter
 from acefast.ops.cross_attention import cross_attention
+from acefast.ops.linear import add_linear, linear
 from acefast.ops.qk_norm_rope import qk_norm_rope
 from acefast.ops.residual_norm import residual_norm
 from acefast.weights import Source, WeightTable, stack

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acefast.ops.linear import linear
 from acefast.models.v15.buffers import NO_BUFFERS, Buffers
 from acefast.models.v15.config import Config
 from acefast.ops.cross_attention import cross_attention
+from acefast.ops.linear import linear
 from acefast.ops.linear_swiglu import linear_swiglu
 from acefast.ops.qk_norm_rope import qk_norm_rope, rope_table
 from acefast.ops.residual_norm import residual_norm

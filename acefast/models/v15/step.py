@@ -12,7 +12,6 @@ from torch import Tensor
 from acefast.conditions import Conditions
 from acefast.graphs import Graphs
 from acefast.guidance import Guidance
-from acefast.ops.linear import linear
 from acefast.models.v15.buffers import (
     Shape,
     carve,
@@ -26,6 +25,7 @@ from acefast.models.v15.buffers import (
 from acefast.models.v15.dit import DiT, Modulation
 from acefast.models.v15.dit_layer import Evaluation, LayerCondition
 from acefast.ops.apg import apg_numbers, apg_reference, apg_step, scratch_shape
+from acefast.ops.linear import linear
 from acefast.ops.philox import int64_of
 from acefast.ops.qk_norm_rope import rope_table
 from acefast.ops.sampler_step import Repaint, clock, counters, sampler_step, step_table
