@@ -1,0 +1,67 @@
+"""Memory of weights that are views of a file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import safe_open, save_file
+from torch import nn
+
+from acefast.mapped import release_after_use
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is given back on Linux only")
+SIDE = 1024  # a weight of 4 MiB
+
+
+def resident(tensor: torch.Tensor) -> int:
+    """Bytes of the mapping around ``tensor`` that are in memory."""
+    here = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        words = line.split()
+        if "-" in words[0] and not words[0].endswith(":"):
+            first, last = (int(address, 16) for address in words[0].split("-"))
+            here = first <= tensor.data_ptr() < last
+        elif here and words[0] == "Rss:":
+            return 1024 * int(words[1])
+    raise AssertionError("it is not mapped")
+
+
+@pytest.fixture
+def layer(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_file({"weight": torch.arange(SIDE * SIDE, dtype=torch.float32).view(SIDE, SIDE) / SIDE**2}, path)
+    found = nn.Linear(SIDE, SIDE, bias=False)
+    with safe_open(path, "pt") as file:
+        found.weight = nn.Parameter(file.get_tensor("weight"), requires_grad=False)
+    return found, path
+
+
+def test_what_a_layer_has_read_is_given_back_and_read_again(layer):
+    layer, path = layer
+    x = torch.ones(2, SIDE)
+    want = layer(x)
+    assert resident(layer.weight) > 4_000_000
+    release_after_use([layer], [path])
+    for _ in range(2):
+        assert torch.equal(layer(x), want)
+        assert resident(layer.weight) < 200_000
+
+
+def test_what_was_written_is_kept(layer):
+    layer, path = layer
+    release_after_use([layer], [path])
+    layer.weight.zero_()
+    layer(torch.ones(2, SIDE))
+    assert not layer.weight.any()
+
+
+def test_memory_that_is_no_files_is_left_alone(layer):
+    _, path = layer
+    own = nn.Linear(64, 64)
+    want = own.weight.clone()
+    release_after_use([own], [path])
+    own(torch.ones(1, 64))
+    assert torch.equal(own.weight, want) and not own._forward_hooks
