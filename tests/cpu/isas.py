@@ -12,7 +12,7 @@ NAMES = ("portable", "avx2", "avx512", "bf16", "amx")
 
 def extension():
     """``acefast._cpu``, or a skip that says why there is none."""
-    return pytest.importorskip("acefast._cpu", reason="acefast was installed without its CPU extension")
+    return pytest.importorskip("acefast._cpu", reason="acefast was installed without its C++ kernels for the CPU")
 
 
 @contextlib.contextmanager
