@@ -98,7 +98,7 @@ inline f32 exp2(f32 x) {
   return choose(is_nan(x), x, y);
 }
 
-// To (3 + |x|) * 2**-24 of its value, since x / log(2) is rounded.
+// To (3 + 1.3 |x|) * 2**-24 of its value, since x / log(2) is rounded.
 inline f32 exp(f32 x) { return exp2(x * 1.44269504f); }
 
 // To 4e-6 of its value, and to 2**-23 of max(1, |x|).

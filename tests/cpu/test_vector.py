@@ -45,7 +45,7 @@ def test_powers_of_two_are_right_to_two_units_in_the_last_place(vector):
 def test_exponentials_are_right_to_what_rounding_their_argument_leaves(vector):
     x = np.concatenate([between(-87, 88), between(-1, 1)])
     want = np.exp(x.astype(np.float64))
-    assert np.max(np.abs(vector("exp", x) / want - 1) / (3 + np.abs(x))) <= 2**-24
+    assert np.max(np.abs(vector("exp", x) / want - 1) / (3 + 1.3 * np.abs(x))) <= 2**-24
 
 
 def test_silu_is_right_to_what_it_says(vector):
