@@ -85,7 +85,7 @@ def test_nothing_spins_after_a_call():
 
 
 def test_a_forked_child_computes_on_one_thread():
-    """gcc's OpenMP has no threads in a fork of a process that had some: torch's ops wait for them there for ever, and so
+    """gcc's OpenMP has no threads in a fork of a process that had some: torch's ops wait for them for ever, and so
     do ours; with one thread both work."""
     x, weight = inputs()
     torch.set_num_threads(2)
