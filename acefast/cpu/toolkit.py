@@ -18,7 +18,7 @@ from pathlib import Path
 
 COMMON = ("-std=c++17", "-g0", "-fvisibility=hidden")
 # What kernels are compiled with. Nothing may change the order of a sum: no -ffast-math, no -fassociative-math.
-OPTIMISED = ("-O3", "-fPIC", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
+OPTIMISED = ("-O3", "-fPIC", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
 AVX2 = ("-mavx2", "-mfma")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 BF16 = (*AVX512, "-mavx512bf16", "-mavx512vnni")
@@ -32,8 +32,6 @@ ISAS = {  # each has what those before it have; the order is that of Isa in csrc
 LEVELS = ("portable", "avx2", "avx512")  # for which ops are compiled, and these engines
 ENGINES = ("fp32", "int8")
 OWN_ENGINES = {"bf16": "bf16", "vnni": "bf16", "amx": "amx"}  # of instructions that one level alone has
-# Compiled and linked before all else; OpenMP itself comes with torch, see why_not.
-PROGRAM = "#include <Python.h>\n#include <omp.h>\nint threads() { return omp_get_max_threads(); }\n"
 
 
 def compiler() -> list[str]:
@@ -48,8 +46,8 @@ def why_not() -> str:
         return f"it is built on Linux, not on {sys.platform}"
     if not compiler():
         return "there is no C++ compiler in $CXX or on the PATH"
-    words = shlex.join(compiler())
-    return "" if _compiles(()) else f"{words} cannot compile C++17 with OpenMP and the headers of Python"
+    found = _compiles(())
+    return "" if found else f"{shlex.join(compiler())} cannot compile C++17 with the headers of Python"
 
 
 def isas() -> list[str]:
@@ -85,12 +83,12 @@ def objects(csrc: Path, known: list[str], folder: Path) -> list[str]:
 
 
 def _compiles(flags: tuple[str, ...]) -> bool:
-    """Whether the compiler takes these flags and finds what the extension includes."""
+    """Whether the compiler takes these flags and finds what the extension includes: Python's headers may be missing."""
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "threads.cpp")
-        source.write_text(PROGRAM)
+        source = Path(folder, "headers.cpp")
+        source.write_text("#include <Python.h>\n")
         include = f"-I{sysconfig.get_path('include')}"
-        command = [*compiler(), *COMMON, *OPTIMISED, *flags, include, "-c", source, "-o", Path(folder, "threads.o")]
+        command = [*compiler(), *COMMON, *OPTIMISED, *flags, include, "-c", source, "-o", Path(folder, "headers.o")]
         try:
             return subprocess.run(list(map(str, command)), capture_output=True).returncode == 0
         except OSError:
