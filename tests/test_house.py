@@ -68,7 +68,9 @@ def test_cpu_kernels_say_so_too_belong_to_a_level_and_are_proved(op):
     head, code = text[: text.index("#include")], text[text.index("#include") :]
     assert all(re.search(rf"^// {word} +\S", head, re.M) for word in ("Math", "Tiling", "Bytes", "Bound"))
     assert re.match(r"((#|//).*\n|\n)*namespace LEVEL {", code)
-    assert not re.search(r"std::(vector|string|map|function|unique_ptr|array)", code)  # inline functions without a level
+    assert not re.search(
+        r"std::(vector|string|map|function|unique_ptr|array)", code
+    )  # inline functions without a level
     assert '"cpu"' in (ROOT / f"acefast/ops/{op}.py").read_text()
     assert (ROOT / f"tests/ops/test_{op}_cpu.py").exists()
 
