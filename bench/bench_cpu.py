@@ -104,7 +104,7 @@ def measure(args: argparse.Namespace, folder: Path, out: Path) -> Times:
     """Seconds of each stage, by engine and round."""
     import acefast
 
-    options = {"precision": args.precision} if args.precision else {}
+    options = {"quantization": args.quantization} if args.quantization else {}
     ours, theirs = acefast.load(folder, dtype=torch.bfloat16, **options), diffusers_pipe(folder, torch.bfloat16)
     wanted = [(name, (args.lengths or args.step_lengths)[-1]) for name in ("text", "conditions")]
     wanted += [("DiT, one step", seconds) for seconds in args.step_lengths]
@@ -187,9 +187,9 @@ def report(args: argparse.Namespace, times: Times, memory: list[str]) -> str:
     from acefast.cpu.extension import instructions
 
     cpu = ", ".join(f"{key} {value}" for key, value in instructions().items())
-    precision = args.precision or "bf16"
+    weights = f"bf16, acefast's transformer {args.quantization}" if args.quantization else "bf16"
     lines = [
-        f"{args.size} turbo, {precision}, random weights; measured on {machine()}; acefast._cpu: {cpu}; oneDNN up to "
+        f"{args.size} turbo, {weights}, random weights; measured on {machine()}; acefast._cpu: {cpu}; oneDNN up to "
         f"{os.environ.get('ONEDNN_MAX_CPU_ISA', 'what there is')}; {args.rounds} rounds",
         "",
         "| stage | acefast, s | diffusers, s | ratio | floor, s | share of floor |",
@@ -213,15 +213,15 @@ def main() -> None:
     parser.add_argument("--step-lengths", type=float, nargs="+", default=[30.0, 120.0], help="seconds of a step's song")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--isa", choices=ONEDNN, help="most that acefast and oneDNN may use")
-    parser.add_argument("--precision", choices=("int8",), help="of acefast's linear layers")
+    parser.add_argument("--quantization", choices=("int8",), help="of acefast's transformer")
     parser.add_argument("--memory", action="store_true", help="also peak memory of songs of 30 and 240 s")
     parser.add_argument("--weights", type=Path, help="folder for the random checkpoint, kept; default: a temporary one")
     parser.add_argument("--write", type=Path, help="also write the tables here, such as bench/results/cpu.md")
     args = parser.parse_args()
     import acefast
 
-    if args.precision and "precision" not in inspect.signature(acefast.load).parameters:
-        parser.error("this version of acefast.load has no precision=")
+    if args.quantization and "quantization" not in inspect.signature(acefast.load).parameters:
+        parser.error("this version of acefast.load has no quantization=")
     if args.isa:  # read at the first product, not before
         os.environ |= {"ACEFAST_ISA": args.isa, "ONEDNN_MAX_CPU_ISA": ONEDNN[args.isa]}
     warnings.simplefilter("ignore")
