@@ -173,3 +173,21 @@ def test_what_cannot_be_is_refused_with_a_sentence(folder_of, tiny_v1, pipe):
     with pytest.raises(RequestError) as refused:
         pipe.generate("a", quantization="int8")
     assert "quantization is chosen when a model is loaded" in str(refused.value)
+
+
+def test_the_demo_model_stays_near_itself(monkeypatch, capsys):
+    """By the benchmark that README's table is of: errors of every layer, a song's, and one of time that is not read."""
+    from bench import bench_int8
+
+    monkeypatch.setattr(bench_int8, "PROMPTS", bench_int8.PROMPTS[:1])
+    monkeypatch.setattr(bench_int8, "Config", lambda: TINY_BASE)
+    bench_int8.main(["--seconds", "8", "--seeds", "1"])
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    found = {
+        name: [float(number) for number in numbers] for name, *numbers in rows if numbers[0] not in ("bf16", "fp32")
+    }
+    errors = [of for name, of in found.items() if name == "velocity" or name.startswith("layer")]
+    assert len(errors) == 7 and all(bf16 <= int8 <= 2.5e-2 for bf16, int8 in errors)
+    assert found["SNR against fp32, dB"][2] >= 25
+    wide, _, small = found["tempo, bpm"]
+    assert abs(small / wide - 1) <= 0.03
