@@ -1,6 +1,6 @@
 // Products of 8-bit integers on a CPU, scaled back.
 //
-// Math     v[t, n] = x_scale[t] weight_scale[n] sum_k x[t, k] w[n, k] (+ bias[n])                 sums exact, the rest fp32
+// Math     v[t, n] = x_scale[t] weight_scale[n] sum_k x[t, k] w[n, k] (+ bias[n])          sums exact, the rest fp32
 //          y[t, n] = v, silu(v[t, n]) v[t, N + n] or y[t, n] + v (gate[n])                        rounded once
 // Tiling   as csrc/linear_cpu.cpp; with SwiGLU a block of gates lies beside the block of what it gates
 // Bytes    w once from memory, half of bf16's; x once for each group of blocks, from the last cache

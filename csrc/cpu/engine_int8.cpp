@@ -1,6 +1,6 @@
-// The engine of 8-bit products where no instruction has them: both factors become 16-bit, whose products two k of a column
-// add up to 32 bits in one instruction of x86. Compiled once for each level: 12 rows in AVX-512's registers, 6 in AVX2's,
-// 4 elsewhere, each by two vectors of columns at a time.
+// The engine of 8-bit products where no instruction has them: both factors become 16-bit, whose products two k of a
+// column add up to 32 bits in one instruction of x86. Compiled once for each level: 12 rows in AVX-512's registers, 6 in
+// AVX2's, 4 elsewhere, each by two vectors of columns at a time.
 #include <cstring>
 
 #include "vector.h"
@@ -20,7 +20,7 @@ constexpr int WIDTH = 4, ROWS = 4;
 #endif
 constexpr int CHUNK = 512;  // numbers of a row that are made 16-bit at a time, in the first cache
 typedef int32_t sums __attribute__((vector_size(4 * WIDTH)));
-typedef int16_t pairs __attribute__((vector_size(4 * WIDTH)));   // of neighbouring k, for each column
+typedef int16_t pairs __attribute__((vector_size(4 * WIDTH)));  // of neighbouring k, for each column
 typedef int8_t packed __attribute__((vector_size(2 * WIDTH)));
 
 inline pairs get(const int8_t* p) {

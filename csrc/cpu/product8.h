@@ -4,7 +4,7 @@
 
 namespace LEVEL {
 
-// finish(row, rows, column, columns, c) gets the exact sums c[PARTS][rows][32] of `rows` rows of x [R, K] with `columns`
+// finish(row, rows, column, columns, c) gets the exact sums c[PARTS][rows][32] of `rows` rows of x [R, K] and `columns`
 // rows of each of PARTS weights [N, K], which lie `apart` elements from each other; K is a multiple of 64.
 template <int PARTS, typename Finish>
 void product8(const int8_t* x, long R, long K, const int8_t* w, long apart, long N, int threads, const Finish& finish) {
