@@ -27,6 +27,9 @@ namespace py = pybind11;
 
 LEVELS(void linear(const bf16* x, long rows, long K, long x_stride, const bf16* w, long w_stride, long N,
                    const bf16* bias, bf16* y, long y_stride, bool add, int threads))
+LEVELS(void quantize_rows(const bf16* x, long R, long K, int8_t* q, float* scale, int threads))
+LEVELS(void linear_int8(const int8_t* x, const float* x_scale, long R, long K, const int8_t* w, const float* w_scale,
+                        long N, const float* bias, const float* gate, bf16* y, bool swiglu, bool add, int threads))
 
 namespace {
 
@@ -34,6 +37,8 @@ using Address = uintptr_t;
 
 const bf16* in(Address at) { return reinterpret_cast<const bf16*>(at); }
 bf16* out(Address at) { return reinterpret_cast<bf16*>(at); }
+int8_t* integers(Address at) { return reinterpret_cast<int8_t*>(at); }
+float* floats(Address at) { return reinterpret_cast<float*>(at); }
 
 Isa named(const std::string& name) {
   for (int i = 0; i < 5; i++)
@@ -56,6 +61,20 @@ PYBIND11_MODULE(_cpu, m) {
       [](Address x, long rows, long K, long x_stride, Address w, long w_stride, long N, Address bias, Address y,
          long y_stride, bool add, int threads) {
         AT_LEVEL(linear)(in(x), rows, K, x_stride, in(w), w_stride, N, in(bias), out(y), y_stride, add, threads);
+      },
+      free);
+  m.def(
+      "quantize_rows",
+      [](Address x, long R, long K, Address q, Address scale, int threads) {
+        AT_LEVEL(quantize_rows)(in(x), R, K, integers(q), floats(scale), threads);
+      },
+      free);
+  m.def(
+      "linear_int8",
+      [](Address x, Address x_scale, long R, long K, Address w, Address w_scale, long N, Address bias, Address gate,
+         Address y, bool swiglu, bool add, int threads) {
+        AT_LEVEL(linear_int8)(integers(x), floats(x_scale), R, K, integers(w), floats(w_scale), N, floats(bias),
+                              floats(gate), out(y), swiglu, add, threads);
       },
       free);
 }
