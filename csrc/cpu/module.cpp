@@ -27,12 +27,19 @@ namespace py = pybind11;
 
 LEVELS(void linear(const bf16* x, long rows, long K, long x_stride, const bf16* w, long w_stride, long N,
                    const bf16* bias, bf16* y, long y_stride, bool add, int threads))
+LEVELS(void linear_swiglu(const bf16* x, long rows, long K, long x_stride, const bf16* w, long w_stride, long I,
+                          bf16* y, long y_stride, int threads))
+LEVELS(void residual_norm(long B, long S, long H, const bf16* x, long x_song, long x_row, const bf16* y, long y_song,
+                          long y_row, const float* gate, const bf16* weight, const float* scale, const float* shift,
+                          float eps, bf16* sum, long sum_song, long sum_row, bf16* h, long h_song, long h_row,
+                          int threads))
 
 namespace {
 
 using Address = uintptr_t;
 
 const bf16* in(Address at) { return reinterpret_cast<const bf16*>(at); }
+const float* in32(Address at) { return reinterpret_cast<const float*>(at); }
 bf16* out(Address at) { return reinterpret_cast<bf16*>(at); }
 
 Isa named(const std::string& name) {
@@ -56,6 +63,21 @@ PYBIND11_MODULE(_cpu, m) {
       [](Address x, long rows, long K, long x_stride, Address w, long w_stride, long N, Address bias, Address y,
          long y_stride, bool add, int threads) {
         AT_LEVEL(linear)(in(x), rows, K, x_stride, in(w), w_stride, N, in(bias), out(y), y_stride, add, threads);
+      },
+      free);
+  m.def(
+      "linear_swiglu",
+      [](Address x, long rows, long K, long x_stride, Address w, long w_stride, long I, Address y, long y_stride,
+         int threads) { AT_LEVEL(linear_swiglu)(in(x), rows, K, x_stride, in(w), w_stride, I, out(y), y_stride, threads); },
+      free);
+  m.def(
+      "residual_norm",
+      [](long B, long S, long H, Address x, long x_song, long x_row, Address y, long y_song, long y_row, Address gate,
+         Address weight, Address scale, Address shift, float eps, Address sum, long sum_song, long sum_row, Address h,
+         long h_song, long h_row, int threads) {
+        AT_LEVEL(residual_norm)(B, S, H, in(x), x_song, x_row, in(y), y_song, y_row, in32(gate), in(weight),
+                                in32(scale), in32(shift), eps, out(sum), sum_song, sum_row, out(h), h_song, h_row,
+                                threads);
       },
       free);
 }

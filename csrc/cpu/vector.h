@@ -35,15 +35,35 @@ inline f32 load(const bf16* p) {
 
 inline void store(float* p, f32 v) { std::memcpy(p, &v, sizeof v); }
 
-// To nearest, ties to even; a NaN stays one.
-inline void store(bf16* p, f32 v) {
+// The nearest bf16, of two the even one, in the upper halves, whatever in the lower ones; a NaN stays one.
+inline u32 rounded(f32 v) {
   u32 bits = (u32)v;
-  u32 rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  u32 nearest = bits + 0x7fff + ((bits >> 16) & 1);
   u32 quiet = bits | 0x400000;
   u32 nan = (u32)(v != v);
-  rounded = (nan & quiet) | (~nan & rounded);
-  u16 half = __builtin_convertvector(rounded >> 16, u16);
+  return (nan & quiet) | (~nan & nearest);
+}
+
+inline f32 round_to_bf16(f32 v) { return (f32)(rounded(v) & 0xffff0000); }
+
+inline void store(bf16* p, f32 v) {
+  u16 half = __builtin_convertvector(rounded(v) >> 16, u16);
   std::memcpy(p, &half, sizeof half);
+}
+
+// The first n <= 16 numbers there alone; zeros behind them.
+inline f32 load(const bf16* p, int n) {
+  if (n == LANES) return load(p);
+  bf16 part[LANES] = {};
+  std::memcpy(part, p, n * sizeof(bf16));
+  return load(part);
+}
+
+inline void store(bf16* p, f32 v, int n) {
+  if (n == LANES) return store(p, v);
+  bf16 part[LANES];
+  store(part, v);
+  std::memcpy(p, part, n * sizeof(bf16));
 }
 
 inline float value(bf16 x) {
