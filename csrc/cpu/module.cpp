@@ -30,6 +30,12 @@ LEVELS(void linear(const bf16* x, long rows, long K, long x_stride, const bf16* 
 LEVELS(void quantize_rows(const bf16* x, long R, long K, int8_t* q, float* scale, int threads))
 LEVELS(void linear_int8(const int8_t* x, const float* x_scale, long R, long K, const int8_t* w, const float* w_scale,
                         long N, const float* bias, const float* gate, bf16* y, bool swiglu, bool add, int threads))
+LEVELS(void linear_swiglu(const bf16* x, long rows, long K, long x_stride, const bf16* w, long w_stride, long I,
+                          bf16* y, long y_stride, int threads))
+LEVELS(void residual_norm(long B, long S, long H, const bf16* x, long x_song, long x_row, const bf16* y, long y_song,
+                          long y_row, const float* gate, const bf16* weight, const float* scale, const float* shift,
+                          float eps, bf16* sum, long sum_song, long sum_row, bf16* h, long h_song, long h_row,
+                          int threads))
 
 namespace {
 
@@ -75,6 +81,21 @@ PYBIND11_MODULE(_cpu, m) {
          Address y, bool swiglu, bool add, int threads) {
         AT_LEVEL(linear_int8)(integers(x), floats(x_scale), R, K, integers(w), floats(w_scale), N, floats(bias),
                               floats(gate), out(y), swiglu, add, threads);
+      },
+      free);
+  m.def(
+      "linear_swiglu",
+      [](Address x, long rows, long K, long x_stride, Address w, long w_stride, long I, Address y, long y_stride,
+         int threads) { AT_LEVEL(linear_swiglu)(in(x), rows, K, x_stride, in(w), w_stride, I, out(y), y_stride, threads); },
+      free);
+  m.def(
+      "residual_norm",
+      [](long B, long S, long H, Address x, long x_song, long x_row, Address y, long y_song, long y_row, Address gate,
+         Address weight, Address scale, Address shift, float eps, Address sum, long sum_song, long sum_row, Address h,
+         long h_song, long h_row, int threads) {
+        AT_LEVEL(residual_norm)(B, S, H, in(x), x_song, x_row, in(y), y_song, y_row, floats(gate), in(weight),
+                                floats(scale), floats(shift), eps, out(sum), sum_song, sum_row, out(h), h_song, h_row,
+                                threads);
       },
       free);
 }

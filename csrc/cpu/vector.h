@@ -50,12 +50,32 @@ inline f32 choose(i32 mask, f32 yes, f32 no) { return (f32)((mask & (i32)yes) | 
 inline f32 larger(f32 a, f32 b) { return choose(negative(a - b), b, a); }  // either one where one is NaN
 inline f32 smaller(f32 a, f32 b) { return choose(negative(b - a), b, a); }
 
-// To nearest, ties to even; a NaN stays one.
+// The nearest bf16, of two the even one, in the upper halves, whatever in the lower ones; a NaN stays one.
+inline u32 rounded(f32 v) {
+  const u32 bits = (u32)v;
+  return (u32)choose(is_nan(v), (f32)(bits | 0x400000), (f32)(bits + 0x7fff + ((bits >> 16) & 1)));
+}
+
+inline f32 round_to_bf16(f32 v) { return (f32)(rounded(v) & 0xffff0000); }
+
 inline void store(bf16* p, f32 v) {
-  u32 bits = (u32)v;
-  u32 rounded = (u32)choose(is_nan(v), (f32)(bits | 0x400000), (f32)(bits + 0x7fff + ((bits >> 16) & 1)));
-  u16 half = __builtin_convertvector(rounded >> 16, u16);
+  u16 half = __builtin_convertvector(rounded(v) >> 16, u16);
   std::memcpy(p, &half, sizeof half);
+}
+
+// The first n <= 16 numbers there alone; zeros behind them.
+inline f32 load(const bf16* p, int n) {
+  if (n == LANES) return load(p);
+  bf16 part[LANES] = {};
+  std::memcpy(part, p, n * sizeof(bf16));
+  return load(part);
+}
+
+inline void store(bf16* p, f32 v, int n) {
+  if (n == LANES) return store(p, v);
+  bf16 part[LANES];
+  store(part, v);
+  std::memcpy(p, part, n * sizeof(bf16));
 }
 
 // Sums pairwise, so that the order is the same at every level.
