@@ -63,7 +63,7 @@ struct Packed {
   char* values(long which, int d) const { return v + which * head + d / COLUMNS * e.packed(32 * blocks); }
 };
 
-// 2**x for x up to about 0, to 3e-6: a thousandth of what rounding to bf16 adds. 0 from -127 down, NaN of NaN.
+// 2**x for x up to about 0, to 3e-6: a thousandth of what rounding to bf16 adds. 0 from -127 down; may lose a NaN.
 inline f32 weight(f32 x) {
   const f32 big = all(12582912.0f);
   x = larger(all(-127.0f), x);
@@ -86,34 +86,34 @@ inline void store_weight(bf16* p, f32 v) {
 struct Softmax {
   float top = -FLT_MAX, sum = 0;  // the largest score, times scale, and the sum of 2**(score - top)
 
-  // scores[blocks][apart], 32 each, of the keys from `key` on become weights, all that lie before `low` or from `high` on
-  // zeros. Returns what to multiply by what came of the keys before.
+  // scores[blocks][apart], 32 each, of the keys from `key` on become weights, zeros of the keys before `low` and from
+  // `high` on. Returns what to multiply by what came of the keys before.
   float take(float* scores, long apart, int blocks, long key, long low, long high, float scale, bf16* weights) {
-    static const i32 lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    f32 larger_ones = all(-FLT_MAX);
-    for (int i = 0; i < 2 * blocks; i++) {
-      float* at = scores + i / 2 * apart + i % 2 * LANES;
-      const long first = key + i * LANES;
-      f32 s = load(at);
-      if (first < low || first + LANES > high) {
-        const i32 before = lanes < int(std::clamp(low - first, 0L, 16L));
-        const i32 inside = lanes < int(std::clamp(high - first, 0L, 16L));
-        s = choose(inside & ~before, s, all(-INFINITY));
-        store(at, s);
+    f32 largest = all(-FLT_MAX);
+    for (int i = 0; i < blocks; i++, key += COLUMNS)
+      for (int side = 0; side < 2; side++) {
+        float* at = scores + i * apart + side * LANES;
+        const long first = key + side * LANES;
+        if (first < low || first + LANES > high) mask(at, low - first, high - first);
+        largest = larger(load(at), largest);
       }
-      larger_ones = larger(s, larger_ones);
-    }
-    const float before = top;
-    top = std::max(top, most(larger_ones) * scale);
-    f32 sums{};
-    for (int i = 0; i < 2 * blocks; i++) {
-      const f32 w = weight(load(scores + i / 2 * apart + i % 2 * LANES) * scale - top);
-      sums += w;
-      store_weight(weights + i * LANES, w);
-    }
-    const float less = weight(all(before - top))[0];
-    sum = sum * less + LEVEL::sum(sums);
+    const float now = std::max(top, most(largest) * scale), less = weight(all(top - now))[0];
+    f32 sums{}, seen{};
+    for (int i = 0; i < blocks; i++)
+      for (int side = 0; side < 2; side++) {
+        const f32 x = load(scores + i * apart + side * LANES) * scale - now, w = weight(x);
+        sums += w;
+        seen += x;
+        store_weight(weights + i * COLUMNS + side * LANES, w);
+      }
+    top = now;
+    sum = std::isnan(LEVEL::sum(seen)) ? NAN : sum * less + LEVEL::sum(sums);
     return less;
+  }
+
+  static void mask(float* scores, long low, long high) {
+    for (long i = 0; i < LANES; i++)
+      if (i < low || i >= high) scores[i] = -INFINITY;
   }
 };
 
@@ -173,11 +173,12 @@ void attend(const Attention& a, int threads, const Queries& queries) {
     for (int r = 0; r < (end - begin) * a.group; r++) {
       bf16* to = a.out + b * a.out_strides[0] + (begin + r / a.group) * a.out_strides[1] + (h * a.group + r % a.group) * D;
       const bool blind = softmax[r].sum == 0;
+      const float inverse = 1.0f / (blind ? float(a.keys) : softmax[r].sum);
       for (int d = 0; d < D; d += LANES) {
         f32 total = load(sums + r * D + d);
         if (blind && a.padding == Padding::LOOKS)
           for (long i = 0; i < a.keys; i++) total += load(a.v(set, i, h) + d);
-        store(to + d, total / (blind ? float(a.keys) : softmax[r].sum));
+        store(to + d, total * inverse);
       }
     }
   });

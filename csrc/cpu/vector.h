@@ -54,13 +54,14 @@ inline float value(bf16 x) {
 }
 
 inline f32 choose(i32 mask, f32 yes, f32 no) { return (f32)((mask & (i32)yes) | (~mask & (i32)no)); }
-inline f32 larger(f32 a, f32 b) { return choose(a > b, a, b); }
+inline f32 larger(f32 a, f32 b) { return a > b ? a : b; }
 inline f32 smaller(f32 a, f32 b) { return choose(a < b, a, b); }
 
 // Sums pairwise, so that the order is the same at every level.
 inline float sum(f32 v) {
   float t[LANES];
   std::memcpy(t, &v, sizeof t);
+#pragma GCC unroll 4
   for (int n = LANES / 2; n; n /= 2)
     for (int i = 0; i < n; i++) t[i] += t[i + n];
   return t[0];
@@ -69,9 +70,10 @@ inline float sum(f32 v) {
 inline float most(f32 v) {
   float t[LANES];
   std::memcpy(t, &v, sizeof t);
-  float m = t[0];
-  for (int i = 1; i < LANES; i++) m = t[i] > m ? t[i] : m;
-  return m;
+#pragma GCC unroll 4
+  for (int n = LANES / 2; n; n /= 2)
+    for (int i = 0; i < n; i++) t[i] = t[i + n] > t[i] ? t[i + n] : t[i];
+  return t[0];
 }
 
 // Nearest integer, by adding and taking off 1.5 * 2**23; |x| below 2**22.
