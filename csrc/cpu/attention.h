@@ -12,7 +12,7 @@ namespace LEVEL {
 
 constexpr int STEP = 512;   // keys whose scores are in memory at a time
 constexpr int BLOCK = 96;   // queries that meet a step's keys while these are in the second cache
-constexpr int WIDEST = 128;  // head
+constexpr int AHEAD = 16;   // queries that are fetched before they are read
 
 struct Heads {  // of a tensor whose channels lie together
   const bf16* at;
@@ -28,7 +28,7 @@ enum class Padding { KEYS_ONLY, ZEROS, LOOKS };
 struct Attention {
   long batch, rows, keys, sets;  // sets of keys: one for each item of the batch, or one for all
   int kv_heads, group, D;        // group: query heads of a key head
-  Heads k, v;
+  Heads q, k, v;
   const int64_t* lengths;  // of the sets; keys from there on are padding. May be null
   long window;             // row i sees keys from i - window to i + window
   Padding padding;
@@ -117,9 +117,9 @@ struct Softmax {
   }
 };
 
-// queries(b, row, head, to) writes a query's D numbers.
-template <typename Queries>
-void attend(const Attention& a, int threads, const Queries& queries) {
+// norm(x, u) makes of a query x the D numbers that are multiplied.
+template <typename Norm>
+void attend(const Attention& a, int threads, const Norm& norm) {
   static thread_local Scratch packed;
   const Packed keys(a, packed, threads);
   const Engine& e = keys.e;
@@ -139,7 +139,18 @@ void attend(const Attention& a, int threads, const Queries& queries) {
     bf16* weights = weight_scratch.get<bf16>(MOST_ROWS * weight_stride);
     float* sums = sum_scratch.get<float>(most_queries * D);
     Softmax* softmax = softmax_scratch.get<Softmax>(most_queries);
-    for (int r = 0; r < count; r++) queries(b, begin + r / a.group, h * a.group + r % a.group, q + r * q_stride);
+    const auto row_of = [&](int r) { return begin + r / a.group; };
+    const auto query = [&](int r) { return a.q(b, row_of(r), h * a.group + r % a.group); };
+    const auto output = [&](int r) {
+      return a.out + b * a.out_strides[0] + row_of(r) * a.out_strides[1] + (h * a.group + r % a.group) * D;
+    };
+    for (int r = -AHEAD; r < count; r++) {  // rows are pages apart, where no CPU fetches ahead by itself
+      for (int d = 0; r + AHEAD < count && d < D; d += 64 / sizeof(bf16)) {
+        __builtin_prefetch(query(r + AHEAD) + d);
+        __builtin_prefetch(output(r + AHEAD) + d, 1);
+      }
+      if (r >= 0) norm(query(r), q + r * q_stride);
+    }
     std::fill_n(softmax, most_queries, Softmax());
     std::fill_n(sums, most_queries * D, 0.0f);
     // keys that the rows from `first` to `last` see
@@ -148,9 +159,8 @@ void attend(const Attention& a, int threads, const Queries& queries) {
     for (long step = low(begin) / 32; 32 * step < high(looking - 1); step += STEP / 32)
       for (int r = 0; r < count; r += e.rows) {
         const int rows = std::min(e.rows, count - r);
-        const auto row = [&](int i) { return begin + (r + i) / a.group; };
-        const long first = std::max(step, low(row(0)) / 32);
-        const long last = std::min(step + STEP / 32, (high(row(rows - 1)) + 31) / 32);
+        const long first = std::max(step, low(row_of(r)) / 32);
+        const long last = std::min(step + STEP / 32, (high(row_of(r + rows - 1)) + 31) / 32);
         if (first >= last) continue;
         const int n = int(last - first);
         for (int i = 0; i < n; i++)
@@ -158,8 +168,8 @@ void attend(const Attention& a, int threads, const Queries& queries) {
                  scores + i * rows * COLUMNS, rows);
         float less[MOST_ROWS];
         for (int i = 0; i < rows; i++)
-          less[i] = softmax[r + i].take(scores + i * COLUMNS, rows * COLUMNS, n, 32 * first, low(row(i)), high(row(i)),
-                                        scale, weights + i * weight_stride);
+          less[i] = softmax[r + i].take(scores + i * COLUMNS, rows * COLUMNS, n, 32 * first, low(row_of(r + i)),
+                                        high(row_of(r + i)), scale, weights + i * weight_stride);
         alignas(64) float c[MOST_ROWS * COLUMNS];
         for (int d = 0; d < D; d += COLUMNS) {
           e.tile(weights, weight_stride, 0, 1, 32 * n, keys.values(which, d) + first * e.packed(32), c, rows);
@@ -171,14 +181,13 @@ void attend(const Attention& a, int threads, const Queries& queries) {
         }
       }
     for (int r = 0; r < (end - begin) * a.group; r++) {
-      bf16* to = a.out + b * a.out_strides[0] + (begin + r / a.group) * a.out_strides[1] + (h * a.group + r % a.group) * D;
       const bool blind = softmax[r].sum == 0;
       const float inverse = 1.0f / (blind ? float(a.keys) : softmax[r].sum);
       for (int d = 0; d < D; d += LANES) {
         f32 total = load(sums + r * D + d);
         if (blind && a.padding == Padding::LOOKS)
           for (long i = 0; i < a.keys; i++) total += load(a.v(set, i, h) + d);
-        store(to + d, total * inverse);
+        store(output(r) + d, total * inverse);
       }
     }
   });
