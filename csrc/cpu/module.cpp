@@ -1,6 +1,8 @@
 // acefast._cpu: the CPU's kernels of csrc/. Knows no torch: addresses travel as integers, sizes and strides in elements.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <array>
 #include <string>
 
 #include "engine.h"
@@ -36,15 +38,28 @@ LEVELS(void residual_norm(long B, long S, long H, const bf16* x, long x_song, lo
                           long y_row, const float* gate, const bf16* weight, const float* scale, const float* shift,
                           float eps, bf16* sum, long sum_song, long sum_row, bf16* h, long h_song, long h_row,
                           int threads))
+LEVELS(void self_attention(const bf16* q, const long* q_strides, const bf16* k, const long* k_strides, const bf16* v,
+                           const long* v_strides, const int64_t* lengths, bf16* out, const long* out_strides,
+                           long batch, long rows, int heads, int kv_heads, int D, long window, bool pad_rows,
+                           int threads))
+LEVELS(void cross_attention(const bf16* q, const long* q_strides, const bf16* q_weight, const bf16* k,
+                            const long* k_strides, const bf16* v, const long* v_strides, const int64_t* lengths,
+                            bf16* out, const long* out_strides, long batch, long sets, long rows, long keys, int heads,
+                            int kv_heads, int D, float eps, int threads))
+LEVELS(void qk_norm_rope(const bf16* x, long x_stride, const bf16* q_weight, const bf16* k_weight, const float* cos,
+                         const float* sin, long cos_stride, long sin_stride, bf16* y, long y_stride, long rows,
+                         long positions, int heads, int kv_heads, int D, float eps, int threads))
 
 namespace {
 
 using Address = uintptr_t;
+using Strides = std::array<long, 3>;
 
 const bf16* in(Address at) { return reinterpret_cast<const bf16*>(at); }
 bf16* out(Address at) { return reinterpret_cast<bf16*>(at); }
 int8_t* integers(Address at) { return reinterpret_cast<int8_t*>(at); }
 float* floats(Address at) { return reinterpret_cast<float*>(at); }
+const int64_t* counts(Address at) { return reinterpret_cast<const int64_t*>(at); }
 
 Isa named(const std::string& name) {
   for (int i = 0; i < 5; i++)
@@ -96,6 +111,36 @@ PYBIND11_MODULE(_cpu, m) {
         AT_LEVEL(residual_norm)(B, S, H, in(x), x_song, x_row, in(y), y_song, y_row, floats(gate), in(weight),
                                 floats(scale), floats(shift), eps, out(sum), sum_song, sum_row, out(h), h_song, h_row,
                                 threads);
+      },
+      free);
+  m.def(
+      "self_attention",
+      [](Address q, Strides q_strides, Address k, Strides k_strides, Address v, Strides v_strides, Address lengths,
+         Address o, Strides out_strides, long batch, long rows, int heads, int kv_heads, int D, long window,
+         bool pad_rows, int threads) {
+        AT_LEVEL(self_attention)
+        (in(q), q_strides.data(), in(k), k_strides.data(), in(v), v_strides.data(), counts(lengths), out(o),
+         out_strides.data(), batch, rows, heads, kv_heads, D, window, pad_rows, threads);
+      },
+      free);
+  m.def(
+      "cross_attention",
+      [](Address q, Strides q_strides, Address q_weight, Address k, Strides k_strides, Address v, Strides v_strides,
+         Address lengths, Address o, Strides out_strides, long batch, long sets, long rows, long keys, int heads,
+         int kv_heads, int D, float eps, int threads) {
+        AT_LEVEL(cross_attention)
+        (in(q), q_strides.data(), in(q_weight), in(k), k_strides.data(), in(v), v_strides.data(), counts(lengths),
+         out(o), out_strides.data(), batch, sets, rows, keys, heads, kv_heads, D, eps, threads);
+      },
+      free);
+  m.def(
+      "qk_norm_rope",
+      [](Address x, long x_stride, Address q_weight, Address k_weight, Address cos, Address sin, long cos_stride,
+         long sin_stride, Address y, long y_stride, long rows, long positions, int heads, int kv_heads, int D, float eps,
+         int threads) {
+        AT_LEVEL(qk_norm_rope)
+        (in(x), x_stride, in(q_weight), in(k_weight), floats(cos), floats(sin), cos_stride, sin_stride, out(y),
+         y_stride, rows, positions, heads, kv_heads, D, eps, threads);
       },
       free);
 }

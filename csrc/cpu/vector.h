@@ -82,6 +82,7 @@ inline void store(bf16* p, f32 v, int n) {
 inline float sum(f32 v) {
   float t[LANES];
   std::memcpy(t, &v, sizeof t);
+#pragma GCC unroll 4
   for (int n = LANES / 2; n; n /= 2)
     for (int i = 0; i < n; i++) t[i] += t[i + n];
   return t[0];
@@ -90,9 +91,10 @@ inline float sum(f32 v) {
 inline float most(f32 v) {
   float t[LANES];
   std::memcpy(t, &v, sizeof t);
-  float m = t[0];
-  for (int i = 1; i < LANES; i++) m = t[i] > m ? t[i] : m;
-  return m;
+#pragma GCC unroll 4
+  for (int n = LANES / 2; n; n /= 2)
+    for (int i = 0; i < n; i++) t[i] = t[i + n] > t[i] ? t[i + n] : t[i];
+  return t[0];
 }
 
 // Nearest integer, by adding and taking off 1.5 * 2**23, which no compiler flag of ours lets cancel; |x| below 2**22.
