@@ -105,20 +105,21 @@ inline f32 exp(f32 x) { return exp2(x * 1.44269504f); }
 
 inline f32 silu(f32 x) { return x / (1.0f + exp(-x)); }
 
-// sin(x)**2 to 2e-7 for |x| up to 1e4: its period is pi, and between -pi/2 and pi/2 a polynomial in x**2 is the sine.
+// sin(x)**2 to 4e-7 for |x| up to 1e4: its period is pi, and between -pi/2 and pi/2 it is a polynomial in x**2.
 inline f32 sine_squared(f32 x) {
   f32 n = nearest(x * 0.31830989f);
-  f32 r = x - n * 3.140625f;  // pi in three parts, whose products with n are exact up to n = 2**13
-  r = r - n * 9.67502593994140625e-4f;
-  r = r - n * 1.509957990978376432e-7f;
+  f32 r = x - n * 3.140625f;  // pi in two parts; the product of n with the first is exact up to n = 2**13
+  r = r - n * 9.6765358e-4f;
   f32 q = r * r;
-  f32 p = all(-2.3889859e-8f);
-  p = p * q + 2.7525562e-6f;
-  p = p * q - 1.9840874e-4f;
-  p = p * q + 8.3333310e-3f;
-  p = p * q - 1.6666667e-1f;
-  f32 s = r + r * q * p;
-  return s * s;
+  f32 p = all(-3.5410511e-6f);
+  p = p * q + 1.3871820e-4f;
+  p = p * q - 3.1707692e-3f;
+  p = p * q + 4.4441298e-2f;
+  p = p * q - 3.3333215e-1f;
+  p = p * q + 9.9999982e-1f;
+  return p * q;
 }
+
+inline f32 snake(f32 x, f32 alpha, f32 inv_beta) { return x + inv_beta * sine_squared(alpha * x); }
 
 }  // namespace LEVEL

@@ -1,0 +1,46 @@
+// Sums of a convolution become results, 16 columns at a time.
+#pragma once
+#include "results.h"
+#include "vector.h"
+
+namespace LEVEL {
+
+// The first n of 16 numbers, zeros behind them.
+template <typename T>
+f32 load(const T* p, int n) {
+  if (n == LANES) return load(p);
+  T part[LANES] = {};
+  std::memcpy(part, p, n * sizeof(T));
+  return load(part);
+}
+
+inline void store(bf16* p, f32 v, int n) {
+  if (n == LANES) return store(p, v);
+  bf16 part[LANES];
+  store(part, v);
+  std::memcpy(p, part, n * sizeof(bf16));
+}
+
+// n columns of `rows` rows c[r][32], the first of which is column `column`; its result lies at y[at + r * step].
+inline void finish(const Results& to, const float* c, int rows, long column, int n, long at, long step) {
+  const f32 bias = to.bias ? load(to.bias + column, n) : f32{};
+  const f32 alpha = to.alpha ? load(to.alpha + column, n) : f32{};
+  const f32 inv_beta = to.alpha ? load(to.inv_beta + column, n) : f32{};
+  for (int r = 0; r < rows; r++, c += COLUMNS, at += step) {
+    f32 v = load(c) + bias;
+    if (to.residual) v += load(to.residual + at, n);
+    v *= to.share;
+    if (to.total) v += load(to.total + at, n);
+    if (to.y) store(to.y + at, v, n);
+    if (to.waved) store(to.waved + at, to.alpha ? snake(v, alpha, inv_beta) : silu(v), n);
+  }
+}
+
+// All columns of a tile, of rows that follow each other.
+inline void finish_rows(const Results& to, long row, int rows, long column, int columns, const float* c) {
+  for (int j = 0; j < columns; j += LANES)
+    finish(to, c + j, rows, column + j, columns - j < LANES ? columns - j : LANES, row * to.width + column + j,
+           to.width);
+}
+
+}  // namespace LEVEL
