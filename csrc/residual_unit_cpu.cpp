@@ -6,9 +6,8 @@
 //          memory of its own, seven taps there, snake2, the 1x1 convolution; what lies between fits half its second cache
 // Bytes    x in (with neighbours), y out; packed weights once for each tile, from the last cache
 // Bound    the engine's products, 16 L C**2; the two or three snakes add a tenth at C = 128 with AVX-512 BF16
+#include "cpu/convolution.h"
 #include "cpu/finish.h"
-#include "cpu/machine.h"
-#include "cpu/padded.h"
 
 namespace LEVEL {
 

@@ -36,11 +36,4 @@ inline void finish(const Results& to, const float* c, int rows, long column, int
   }
 }
 
-// All columns of a tile, of rows that follow each other.
-inline void finish_rows(const Results& to, long row, int rows, long column, int columns, const float* c) {
-  for (int j = 0; j < columns; j += LANES)
-    finish(to, c + j, rows, column + j, columns - j < LANES ? columns - j : LANES, row * to.width + column + j,
-           to.width);
-}
-
 }  // namespace LEVEL

@@ -14,8 +14,6 @@ namespace LEVEL {
 struct Rows {
   const bf16* at;
   long count, K, stride;
-  long tap = 0;  // how far apart a convolution's taps lie, each of K numbers
-  int taps = 1;
 };
 
 // A thread takes `group` neighbouring blocks of 32 columns, which packed fill half of its second cache, and all rows, or
@@ -45,12 +43,14 @@ inline Rows spread(Rows a, Scratch& scratch, int threads) {
   return {copy, a.count, a.K, stride};
 }
 
-// pack(part, block, packed) gives block `block` of 32 columns of each of PARTS weights; finish(row, rows, column, columns,
-// c) gets c[PARTS][rows][32], the products of `rows` rows with them.
-template <int PARTS, typename Pack, typename Finish>
-void packed_product(Rows a, long N, int threads, const Pack& pack, const Finish& finish) {
+// finish(row, rows, column, columns, c) gets c[PARTS][rows][32], the products of `rows` rows with `columns` rows of each
+// of PARTS weights [N, K], which lie `apart` elements from each other.
+template <int PARTS, typename Finish>
+void product(Rows a, const bf16* w, long stride, long apart, long N, int threads, const Finish& finish) {
+  static thread_local Scratch copy;
+  a = spread(a, copy, threads);
   const Engine& e = engine();
-  const size_t bytes = e.packed(a.K * a.taps);
+  const size_t bytes = e.packed(a.K);
   const Cut cut(N, a.count, PARTS * bytes, threads);
   in_parallel(cut.groups * cut.shares, threads, [&](long task) {
     static thread_local Scratch packed;
@@ -58,30 +58,20 @@ void packed_product(Rows a, long N, int threads, const Pack& pack, const Finish&
     const long begin = task % cut.shares * cut.rows, end = std::min(begin + cut.rows, a.count);
     char* b = packed.get<char>((last - first) * PARTS * bytes);
     for (long i = first; i < last; i++)
-      for (int part = 0; part < PARTS; part++) pack(part, i, b + ((i - first) * PARTS + part) * bytes);
+      for (int part = 0; part < PARTS; part++)
+        e.pack_rows(w + part * apart + i * COLUMNS * stride, stride, int(std::min<long>(COLUMNS, N - i * COLUMNS)),
+                    int(a.K), b + ((i - first) * PARTS + part) * bytes);
     alignas(64) float c[PARTS * MOST_ROWS * COLUMNS];
     for (long row = begin; row < end; row += e.rows) {
       const int rows = int(std::min<long>(e.rows, end - row));
       for (long i = first; i < last; i++) {
         for (int part = 0; part < PARTS; part++)
-          e.tile(a.at + row * a.stride, a.stride, a.tap, a.taps, int(a.K), b + ((i - first) * PARTS + part) * bytes,
+          e.tile(a.at + row * a.stride, a.stride, 0, 1, int(a.K), b + ((i - first) * PARTS + part) * bytes,
                  c + part * rows * COLUMNS, rows);
         finish(row, rows, i * COLUMNS, int(std::min<long>(COLUMNS, N - i * COLUMNS)), c);
       }
     }
   });
-}
-
-// The same of weights [N, K] whose rows are the columns, `apart` elements from each other.
-template <int PARTS, typename Finish>
-void product(Rows a, const bf16* w, long stride, long apart, long N, int threads, const Finish& finish) {
-  static thread_local Scratch copy;
-  const auto pack = [=](int part, long block, void* packed) {
-    const long column = block * COLUMNS;
-    engine().pack_rows(w + part * apart + column * stride, stride, int(std::min<long>(COLUMNS, N - column)),
-                       int(a.K * a.taps), packed);
-  };
-  packed_product<PARTS>(a.taps > 1 ? a : spread(a, copy, threads), N, threads, pack, finish);
 }
 
 }  // namespace LEVEL

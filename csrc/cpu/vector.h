@@ -4,6 +4,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 #include "engine.h"
 
@@ -30,7 +33,12 @@ inline f32 load(const float* p) {
 inline f32 load(const bf16* p) {
   u16 half;
   std::memcpy(&half, p, sizeof half);
-  return (f32)(__builtin_convertvector(half, u32) << 16);
+#ifdef __AVX512F__
+  u32 wide = (u32)_mm512_cvtepu16_epi32((__m256i)half);  // which GCC 12 does in halves
+#else
+  u32 wide = __builtin_convertvector(half, u32);
+#endif
+  return (f32)(wide << 16);
 }
 
 inline void store(float* p, f32 v) { std::memcpy(p, &v, sizeof v); }
@@ -39,9 +47,7 @@ inline void store(float* p, f32 v) { std::memcpy(p, &v, sizeof v); }
 inline void store(bf16* p, f32 v) {
   u32 bits = (u32)v;
   u32 rounded = bits + 0x7fff + ((bits >> 16) & 1);
-  u32 quiet = bits | 0x400000;
-  u32 nan = (u32)(v != v);
-  rounded = (nan & quiet) | (~nan & rounded);
+  rounded = v != v ? bits | 0x400000 : rounded;
   u16 half = __builtin_convertvector(rounded >> 16, u16);
   std::memcpy(p, &half, sizeof half);
 }
@@ -77,9 +83,7 @@ inline float most(f32 v) {
 // Nearest integer, by adding and taking off 1.5 * 2**23; |x| below 2**22.
 inline f32 nearest(f32 x) {
   const f32 big = all(12582912.0f);
-  f32 t = x + big;
-  asm("" : "+m"(t));  // the compiler must not see through it
-  return t - big;
+  return (x + big) - big;
 }
 
 // 2**x to 2 units in the last place; 0 below -126, infinity from 128, NaN of NaN.
