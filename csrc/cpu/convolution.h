@@ -35,11 +35,13 @@ void rows_or_zeros(long first, long last, long L, long C, bf16* into, long apart
 template <typename Pack, typename Finish>
 void convolve(const Convolution& a, long N, int threads, const Pack& pack, const Finish& finish) {
   constexpr long FEWEST = 256;  // rows that are worth packing for
+  constexpr long FAR = 4;       // blocks where one alone is larger: they come from the last cache, and share the rows' copy
   const Engine& e = engine();
   const size_t bytes = e.packed(a.taps * a.C);
   const long blocks = (N + COLUMNS - 1) / COLUMNS, tasks = 2L * threads, apart = a.C + COLUMNS;
   long shares = std::max(1L, std::min(a.rows / FEWEST, tasks));
-  const long group = std::max(1L, std::min(inner_cache() / 2 / long(bytes), blocks * shares / tasks));
+  const long near = inner_cache() / 2 / long(bytes);
+  const long group = std::max(1L, std::min(near ? near : FAR, blocks * shares / tasks));
   const long groups = (blocks + group - 1) / group;
   shares = std::min(shares, (tasks + groups - 1) / groups);
   const long share = (a.rows + shares - 1) / shares, reach = (a.taps - 1) * a.dilation;
