@@ -10,7 +10,7 @@ from acefast.cpu.extension import address, contiguous, extension, threads
 
 
 def fits(x: Tensor, *weights: Tensor, wave: Wave | None) -> bool:
-    """Whether the kernel takes this; ``weights`` are alpha1, inv_beta1, weight1, bias1, and again of the second half."""
+    """Whether the kernel takes this; ``weights`` are alpha1, inv_beta1, weight1, bias1, alpha2 and so on."""
     alpha1, inv_beta1, weight1, bias1, alpha2, inv_beta2, *second = weights
     snakes = contiguous(alpha1, inv_beta1, alpha2, inv_beta2)
     return snakes and conv1d.fits(x, weight1, bias1, *second, wave=wave)
