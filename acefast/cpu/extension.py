@@ -59,6 +59,11 @@ def rows(tensor: Tensor) -> tuple[int, int]:
     return len(flat), flat.stride(0)
 
 
+def contiguous(*tensors: Tensor | None) -> bool:
+    """Whether all are contiguous, None left out."""
+    return all(t is None or t.is_contiguous() for t in tensors)
+
+
 def is_bf16(*tensors: Tensor | None) -> bool:
     """Whether all are bf16 numbers in a CPU's memory, None left out."""
     return all(t is None or (t.dtype == torch.bfloat16 and t.device.type == "cpu") for t in tensors)

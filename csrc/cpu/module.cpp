@@ -7,6 +7,7 @@
 
 #include "engine.h"
 #include "machine.h"
+#include "results.h"
 
 namespace py = pybind11;
 
@@ -49,6 +50,13 @@ LEVELS(void cross_attention(const bf16* q, const long* q_strides, const bf16* q_
 LEVELS(void qk_norm_rope(const bf16* x, long x_stride, const bf16* q_weight, const bf16* k_weight, const float* cos,
                          const float* sin, long cos_stride, long sin_stride, bf16* y, long y_stride, long rows,
                          long positions, int heads, int kv_heads, int D, float eps, int threads))
+LEVELS(void snake(const bf16* x, long rows, long C, const float* alpha, const float* inv_beta, bf16* y, int threads))
+LEVELS(void conv1d(const bf16* x, long L, long Cin, const bf16* w, long Cout, int taps, int stride, int padding,
+                   int dilation, long rows, const Results& to, int threads))
+LEVELS(void conv_transpose1d(const bf16* x, long L, long Cin, const bf16* w, int s, const Results& to, int threads))
+LEVELS(void residual_unit(const bf16* x, const bf16* activated, long songs, long L, long C, const float* alpha1,
+                          const float* inv_beta1, const bf16* w1, const bf16* b1, const float* alpha2,
+                          const float* inv_beta2, const bf16* w2, int dilation, const Results& to, int threads))
 
 namespace {
 
@@ -60,6 +68,13 @@ bf16* out(Address at) { return reinterpret_cast<bf16*>(at); }
 int8_t* integers(Address at) { return reinterpret_cast<int8_t*>(at); }
 float* floats(Address at) { return reinterpret_cast<float*>(at); }
 const int64_t* counts(Address at) { return reinterpret_cast<const int64_t*>(at); }
+const float* fp32(Address at) { return reinterpret_cast<const float*>(at); }
+
+// y, waved, width, bias, residual, total, alpha, inv_beta
+using Addresses = std::array<Address, 8>;
+Results results(const Addresses& to, float share) {
+  return {out(to[0]), out(to[1]), long(to[2]), in(to[3]), in(to[4]), in(to[5]), share, fp32(to[6]), fp32(to[7])};
+}
 
 Isa named(const std::string& name) {
   for (int i = 0; i < 5; i++)
@@ -141,6 +156,34 @@ PYBIND11_MODULE(_cpu, m) {
         AT_LEVEL(qk_norm_rope)
         (in(x), x_stride, in(q_weight), in(k_weight), floats(cos), floats(sin), cos_stride, sin_stride, out(y),
          y_stride, rows, positions, heads, kv_heads, D, eps, threads);
+      },
+      free);
+  m.def(
+      "snake",
+      [](Address x, long rows, long C, Address alpha, Address inv_beta, Address y, int threads) {
+        AT_LEVEL(snake)(in(x), rows, C, fp32(alpha), fp32(inv_beta), out(y), threads);
+      },
+      free);
+  m.def(
+      "conv1d",
+      [](Address x, long L, long Cin, Address w, long Cout, int taps, int stride, int padding, int dilation, long rows,
+         const Addresses& to, float share, int threads) {
+        AT_LEVEL(conv1d)(in(x), L, Cin, in(w), Cout, taps, stride, padding, dilation, rows, results(to, share), threads);
+      },
+      free);
+  m.def(
+      "conv_transpose1d",
+      [](Address x, long L, long Cin, Address w, int stride, const Addresses& to, int threads) {
+        AT_LEVEL(conv_transpose1d)(in(x), L, Cin, in(w), stride, results(to, 1), threads);
+      },
+      free);
+  m.def(
+      "residual_unit",
+      [](Address x, Address activated, long songs, long L, long C, const std::array<Address, 7>& weights, int dilation,
+         const Addresses& to, int threads) {
+        const auto& [alpha1, inv_beta1, w1, b1, alpha2, inv_beta2, w2] = weights;
+        AT_LEVEL(residual_unit)(in(x), in(activated), songs, L, C, fp32(alpha1), fp32(inv_beta1), in(w1), in(b1),
+                                fp32(alpha2), fp32(inv_beta2), in(w2), dilation, results(to, 1), threads);
       },
       free);
 }

@@ -4,6 +4,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 #include "engine.h"
 
@@ -30,7 +33,12 @@ inline f32 load(const float* p) {
 inline f32 load(const bf16* p) {
   u16 half;
   std::memcpy(&half, p, sizeof half);
-  return (f32)(__builtin_convertvector(half, u32) << 16);
+#ifdef __AVX512F__
+  u32 wide = (u32)_mm512_cvtepu16_epi32((__m256i)half);  // which GCC 12 does in halves
+#else
+  u32 wide = __builtin_convertvector(half, u32);
+#endif
+  return (f32)(wide << 16);
 }
 
 inline void store(float* p, f32 v) { std::memcpy(p, &v, sizeof v); }
@@ -64,10 +72,11 @@ inline void store(bf16* p, f32 v) {
 }
 
 // The first n <= 16 numbers there alone; zeros behind them.
-inline f32 load(const bf16* p, int n) {
+template <typename T>
+f32 load(const T* p, int n) {
   if (n == LANES) return load(p);
-  bf16 part[LANES] = {};
-  std::memcpy(part, p, n * sizeof(bf16));
+  T part[LANES] = {};
+  std::memcpy(part, p, n * sizeof(T));
   return load(part);
 }
 
@@ -126,20 +135,22 @@ inline f32 exp(f32 x) { return exp2(x * 1.44269504f); }
 // To 4e-6 of its value, and to 2**-23 of max(1, |x|).
 inline f32 silu(f32 x) { return x / (1.0f + exp(-x)); }
 
-// sin(x)**2 to 3e-7 for |x| up to 2.5e4, where no number means anything beyond 1e7: its period is pi, and between -pi/2 and pi/2 a polynomial in x**2 is the sine.
+// sin(x)**2 to 4e-7 for |x| up to 1e4, nothing beyond 1e7: its period is pi, and between -pi/2 and pi/2 it is a
+// polynomial in x**2.
 inline f32 sine_squared(f32 x) {
   f32 n = nearest(x * 0.31830989f);
-  f32 r = x - n * 3.140625f;  // pi in three parts, whose products with n are exact up to n = 2**13
-  r = r - n * 9.67502593994140625e-4f;
-  r = r - n * 1.509957990978376432e-7f;
+  f32 r = x - n * 3.140625f;  // pi in two parts; the product of n with the first is exact up to n = 2**13
+  r = r - n * 9.6765358e-4f;
   f32 q = r * r;
-  f32 p = all(-2.3889859e-8f);
-  p = p * q + 2.7525562e-6f;
-  p = p * q - 1.9840874e-4f;
-  p = p * q + 8.3333310e-3f;
-  p = p * q - 1.6666667e-1f;
-  f32 s = r + r * q * p;
-  return s * s;
+  f32 p = all(-3.5410511e-6f);
+  p = p * q + 1.3871820e-4f;
+  p = p * q - 3.1707692e-3f;
+  p = p * q + 4.4441298e-2f;
+  p = p * q - 3.3333215e-1f;
+  p = p * q + 9.9999982e-1f;
+  return p * q;
 }
+
+inline f32 snake(f32 x, f32 alpha, f32 inv_beta) { return x + inv_beta * sine_squared(alpha * x); }
 
 }  // namespace LEVEL
