@@ -31,7 +31,13 @@ ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL)
 from acefast import _cpu
 print(_cpu.isa(), _cpu.engine(), _cpu.engine8())
 """
-ENGINES = {"portable": "fp32 fp32", "avx2": "fp32 fp32", "avx512": "fp32 fp32", "bf16": "bf16 vnni", "amx": "amx amx"}
+ENGINES = {
+    "portable": "fp32 int16",
+    "avx2": "fp32 int16",
+    "avx512": "fp32 int16",
+    "bf16": "bf16 vnni",
+    "amx": "amx amx",
+}
 
 
 @pytest.fixture

@@ -50,12 +50,13 @@ FAULTS = {  # engine, file, what is there, what is put there
     "a tap's weights are those before": ("fp32-portable", "engine_fp32.cpp", "b += length", "b += (t == 0) * length"),
     "a column that is none": ("fp32-portable", "engine_fp32.cpp", "j < n ? value(w[j", "j <= n ? value(w[j"),
     "a row's last part has the length of others": ("fp32-avx2", "engine_fp32.cpp", "K - k < CHUNK ?", "K - k < 0 ?"),
-    "fp32 sums beyond 2**24": ("int8-portable", "engine_int8.cpp", "CHUNK = 512", "CHUNK = 4096"),
+    "the second k of a pair is the first": ("int8-avx2", "engine_int8.cpp", "2L + k % 2]", "2L]"),
+    "a part of a row begins where the first does": ("int8-portable", "engine_int8.cpp", "+ k + i]", "+ i]"),
     "one row for another": ("bf16", "engine_bf16.cpp", "r % 3 * stride + k", "r % 2 * stride + k"),
     "the last k is left out": ("bf16", "packing.h", "k + 1 < valid ?", "k + 2 < valid ?"),
     "columns that are none": ("bf16", "packing.h", "n >= 32 ? ~0u : (1u << n) - 1", "~0u"),
-    "signed rows, unsigned columns": ("vnni", "engine_vnni.cpp", "(low[r], all, first)", "(low[r], first, all)"),
-    "sums of the second columns in place of the first": ("vnni", "packing.h", "sums + side * 16", "sums"),
+    "unsigned rows, signed columns": ("vnni", "engine_vnni.cpp", "low[r], first, all)", "low[r], all, first)"),
+    "columns that are not offset": ("vnni", "engine_vnni.cpp", "char(0x80)", "0"),
     "rows that are none": ("amx", "engine_amx.cpp", "count < 16 ? count : 16,", "16,"),
     "the first rows twice": ("amx", "engine_amx.cpp", "a + 16 * stride + t", "a + t"),
     "the first columns twice": ("amx", "engine_amx.cpp", "_tile_dpbf16ps(1, 4, 7)", "_tile_dpbf16ps(1, 4, 6)"),
@@ -68,7 +69,7 @@ FAULTS = {  # engine, file, what is there, what is put there
         "_tile_loadd(4, a + k, stride)",
         "_tile_loadd(4, a + k - 1, stride)",
     ),
-    "unsigned values": ("amx8", "engine_amx.cpp", 'amx8_engine = {"amx", ROWS, 0,', 'amx8_engine = {"amx", ROWS, 128,'),
+    "an offset that is none": ("amx8", "engine_amx.cpp", "ROWS, 0,", "ROWS, 128,"),
 }
 
 
