@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import importlib
 import importlib.util
 import os
 import pkgutil
@@ -175,7 +176,12 @@ def _why_not_installed(name: str) -> str:
         found = any(map(importlib.util.find_spec, ("acefast._cuda", "cupy")))
         return "" if found else "acefast was installed without nvcc, and CuPy is not installed"
     if name == "cpu":
-        return "" if importlib.util.find_spec("acefast._cpu") else "this installation has no CPU extension"
+        if not importlib.util.find_spec("acefast._cpu"):
+            return "acefast was installed without its C++ kernels for the CPU"
+        try:
+            importlib.import_module("acefast._cpu")
+        except ImportError as error:
+            return f"acefast._cpu cannot be loaded: {error}"
     return ""
 
 

@@ -63,7 +63,14 @@ class Checkpoint(ABC):
         """The tensors of each part and their shapes, by the configs."""
 
     @abstractmethod
-    def model(self, device: torch.device, dtype: torch.dtype, graphs: bool | None, memory: str) -> Any:
+    def model(
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        graphs: bool | None,
+        memory: str,
+        quantization: str | None = None,
+    ) -> Any:
         """The family's ``Model``: its networks on a device, see ``acefast.load``."""
 
     @abstractmethod

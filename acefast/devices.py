@@ -1,4 +1,4 @@
-"""Where a model runs and in which dtype: what was asked for, or what suits this machine."""
+"""Where a model runs, in which dtype and how quantised: what was asked for, or what suits this machine."""
 
 from __future__ import annotations
 
@@ -46,3 +46,24 @@ def as_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dty
     if found not in DTYPES.values():
         raise RequestError(f"dtype must be bfloat16, float16 or float32, got {dtype!r}")
     return found
+
+
+def as_quantization(quantization: str | None, device: torch.device, family: str, lora: object = None) -> str | None:
+    """How weights are quantised, "int8" or None; RequestError for anything else, and where that cannot be had.
+
+    Args:
+        family: of the checkpoint.
+        lora: what is to be merged into the weights; None: nothing.
+    """
+    if quantization is None:
+        return None
+    if quantization != "int8":
+        raise RequestError(f"quantization must be int8 or None, got {quantization!r:.60}")
+    if family != "1.5":
+        raise RequestError("quantization='int8' is for ACE-Step 1.5 alone; leave it out for v1")
+    if device.type != "cpu":
+        # A GPU's captured steps write to static memory, which has no place for rows as integers.
+        raise RequestError(f"quantization='int8' runs on the CPU alone, not on {device.type}; leave it out there")
+    if lora is not None:
+        raise RequestError("a LoRA cannot be merged into 8-bit weights; load the model without quantization")
+    return quantization

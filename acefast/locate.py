@@ -15,6 +15,7 @@ from acefast.weights import CheckpointError, access_told
 PREFIX = "ace-step-1.5-"
 VARIANTS = ("turbo", "turbo-shift1", "turbo-shift3", "turbo-continuous", "sft", "base", "xl-turbo", "xl-sft", "xl-base")
 V1 = "ace-step-v1-3.5b"
+DEFAULT = PREFIX + "turbo"
 NAMES = {variant: PREFIX + variant for variant in VARIANTS} | {"v1": V1}  # of published models, by their short ones
 MAIN_REPO = "ACE-Step/Ace-Step1.5"  # the turbo model, and the audio and text parts that every model shares
 TEXT_REPO = "Qwen/Qwen3-Embedding-0.6B"
@@ -31,6 +32,11 @@ def variant_of(name: str) -> str | None:
     short = name.lower().removeprefix(PREFIX).removeprefix("acestep-v15-").removesuffix("-diffusers")
     short = {V1: "v1", "v1-3.5b": "v1"}.get(short.replace("_", "-"), short)
     return short if short in NAMES else None
+
+
+def default_model() -> str:
+    """The model that is taken where none is named."""
+    return os.environ.get("ACEFAST_MODEL") or DEFAULT
 
 
 def family_of(variant: str) -> str:

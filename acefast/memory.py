@@ -47,9 +47,10 @@ class Networks(ABC):
     stages: ClassVar[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]]
 
     @staticmethod
-    def of(checkpoint: Checkpoint) -> Networks:
-        """Of a checkpoint."""
-        return _family(checkpoint.family).of_checkpoint(checkpoint)
+    def of(checkpoint: Checkpoint, quantization: str | None = None) -> Networks:
+        """Of a checkpoint; ``quantization`` as of ``acefast.load``."""
+        networks = _family(checkpoint.family).of_checkpoint(checkpoint)
+        return dataclasses.replace(networks, quantization=quantization) if quantization else networks
 
     @staticmethod
     def named(model: str) -> Networks:

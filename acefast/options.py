@@ -22,7 +22,7 @@ SOURCE_TASKS = (*COVER, *REPAINT, *STEMS, "edit", "audio2audio")
 TASKS = ("text2music", *SOURCE_TASKS)
 V1_TASKS = ("text2music", *REPAINT, "edit", "audio2audio")
 NOT_EDIT = tuple(task for task in TASKS if task != "edit")
-LOADING = ("model", "device", "dtype", "backend")
+LOADING = ("model", "device", "dtype", "backend", "quantization")
 # Upstream's names of what is no option of a request.
 ELSEWHERE = {
     **dict.fromkeys(("lora_name_or_path", "lora_weight"), "a LoRA is chosen by lora of acefast.load"),

@@ -17,10 +17,11 @@ import torch
 from acefast.backends import use_backend
 from acefast.batches import Composed, make
 from acefast.checkpoint import open_checkpoint
-from acefast.devices import as_device, as_dtype, current
+from acefast.devices import as_device, as_dtype, as_quantization, current
 from acefast.diffusion import diffusion
 from acefast.expand import expand
 from acefast.lanes import Lane
+from acefast.locate import default_model
 from acefast.lora import set_lora
 from acefast.lora_files import open_lora
 from acefast.memory import Job, Networks, plan, policy
@@ -35,8 +36,6 @@ from acefast.values import whole
 if TYPE_CHECKING:
     from acefast.stream import Stream
 
-DEFAULT_MODEL = "ace-step-1.5-turbo"
-
 _kept: dict[tuple, Pipeline] = {}  # the last model that generate() loaded
 
 
@@ -49,6 +48,7 @@ def generate(
     dtype: torch.dtype | str | None = None,
     backend: str | None = None,
     memory: str = "auto",
+    quantization: str | None = None,
     lora: str | os.PathLike | None = None,
     lora_weight: float = 1.0,
     **request: Any,
@@ -61,19 +61,18 @@ def generate(
         prompt: what the music is like.
         lyrics: the words, with section tags such as ``[verse]``.
         model: see ``load``; ``$ACEFAST_MODEL``, else ace-step-1.5-turbo, where none is given.
-        device, dtype, backend, memory: see ``load``.
+        device, dtype, backend, memory, quantization: see ``load``.
         lora, lora_weight: see ``Pipeline.set_lora``; None makes the song without one.
         request: every option of ``acefast.Request``, such as ``duration=60.0`` or ``seed=1``.
     Raises:
         RequestError, CheckpointError, BackendUnavailable: one sentence each, before work starts where possible.
     """
-    model = model or default_model()
-    chosen = (model, device, dtype, backend, memory)
+    place = dict(device=device, dtype=dtype, backend=backend, memory=memory, quantization=quantization)
+    chosen = (model or default_model(), *place.values())
     if chosen not in _kept:
-        check(prompt, lyrics, model=model, **request)
+        check(prompt, lyrics, model=chosen[0], **request)
         _kept.clear()  # so that two models never share the memory
-        place = dict(device=device, dtype=dtype, backend=backend, memory=memory, lora=lora, lora_weight=lora_weight)
-        _kept[chosen] = load(model, **place)
+        _kept[chosen] = load(chosen[0], **place, lora=lora, lora_weight=lora_weight)
     _kept[chosen].set_lora(lora, lora_weight)
     return _kept[chosen].generate(prompt, lyrics, **request)
 
@@ -96,11 +95,6 @@ def check(
     return requests
 
 
-def default_model() -> str:
-    """The model that is taken where none is named."""
-    return os.environ.get("ACEFAST_MODEL") or DEFAULT_MODEL
-
-
 def load(
     model: str | os.PathLike,
     *,
@@ -109,6 +103,7 @@ def load(
     backend: str | None = None,
     graphs: bool | None = None,
     memory: str = "auto",
+    quantization: str | None = None,
     lora: str | os.PathLike | None = None,
     lora_weight: float = 1.0,
 ) -> Pipeline:
@@ -125,21 +120,24 @@ def load(
             ``$ACEFAST_GRAPHS`` is 0, or memory is low.
         memory: "fast" keeps all networks on the device, "low" those of one stage at a time (``acefast.residence``);
             "auto" is "low" where the plan of the longest song (``acefast.memory``) does not fit into what is free.
+        quantization: "int8" makes the transformer's large weights 8-bit integers, and what they are multiplied by: half
+            the memory, and faster; songs differ a little (README, "8-bit weights"). 1.5, on a CPU, without a LoRA.
         lora, lora_weight: see ``Pipeline.set_lora``.
     Raises:
         CheckpointError: the checkpoint is missing, damaged or incomplete, or the LoRA does not fit it.
-        RequestError: there is no such device or dtype here, or not memory enough.
+        RequestError: there is no such device, dtype or quantization here, or not memory enough.
         BackendUnavailable: the backend named cannot run here.
     """
     with use_backend(backend) if backend else contextlib.nullcontext():  # refused before anything is read
         device = as_device(device)
         dtype = as_dtype(dtype, device)
         checkpoint = open_checkpoint(model)
+        quantization = as_quantization(quantization, device, checkpoint.family, lora)
         checkpoint.check()
         opened = None if lora is None else open_lora(lora, lora_weight, checkpoint)
-        memory = policy(memory, Networks.of(checkpoint), dtype, device)
+        memory = policy(memory, Networks.of(checkpoint, quantization), dtype, device)
         with memory_told("loading", "take memory='low', dtype='bfloat16', or a device with more memory"):
-            made = checkpoint.model(device, dtype, graphs, memory)
+            made = checkpoint.model(device, dtype, graphs, memory, quantization)
             set_lora(made, opened)
             return Pipeline(made, backend)
 
@@ -181,6 +179,7 @@ class Pipeline:
         """
         if self.composing.mine:
             raise RequestError("the LoRA cannot change amid a song; call set_lora when the song is made")
+        as_quantization(self.model.quantization, self.model.device, self.model.checkpoint.family, lora)
         opened = None if lora is None else open_lora(lora, weight, self.model.checkpoint, self.model.residence.lora)
         with self.at_work(), memory_told("the LoRA", "take memory='low', or a device with more memory"):
             set_lora(self.model, opened)
@@ -303,10 +302,10 @@ class Pipeline:
 
     def lower(self, requests: list[Request], seconds: float, source: bool = False) -> str:
         """What to lower where memory runs out, and the plan of a batch whose songs are ``seconds`` long."""
-        model, request = self.model, requests[0]
-        guided = request.guidance_scale != 1
-        job = Job(seconds, len(requests), steps=request.steps, guided=guided, source=source)
-        return plan(Networks.of(model.checkpoint), job, model.dtype, model.device, model.memory).way_out
+        model, steps, guided = self.model, requests[0].steps, requests[0].guidance_scale != 1
+        job = Job(seconds, len(requests), steps=steps, guided=guided, source=source)
+        networks = Networks.of(model.checkpoint, model.quantization)
+        return plan(networks, job, model.dtype, model.device, model.memory).way_out
 
     def compose(
         self,

@@ -12,6 +12,7 @@ import torch
 
 from acefast.backends import BACKENDS, why_unavailable
 from acefast.checkpoint import Checkpoint, Part, open_checkpoint
+from acefast.cpu.extension import instructions
 from acefast.cuda import loader
 from acefast.inventory import list_models
 from acefast.memory import GB, Job, Networks, fits, free_memory, plan
@@ -21,13 +22,15 @@ PACKAGES = ("acefast", "torch", "transformers", "triton", "safetensors", "soundf
 
 
 def machine() -> dict[str, Any]:
-    """Versions, devices, backends (and why one cannot run), how CUDA kernels are loaded, and the models found here."""
+    """Versions, devices, backends (and why one cannot run), how CUDA kernels are loaded, which instructions the CPU's
+    use, and the models found here."""
     return {
         "versions": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "devices": devices(),
         "backends": {name: why_unavailable(name) or "available" for name in BACKENDS},
         "cuda": loader.paths(loader.current_sm() if torch.cuda.is_available() else None),
+        "cpu": instructions(),
         "models": [
             {"name": found.name, "path": str(found.path), "problem": found.problem}
             if found.checkpoint is None
@@ -152,6 +155,7 @@ def as_text(facts: dict[str, Any]) -> str:
         for name, state in facts["backends"].items():
             lines.append(f"backend  {name:10} {state}")
         lines += [f"cuda     {path:13} {state}" for path, state in facts["cuda"].items()]
+        lines.append(f"cpu      {_instructions(facts['cpu'])}")
         lines.append("")
     for m in facts["models"]:
         if m.get("problem"):
@@ -171,6 +175,13 @@ def as_text(facts: dict[str, Any]) -> str:
             + " or in the hub's cache; acefast generate downloads the one it needs"
         )  # fmt: skip
     return "\n".join(lines)
+
+
+def _instructions(cpu: dict[str, str]) -> str:
+    if "problem" in cpu:
+        return cpu["problem"]
+    engines = f"products by {cpu['engine']}, of 8 bits by {cpu['engine8']}"
+    return f"{'instructions':13} {cpu['instructions']} of at most {cpu['supported']}; {engines}"
 
 
 def _version(name: str) -> str | None:

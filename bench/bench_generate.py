@@ -34,14 +34,13 @@ STEPS, SHIFT = 8, 3.0
 Stages = dict[str, Callable[[], Any]]
 
 
-def acefast_stages(folder: Path, seconds: float, dtype: torch.dtype, out: Path) -> Stages:
-    """acefast's stages as functions without arguments, each on inputs that lie ready."""
+def acefast_stages(pipe: Any, seconds: float, out: Path) -> Stages:
+    """acefast's stages as functions without arguments, each on inputs that lie ready; "save" follows "decode"."""
     import acefast
     from acefast.finish import finish, level_of
     from acefast.prompts import LYRIC_TOKENS, TEXT_TOKENS, lyric_prompt, text_prompt, tokenize
     from acefast.request import Request
 
-    pipe = acefast.load(folder, dtype=dtype)
     model = pipe.model
     request = Request(PROMPT, LYRICS, duration=seconds, bpm=90, seed=0, semantics="diffusers")
     request = request.for_checkpoint(model.traits)
@@ -64,25 +63,28 @@ def acefast_stages(folder: Path, seconds: float, dtype: torch.dtype, out: Path) 
     prepared = conditions()
     latents = torch.randn(1, task.frames, task.source.shape[-1], generator=torch.Generator().manual_seed(0))
     level = level_of(request, task)
-    wave = model.decode(latents, None, level)
+    kept = {}
+
+    def decode():
+        kept["wave"] = model.decode(latents, None, level)
 
     def save():
-        acefast.Song(finish(wave[0].numpy(), request, task), seed=0, request=request).save(out / "ours.wav")
+        acefast.Song(finish(kept["wave"][0].numpy(), request, task), seed=0, request=request).save(out / "ours.wav")
 
     return {
         "text": text,
         "conditions": conditions,
         "DiT, one step": lambda: model.velocity(latents, 0.5, prepared),
-        "decode": lambda: model.decode(latents, None, level),
+        "decode": decode,
         "save": save,
     }
 
 
-def diffusers_stages(folder: Path, seconds: float, dtype: torch.dtype, out: Path) -> Stages:
+def diffusers_stages(pipe: Any, seconds: float, out: Path) -> Stages:
     """diffusers' stages, as its pipeline runs them."""
     import soundfile
 
-    pipe = _diffusers(folder, dtype)
+    dtype = pipe.dtype
     device = torch.device("cpu")
     transformer, encoder = pipe.transformer, pipe.condition_encoder
 
@@ -108,10 +110,13 @@ def diffusers_stages(folder: Path, seconds: float, dtype: torch.dtype, out: Path
     latents = torch.randn(1, frames, channels, generator=torch.Generator().manual_seed(0)).to(dtype)
     context = torch.cat([encoder.silence_latent[:, :frames].to(dtype), torch.ones_like(latents)], -1)
     t = torch.full((1,), 0.5, dtype=dtype)
-    wave = pipe.vae.decode(latents.transpose(1, 2)).sample
+    kept = {}
+
+    def decode():
+        kept["wave"] = pipe.vae.decode(latents.transpose(1, 2)).sample
 
     def save():
-        audio = wave.float()
+        audio = kept["wave"].float()
         audio = audio / audio.abs().amax().clamp(min=1.0)
         audio = audio * (10 ** (-1 / 20) / audio.abs().amax())
         soundfile.write(out / "theirs.wav", audio[0].T.numpy(), 48_000)
@@ -120,12 +125,12 @@ def diffusers_stages(folder: Path, seconds: float, dtype: torch.dtype, out: Path
         "text": text,
         "conditions": conditions,
         "DiT, one step": lambda: transformer(latents, t, t, states, context, return_dict=False),
-        "decode": lambda: pipe.vae.decode(latents.transpose(1, 2)).sample,
+        "decode": decode,
         "save": save,
     }
 
 
-def _diffusers(folder: Path, dtype: torch.dtype) -> Any:
+def diffusers_pipe(folder: Path, dtype: torch.dtype) -> Any:
     from diffusers import AceStepPipeline
 
     pipe = AceStepPipeline.from_pretrained(folder, torch_dtype=dtype)
@@ -149,7 +154,7 @@ def peak_memory(engine: str, folder: Path, seconds: float, dtype: torch.dtype) -
 
         before = peak_rss()
         with torch.inference_mode():
-            pipe = _diffusers(folder, dtype)
+            pipe = diffusers_pipe(folder, dtype)
             pipe(prompt=PROMPT, lyrics=LYRICS, audio_duration=seconds, num_inference_steps=2, bpm=90)
     print(json.dumps({"peak_bytes": peak_rss(), "before_bytes": before}))
 
@@ -182,7 +187,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.weights or Path(temporary) / "checkpoint"
         if not (folder / "model_index.json").exists():
-            _write(folder, args.size, dtype)
+            write(folder, args.size, dtype)
         figures = measure(folder, args.seconds, args.rounds, dtype, Path(temporary))
         same = ["--weights", folder, "--seconds", args.seconds, "--dtype", args.dtype]
         for engine in ENGINES:
@@ -195,7 +200,7 @@ def main() -> None:
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def _write(folder: Path, size: str, dtype: torch.dtype) -> None:
+def write(folder: Path, size: str, dtype: torch.dtype) -> None:
     from acefast.testing import full_size, write_checkpoint
 
     sizes = full_size("turbo") if size == "full" else {}
@@ -204,10 +209,12 @@ def _write(folder: Path, size: str, dtype: torch.dtype) -> None:
 
 def measure(folder: Path, seconds: float, rounds: int, dtype: torch.dtype, out: Path) -> dict[str, Any]:
     """Seconds of every stage and round of both engines, in turn."""
+    import acefast
+
     with torch.inference_mode():
         engines = {
-            "acefast": acefast_stages(folder, seconds, dtype, out),
-            "diffusers": diffusers_stages(folder, seconds, dtype, out),
+            "acefast": acefast_stages(acefast.load(folder, dtype=dtype), seconds, out),
+            "diffusers": diffusers_stages(diffusers_pipe(folder, dtype), seconds, out),
         }
         times: dict[str, dict[str, list[float]]] = {}
         for stage in engines["acefast"]:

@@ -16,23 +16,11 @@ void linear(const bf16* x, long rows, long K, long x_stride, const bf16* w, long
                for (int r = 0; r < count; r++, c += COLUMNS) {
                  bf16* out = y + (row + r) * y_stride + column;
                  for (int j = 0; j < columns; j += LANES) {
-                   bf16 part[LANES];  // of the last columns, where they are no whole vector
                    const int n = columns - j < LANES ? columns - j : LANES;
                    f32 v = load(c + j);
-                   const auto with = [&](const bf16* more) {
-                     if (n == LANES) return v += load(more), void();
-                     std::memset(part, 0, sizeof part);
-                     std::memcpy(part, more, n * sizeof(bf16));
-                     v += load(part);
-                   };
-                   if (bias) with(bias + column + j);
-                   if (add) with(out + j);
-                   if (n == LANES) {
-                     store(out + j, v);
-                   } else {
-                     store(part, v);
-                     std::memcpy(out + j, part, n * sizeof(bf16));
-                   }
+                   if (bias) v += load(bias + column + j, n);
+                   if (add) v += load(out + j, n);
+                   store(out + j, v, n);
                  }
                }
              });

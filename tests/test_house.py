@@ -16,7 +16,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OPS = sorted(p.stem for p in (ROOT / "acefast/ops").glob("*.py") if p.stem != "__init__")
 
+CODE = (".cu", ".cuh", ".cpp", ".h")
 SOURCES = sorted((ROOT / "csrc").glob("*.cu"))
+CPU = sorted(p.stem.removesuffix("_cpu") for p in (ROOT / "csrc").glob("*_cpu.cpp"))
 KERNELS = sorted(p for p in (ROOT / "kernels").glob("*.py") if p.stem != "__init__")
 
 
@@ -35,8 +37,9 @@ def test_op_has_a_reference_and_dispatch_of_its_own_name(op):
 def test_every_kernel_belongs_to_an_op():
     kernels = [p.stem for p in (ROOT / "kernels").glob("*.py") if p.stem != "__init__"]
     cuda = [p.stem for p in (ROOT / "csrc").glob("*.cu")]
-    assert {*kernels, *cuda} <= set(OPS)
+    assert {*kernels, *cuda, *CPU} <= set(OPS)
     assert all((ROOT / f"acefast/cuda/{name}.py").exists() for name in cuda)
+    assert all((ROOT / f"acefast/cpu/{name}.py").exists() for name in CPU)
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -57,6 +60,19 @@ def test_cuda_kernels_say_what_they_compute_and_what_bounds_them(path):
     head = text[: text.index("#include")]
     assert all(re.search(rf"^// {word} +\S", head, re.M) for word in ("Math", "Tiling", "Bytes", "Bound"))
     assert "atomic" not in text and 'extern "C" __global__ __launch_bounds__' in text
+
+
+@pytest.mark.parametrize("op", CPU)
+def test_cpu_kernels_say_so_too_belong_to_a_level_and_are_proved(op):
+    text = (ROOT / f"csrc/{op}_cpu.cpp").read_text()
+    head, code = text[: text.index("#include")], text[text.index("#include") :]
+    assert all(re.search(rf"^// {word} +\S", head, re.M) for word in ("Math", "Tiling", "Bytes", "Bound"))
+    assert re.match(r"((#|//).*\n|\n)*namespace LEVEL {", code)
+    assert not re.search(
+        r"std::(vector|string|map|function|unique_ptr|array)", code
+    )  # inline functions without a level
+    assert '"cpu"' in (ROOT / f"acefast/ops/{op}.py").read_text()
+    assert (ROOT / f"tests/ops/test_{op}_cpu.py").exists()
 
 
 @pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.stem)
@@ -128,13 +144,13 @@ def test_wheel_installs_one_top_level_package(tmp_path):
         [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT],
         check=True,
         capture_output=True,
-        env={**os.environ, "ACEFAST_CUDA": "0"},  # tests/cuda/test_wheels.py builds with it
+        env={**os.environ, "ACEFAST_CUDA": "0", "ACEFAST_CPU": "0"},  # tests/cuda and tests/cpu build them
     )
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {n.split("/")[0] for n in names if ".dist-info/" not in n} == {"acefast"}
     assert "acefast/kernels/__init__.py" in names and "acefast/kernels/budgets.json" not in names
-    sources = {p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*.cu*")}
+    sources = {p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*.*") if p.suffix in CODE}
     assert {f"acefast/{source}" for source in sources} <= set(names)
     modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "acefast").rglob("*.py")}
     assert modules <= set(names)

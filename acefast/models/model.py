@@ -32,14 +32,16 @@ class Model:
         dtype: torch.dtype,
         graphs: bool | None = None,
         memory: str = "fast",
+        quantization: str | None = None,
     ) -> None:
         """
         Args:
             graphs: whether CUDA graphs are captured, see ``Graphs``; where memory is low none are, as weights move.
             memory: "fast": the networks stay on the device; "low": see ``acefast.residence``.
+            quantization: "int8" or None, see ``acefast.load``.
         """
         self.checkpoint, self.device, self.dtype, self.memory = checkpoint, device, dtype, memory
-        self.config, self.traits = checkpoint.config, checkpoint.traits
+        self.config, self.traits, self.quantization = checkpoint.config, checkpoint.traits, quantization
         graphs = False if memory == "low" else graphs
         self.graphs = Graphs(device, enabled=graphs)  # of conditions and steps
         # of audio, which may be made beside another song's steps

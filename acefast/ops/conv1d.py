@@ -15,6 +15,7 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_contiguous, check_shape
+from acefast.cpu import conv1d as cpu
 from acefast.cuda import conv1d as cuda
 from acefast.guarded import GUARD, check_rows, handed_over, lay, room, with_guards
 from acefast.operators import operator
@@ -135,7 +136,8 @@ def conv1d(
             ``residual`` or ``total``. None: new memory.
         backend: "triton" (16 bits; Cout and K * Cin multiples of 16, Cin itself where dilation is not 1; padding of at
             most 32; rows that are not guarded are copied), "cuda" (of those, Cin a multiple of 64 and Cout one of 128,
-            both below 2048, without share, total and silu) or "reference"; None leaves the choice to acefast.backends.
+            both below 2048, without share, total and silu), "cpu" (bf16, Cin a multiple of 32, nothing guarded) or
+            "reference"; None leaves the choice to acefast.backends.
     Returns:
         The result y, [B, Lout, Cout], contiguous or guarded, Lout = (L + 2 * padding - dilation * (K - 1) - 1)
         // stride + 1. With a wave the pair (y, wave(y)), of which y is None unless kept.
@@ -175,6 +177,8 @@ def conv1d(
     order = ORDER if kernel_takes(weight, dilation) and padding <= GUARD and x.dtype in cuda.NAMES else ()
     if not cuda.fits(weight, wave, total, share):
         order = [name for name in order if name != "cuda"]
+    if not guarded and cpu.fits(x, weight, bias, residual, total, *pair(out), wave=wave):
+        order = [*order, "cpu"]
     if (chosen := choose_backend(OP, backend, x.device, order)) != "reference":
         return _launch(chosen, x, weight, bias, geometry, added, (B, rows, Cout), wave, keep, guarded, out)
     results = {"wave": wave, "keep": keep, "guarded": guarded, "out": out}
@@ -201,9 +205,13 @@ def _launch(
     guards: bool,
     out: Tensor | Pair | None,
 ) -> Tensor | Pair:
-    """By a kernel, which works on guarded rows: where these are not, on copies."""
-    into = pair(out)
-    written = room(x, shape, (keep, wave is not None), into, guards)
+    """By a kernel; a GPU's works on guarded rows: where these are not, on copies."""
+    into, asked = pair(out), (keep, wave is not None)
+    if chosen == "cpu":
+        written = cpu.outputs(x, shape, asked, into)
+        cpu.conv1d(x, weight, bias, **geometry, **added, wave=wave, out=written)
+        return written[0] if wave is None else written
+    written = room(x, shape, asked, into, guards)
     if not guards:
         x = with_guards(x)
         added = {name: with_guards(t) if isinstance(t, Tensor) else t for name, t in added.items()}

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_contiguous, check_shape
+from acefast.cpu import conv_transpose1d as cpu
+from acefast.cpu.conv1d import outputs
 from acefast.cuda import conv_transpose1d as cuda
 from acefast.guarded import check_rows, handed_over, lay, room, with_guards
 from acefast.operators import operator
@@ -100,8 +102,9 @@ def conv_transpose1d(
         out: where what is returned is written, of the same form, [B, stride * L, Cout] each; shares no memory with x.
             None: new memory.
         backend: "triton" (16 bits, Cin and Cout multiples of 16; rows that are not guarded are copied), "cuda" (of
-            those, Cin and Cout multiples of 64 and stride / 2 * Cout one of 128, without silu) or "reference"; None
-            leaves the choice to acefast.backends.
+            those, Cin and Cout multiples of 64 and stride / 2 * Cout one of 128, without silu), "cpu" (bf16, Cin a
+            multiple of 32 and Cout one of 16, nothing guarded) or "reference"; None leaves the choice to
+            acefast.backends.
     Returns:
         The result y, [B, stride * L, Cout], contiguous or guarded. With a wave the pair (y, wave(y)), of which y is
         None unless kept.
@@ -126,6 +129,8 @@ def conv_transpose1d(
     order = ORDER if x.dtype in cuda.NAMES and Cin % 16 == 0 and Cout % 16 == 0 and x.numel() > 0 else ()
     if not cuda.fits(weight, stride, wave):
         order = [name for name in order if name != "cuda"]
+    if not guarded and cpu.fits(x, weight, bias, wave):
+        order = [*order, "cpu"]
     if (chosen := choose_backend(OP, backend, x.device, order)) != "reference":
         return _launch(chosen, x, weight, bias, **options)
     return conv_transpose1d_reference(x, weight, bias, **options)
@@ -142,14 +147,19 @@ def _launch(
     guarded: bool,
     out: Tensor | Pair | None,
 ) -> Tensor | Pair:
-    """By a kernel, which works on guarded rows: where these are not, on copies."""
+    """By a kernel; a GPU's works on guarded rows: where these are not, on copies."""
+    into, asked = pair(out), (keep, wave is not None)
+    shape = (len(x), stride * x.shape[1], len(bias))
+    if chosen == "cpu":
+        written = outputs(x, shape, asked, into)
+        cpu.conv_transpose1d(x, weight, bias, stride=stride, wave=wave, out=written)
+        return written[0] if wave is None else written
     if chosen == "cuda":
         kernel = cuda.conv_transpose1d
     else:
         from acefast.kernels.conv_transpose1d import conv_transpose1d as kernel
 
-    into = pair(out)
-    written = room(x, (len(x), stride * x.shape[1], len(bias)), (keep, wave is not None), into, guarded)
+    written = room(x, shape, asked, into, guarded)
     kernel(x if guarded else with_guards(x), weight, bias, stride=stride, wave=wave, out=written)
     results = handed_over(written, into, guarded)
     return results[0] if wave is None else results

@@ -8,12 +8,13 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_dtype, check_shape
+from acefast.cpu import attention as cpu
 from acefast.cuda import cross_attention as cuda
 from acefast.operators import operator
 from acefast.ops.self_attention import FLOATS, compute_dtype, fold_groups, unfold_groups
 
 OP = "cross_attention"
-ORDER = ("triton", "cuda")
+ORDER = ("triton", "cuda", "cpu")
 
 
 def cross_attention_reference(
@@ -74,7 +75,8 @@ def cross_attention(
         lengths: int64 or int32 of k's batch; keys from ``lengths[b]`` on are padding, seen by nobody. None: no padding.
         out: [B, S, heads * D] of q's dtype, written and returned; shares no memory with the inputs. None: new memory.
         backend: "triton", "cuda" (heads of 128 channels, 16 bits, q_weight of q's dtype, rows that begin at multiples
-            of 16 bytes) or "reference"; None leaves the choice to acefast.backends.
+            of 16 bytes), "cpu" (bf16, heads of 32, 64, 96 or 128 channels) or "reference"; None leaves the choice to
+            acefast.backends.
     Returns:
         [B, S, heads * D] in q's dtype.
     Raises:
@@ -100,6 +102,8 @@ def cross_attention(
     if (chosen := choose_backend(OP, backend, q.device, order)) != "reference":
         if out is None:
             out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        if chosen == "cpu":
+            return cpu.cross_attention(q, q_weight, k, v, lengths, eps=eps, out=out)
         if chosen == "cuda":
             return cuda.cross_attention(q, q_weight, k, v, lengths, eps=eps, out=out)
         from acefast.kernels.cross_attention import cross_attention as kernel
@@ -115,6 +119,7 @@ def _order(q: Tensor, q_weight: Tensor, k: Tensor, v: Tensor, out: Tensor | None
     given = (q, q_weight, k, v) if out is None else (q, q_weight, k, v, out)
     takes = {
         "cuda": cuda.fits(*given, head_dim=D, group=group),
+        "cpu": cpu.fits(*given, head_dim=D),
         "triton": all(t.dtype == q.dtype and t.stride(-1) == 1 for t in (q, k, v))
         and q.dtype in FLOATS
         and q_weight.stride(0) == 1

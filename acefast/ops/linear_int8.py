@@ -13,12 +13,13 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_contiguous, check_dtype, check_shape
+from acefast.cpu import linear_int8 as cpu
 from acefast.cuda import linear_int8 as cuda
 from acefast.operators import operator
 from acefast.ops.quantize_rows import Pair, quantize_rows
 
 OP = "linear_int8"
-ORDER = ("cuda",)
+ORDER = ("cuda", "cpu")
 LONGEST = 1 << 17  # so many products of -128 by -128 are more than 32 bits hold
 
 
@@ -104,7 +105,8 @@ def linear_int8(
         step: int32 [1] on x's device: gate is then a table, [steps, N], of which row ``step[0]`` is used.
         dtype: the result's, of floating point; None: that of ``residual`` or ``out``, or bf16 where there is neither.
         out: like what is returned, contiguous, written and returned. None: new memory.
-        backend: "cuda" (16-bit results, K and N multiples of 128, at least a row, addresses multiples of 16) or
+        backend: "cuda" (16-bit results, K and N multiples of 128, at least a row, addresses multiples of 16), "cpu"
+            (bf16 results, K a multiple of 64, width of the result one of 16, at least a row, no ``step``) or
             "reference"; None leaves the choice to acefast.backends.
     Returns:
         [..., N], with ``swiglu`` [..., N / 2], rounded once: sums are exact, the rest is fp32.
@@ -135,11 +137,16 @@ def linear_int8(
         check_dtype(OP, "step", step, torch.int32)
     dtype = (dtype or torch.bfloat16) if into is None else into.dtype
     options = {"swiglu": swiglu, "residual": residual, "gate": gate, "step": step}
-    order = ORDER if cuda.fits(x, weight, weight_scale, bias, gate, into, dtype=dtype) else ()
-    if choose_backend(OP, backend, x.device, order) == "cuda":
+    fits = {
+        "cuda": cuda.fits(x, weight, weight_scale, bias, gate, into, dtype=dtype),
+        "cpu": cpu.fits(x, weight, gate, step, swiglu=swiglu, dtype=dtype),
+    }
+    chosen = choose_backend(OP, backend, x.device, [name for name in ORDER if fits[name]])
+    if chosen != "reference":
         if into is None:
             into = x.new_empty((*x.shape[:-1], N // (1 + swiglu)), dtype=dtype)
-        cuda.linear_int8(x, x_scale, weight, weight_scale, bias, **options, out=into)
+        kernel = cuda if chosen == "cuda" else cpu
+        kernel.linear_int8(x, x_scale, weight, weight_scale, bias, **options, out=into)
         return into
     y = linear_int8_reference(x, x_scale, weight, weight_scale, bias, **options, dtype=dtype)
     return y if into is None else into.copy_(y)

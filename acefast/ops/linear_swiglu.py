@@ -7,11 +7,12 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_dtype, check_shape, is_rows
+from acefast.cpu import linear_swiglu as cpu
 from acefast.ops.linear import linear
 from acefast.ops.swiglu import swiglu, swiglu_reference
 
 OP = "linear_swiglu"
-ORDER = ("triton",)
+ORDER = ("triton", "cpu")
 
 
 def linear_swiglu_reference(x: Tensor, weight: Tensor) -> Tensor:
@@ -26,8 +27,9 @@ def linear_swiglu(x: Tensor, weight: Tensor, *, out: Tensor | None = None, backe
         x: [..., H].
         weight: [2 * I, H] of x's dtype: the gate's I rows, then the other I.
         out: [..., I] of x's dtype, written and returned; shares no memory with x. None: new memory.
-        backend: "triton" (16 bits, H and I multiples of 16, rows of neighbours at one distance) or "reference"; None
-            leaves the choice to acefast.backends. Without the kernel, ``swiglu`` chooses for the second half.
+        backend: "triton" (16 bits, H and I multiples of 16, rows of neighbours at one distance), "cpu" (bf16, H a
+            multiple of 32, such rows) or "reference"; None leaves the choice to acefast.backends. Without a kernel,
+            ``swiglu`` chooses for the second half.
     Returns:
         [..., I] in x's dtype.
     Raises:
@@ -44,9 +46,14 @@ def linear_swiglu(x: Tensor, weight: Tensor, *, out: Tensor | None = None, backe
         check_shape(OP, "out", out, shape, "[..., I]")
         check_dtype(OP, "out", out, x.dtype)
     tensors = (x, weight) if out is None else (x, weight, out)
-    fits = x.dtype in (torch.bfloat16, torch.float16) and H % 16 == 0 and rows % 32 == 0 and all(map(is_rows, tensors))
-    if choose_backend(OP, backend, x.device, ORDER if fits else ()) == "triton":
-        from acefast.kernels.linear_swiglu import linear_swiglu as kernel
+    sixteen = x.dtype in (torch.bfloat16, torch.float16) and H % 16 == 0 and rows % 32 == 0
+    takes = {"triton": sixteen and all(map(is_rows, tensors)), "cpu": cpu.fits(x, weight, out)}
+    chosen = choose_backend(OP, backend, x.device, [name for name in ORDER if takes[name]])
+    if chosen != "reference":
+        if chosen == "cpu":
+            kernel = cpu.linear_swiglu
+        else:
+            from acefast.kernels.linear_swiglu import linear_swiglu as kernel
 
         return kernel(x, weight, out=x.new_empty(shape) if out is None else out)
     return swiglu(linear(x, weight), out=out, backend=backend)

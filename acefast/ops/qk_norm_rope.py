@@ -10,11 +10,12 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_dtype, check_shape
+from acefast.cpu import qk_norm_rope as cpu
 from acefast.cuda import qk_norm_rope as cuda
 from acefast.operators import operator
 
 OP = "qk_norm_rope"
-ORDER = ("triton", "cuda")
+ORDER = ("triton", "cuda", "cpu")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -84,7 +85,8 @@ def qk_norm_rope(
         out: where q and k are written, a tensor packed like ``qkv``; may be ``qkv`` itself, which is then rotated in
             place. Its values' part is not touched.
         backend: "triton", "cuda" (D 128, heads and kv_heads multiples of 4, bf16 or fp16 with weights of that dtype,
-            rows at multiples of 4 elements) or "reference"; None leaves the choice to acefast.backends.
+            rows at multiples of 4 elements), "cpu" (bf16, D 32, 64, 96 or 128, rows at one distance) or "reference";
+            None leaves the choice to acefast.backends.
     Returns:
         q [B, S, heads, D] and k [B, S, kv_heads, D] in qkv's dtype, rounded once, views of ``out`` where it is given;
         v [B, S, kv_heads, D], a view of ``qkv``.
@@ -146,12 +148,15 @@ def _run(
     takes = {
         "triton": D >= 2 and D & (D - 1) == 0 and _kernel_fits(qkv, q_weight, k_weight, cos, sin, out),
         "cuda": cuda.fits(qkv, q_weight, k_weight, cos, sin, heads, kv_heads, out),
+        "cpu": cpu.fits(qkv, (q_weight, k_weight), (cos, sin), out),
     }
     chosen = choose_backend(OP, backend, qkv.device, [name for name in ORDER if takes[name]])
     if chosen == "reference":
         kernel = qk_norm_rope_reference
     elif chosen == "cuda":
         kernel = cuda.qk_norm_rope
+    elif chosen == "cpu":
+        kernel = cpu.qk_norm_rope
     else:
         from acefast.kernels.qk_norm_rope import qk_norm_rope as kernel
     return kernel(qkv, q_weight, k_weight, cos, sin, heads, kv_heads, eps=eps, out=out)

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_contiguous, check_dtype, check_shape
+from acefast.cpu import quantize_rows as cpu
 from acefast.cuda import quantize_rows as cuda
 from acefast.operators import operator
 
 OP = "quantize_rows"
-ORDER = ("cuda",)
+ORDER = ("cuda", "cpu")
 LEVELS = 127  # on either side of zero; -128 is not used
 # What a row's largest magnitude is at least taken for: no scale is zero, none has an infinite inverse.
 LEAST = 2.0**-100
@@ -38,7 +39,8 @@ def quantize_rows(x: Tensor, *, out: Pair | None = None, backend: str | None = N
     Args:
         x: [..., K], contiguous; fp32, bf16 or fp16; K at least 1.
         out: like what is returned, contiguous, written and returned. None: new memory.
-        backend: "cuda" (K a multiple of 8, at most 32768) or "reference"; None leaves the choice to acefast.backends.
+        backend: "cuda" (K a multiple of 8, at most 32768), "cpu" (bf16, K a multiple of 16) or "reference"; None leaves
+            the choice to acefast.backends.
     Returns:
         q, int8 [..., K], from -127 to 127, and scale, fp32 [...].
     Raises:
@@ -58,10 +60,11 @@ def quantize_rows(x: Tensor, *, out: Pair | None = None, backend: str | None = N
             check_shape(OP, name, t, shape, letters)
             check_dtype(OP, name, t, dtype)
             check_contiguous(OP, name, t)
-    if choose_backend(OP, backend, x.device, ORDER if cuda.fits(x) else ()) == "cuda":
+    kernels = {name: launch for name, launch in zip(ORDER, (cuda, cpu)) if launch.fits(x)}
+    if (chosen := choose_backend(OP, backend, x.device, [*kernels])) in kernels:
         if out is None:
             out = torch.empty_like(x, dtype=torch.int8), x.new_empty(x.shape[:-1], dtype=torch.float32)
-        cuda.quantize_rows(x, out=out)
+        kernels[chosen].quantize_rows(x, out=out)
         return out
     found = quantize_rows_reference(x)
     return found if out is None else tuple(to.copy_(t) for to, t in zip(out, found))

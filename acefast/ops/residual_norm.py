@@ -7,9 +7,10 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_dtype, check_shape
+from acefast.cpu import residual_norm as cpu
 
 OP = "residual_norm"
-ORDER = ("triton",)
+ORDER = ("triton", "cpu")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 WIDEST = 8192  # a row of more does not stay in the registers of a Triton program
 
@@ -78,7 +79,8 @@ def residual_norm(
         dtype: of ``h``; None is x's. They differ where a residual stream is kept in fp32.
         out: where (x', h) are written and what is returned. x' may be ``x`` itself: in place; None there does not
             store it. With y None there is no x' to write.
-        backend: "triton" or "reference"; None leaves the choice to acefast.backends.
+        backend: "triton", "cpu" (x, y, weight and results bf16, H a multiple of 16) or "reference"; None leaves the
+            choice to acefast.backends.
     Returns:
         (x', h), each [B, S, H]: x' in x's dtype, h in ``dtype``, each rounded once; the mean is over the rounded x'.
     Raises:
@@ -108,9 +110,16 @@ def residual_norm(
         if y is not None and out[0] is not None:
             check_shape(OP, "out[0]", out[0], (B, S, H), "[B, S, H]")
             check_dtype(OP, "out[0]", out[0], x.dtype)
-    fits = _kernel_fits(x, weight, y, gate, scale, shift, *(out or ()))
-    if choose_backend(OP, backend, x.device, ORDER if fits else ()) == "triton":
-        from acefast.kernels.residual_norm import residual_norm as kernel
+    takes = {
+        "triton": _kernel_fits(x, weight, y, gate, scale, shift, *(out or ())),
+        "cpu": cpu.fits(x, weight, y, *(out or ())) and dtype in (None, x.dtype),
+    }
+    chosen = choose_backend(OP, backend, x.device, [name for name in ORDER if takes[name]])
+    if chosen != "reference":
+        if chosen == "cpu":
+            kernel = cpu.residual_norm
+        else:
+            from acefast.kernels.residual_norm import residual_norm as kernel
 
         if out is None:
             new = None if y is None else torch.empty_like(x, memory_format=torch.contiguous_format)

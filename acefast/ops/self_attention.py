@@ -10,11 +10,12 @@ from torch import Tensor
 
 from acefast.backends import choose_backend, named_backend
 from acefast.checks import check_dtype, check_shape
+from acefast.cpu import attention as cpu
 from acefast.cuda import self_attention as cuda
 from acefast.operators import operator
 
 OP = "self_attention"
-ORDER = ("triton", "cuda")  # of a window; without one PyTorch's FlashAttention is faster than a kernel of our own
+ORDER = ("triton", "cuda")  # of a window; without one PyTorch's FlashAttention is faster than a GPU's kernel of our own
 FLASH_IN_PLACE = getattr(torch.ops.aten, "_flash_attention_forward_no_dropout_inplace", None)  # torch 2.13 has it
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 BLOCK = 128  # query rows that share one band of keys; with window 128 the band is 384 keys
@@ -188,8 +189,9 @@ def self_attention(
             window, or at all S rows evenly where it holds none, as a dense additive mask would have it (parity only).
         out: [B, S, heads * D] of q's dtype, written and returned; shares no memory with q, k or v. None: new memory.
         backend: "triton" (with a window), "cuda" (of those, heads of 128 channels, 16 bits, rows that begin at
-            multiples of 16 bytes) or "reference"; None leaves the choice to acefast.backends. Without a window a GPU
-            runs PyTorch's FlashAttention, unless "reference" is named.
+            multiples of 16 bytes), "cpu" (bf16, heads of 32, 64, 96 or 128 channels) or "reference"; None leaves the
+            choice to acefast.backends. Without a window a GPU runs PyTorch's FlashAttention, unless "reference" is
+            named.
     Returns:
         [B, S, heads * D] in q's dtype.
     Raises:
@@ -209,10 +211,14 @@ def self_attention(
         check_shape(OP, "out", out, (B, S, heads * D), "[B, S, heads * D]")
         check_dtype(OP, "out", out, q.dtype)
     bounded = window is not None and window < 1 << 28 and not pad_rows
-    order = _order(q, k, v, lengths, out) if bounded else ()
+    order = _order(q, k, v, lengths, out) if bounded else []
+    if cpu.fits(q, k, v, out, head_dim=D) and (window is None or window >= 0):
+        order.append("cpu")
     if (chosen := choose_backend(OP, backend, q.device, order)) != "reference":
         if out is None:
             out = torch.empty(B, S, heads * D, dtype=q.dtype, device=q.device)
+        if chosen == "cpu":
+            return cpu.self_attention(q, k, v, window, lengths, pad_rows=pad_rows, out=out)
         if chosen == "cuda":
             return cuda.self_attention(q, k, v, window, lengths, out=out)
         from acefast.kernels.self_attention import self_attention as kernel

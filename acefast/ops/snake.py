@@ -16,11 +16,12 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_dtype, check_shape
+from acefast.cpu import snake as cpu
 from acefast.guarded import check_rows, handed_over, lay, room, with_guards
 from acefast.operators import operator
 
 OP = "snake"
-ORDER = ("triton",)
+ORDER = ("triton", "cpu")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 Wave = tuple[Tensor, Tensor]  # alpha and inv_beta, folded: fp32 [C] each
 SILU = "silu"
@@ -95,8 +96,8 @@ def snake(
         alpha, inv_beta: fp32 [C], see the module.
         guarded: x, out and the result lie between zeros, as acefast.guarded lays rows.
         out: [B, L, C] of x's dtype, written and returned; may be x. None: new memory.
-        backend: "triton" (C a multiple of 16; rows that are not guarded are copied) or "reference"; None leaves the
-            choice to acefast.backends.
+        backend: "triton" (C a multiple of 16; rows that are not guarded are copied), "cpu" (bf16, C a multiple of 16,
+            not guarded) or "reference"; None leaves the choice to acefast.backends.
     Returns:
         [B, L, C] in x's dtype, rounded once: the arithmetic before is fp32.
     Raises:
@@ -114,8 +115,13 @@ def snake(
         check_shape(OP, "out", out, x.shape, "[B, L, C]")
         check_dtype(OP, "out", out, x.dtype)
         check_rows(OP, "out", out, guarded)
-    fits = x.dtype in FLOATS and C % 16 == 0 and C > 0
-    if choose_backend(OP, backend, x.device, ORDER if fits else ()) == "triton":
+    takes = {"triton": x.dtype in FLOATS and C % 16 == 0 and C > 0, "cpu": not guarded and cpu.fits(x, alpha, inv_beta)}
+    chosen = choose_backend(OP, backend, x.device, [name for name in ORDER if takes[name]])
+    if chosen == "cpu":
+        out = torch.empty_like(x) if out is None else out
+        cpu.snake(x, alpha, inv_beta, out)
+        return out
+    if chosen == "triton":
         from acefast.kernels.snake import snake as kernel
 
         written = room(x, x.shape, (True,), (out,), guarded)

@@ -29,14 +29,15 @@ struct Engine {
   size_t packed(long K) const { return size_t(K) * COLUMNS * bytes; }
 };
 
-// The same for 8-bit integers, with one tap and K a multiple of 64: a is unsigned, 128 more than its value, where `offset` says so, signed elsewhere; sums
-// are exact. Packing also adds up each column, for whoever takes 128 times that off again.
+// The same for 8-bit integers, with one tap and K a multiple of 64. Packed columns have `offset` added, which makes them
+// unsigned where an engine multiplies those by signed ones; c then has `offset` times the sum of a's row too much.
+// Sums are exact modulo 2**32.
 struct Engine8 {
   const char* name;
   int rows;
-  int offset;  // 128, or 0 where a is signed
-  void (*pack_rows)(const int8_t* w, long stride, int n, int K, int8_t* b, int32_t* sums);
-  void (*tile)(const uint8_t* a, long stride, int K, const int8_t* b, int32_t* c, int rows);
+  int offset;  // 128 or 0
+  void (*pack_rows)(const int8_t* w, long stride, int n, int K, int8_t* b);
+  void (*tile)(const int8_t* a, long stride, int K, const int8_t* b, int32_t* c, int rows);
 
   size_t packed(long K) const { return size_t(K) * COLUMNS; }
 };

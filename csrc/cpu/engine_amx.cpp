@@ -61,7 +61,7 @@ void tile(const bf16* a, long stride, long tap, int taps, int K, const void* b, 
 }
 
 template <bool BOTH>
-void int8_tiles(const uint8_t* a, long stride, int K, const int8_t* b, int32_t* c) {
+void int8_tiles(const int8_t* a, long stride, int K, const int8_t* b, int32_t* c) {
   _tile_zero(0);
   _tile_zero(1);
   if (BOTH) {
@@ -88,12 +88,14 @@ void int8_tiles(const uint8_t* a, long stride, int K, const int8_t* b, int32_t* 
   }
 }
 
-void tile8(const uint8_t* a, long stride, int K, const int8_t* b, int32_t* c, int rows) {
+void tile8(const int8_t* a, long stride, int K, const int8_t* b, int32_t* c, int rows) {
   const Shapes shapes(rows);
   _tile_loadconfig(&shapes);
   (rows > 16 ? int8_tiles<true> : int8_tiles<false>)(a, stride, K, b, c);
   _tile_release();
 }
+
+void pack8(const int8_t* w, long stride, int n, int K, int8_t* b) { pack_rows(w, stride, n, K, b, 0); }
 
 }  // namespace
 
@@ -101,4 +103,4 @@ extern const Engine amx_engine;
 const Engine amx_engine = {"amx", ROWS, 2, pack_rows, pack_columns, tile};
 
 extern const Engine8 amx8_engine;
-const Engine8 amx8_engine = {"amx", ROWS, 0, pack_rows, tile8};
+const Engine8 amx8_engine = {"amx", ROWS, 0, pack8, tile8};

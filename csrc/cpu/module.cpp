@@ -1,10 +1,13 @@
 // acefast._cpu: the CPU's kernels of csrc/. Knows no torch: addresses travel as integers, sizes and strides in elements.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <array>
 #include <string>
 
 #include "engine.h"
 #include "machine.h"
+#include "results.h"
 
 namespace py = pybind11;
 
@@ -27,13 +30,51 @@ namespace py = pybind11;
 
 LEVELS(void linear(const bf16* x, long rows, long K, long x_stride, const bf16* w, long w_stride, long N,
                    const bf16* bias, bf16* y, long y_stride, bool add, int threads))
+LEVELS(void quantize_rows(const bf16* x, long R, long K, int8_t* q, float* scale, int threads))
+LEVELS(void linear_int8(const int8_t* x, const float* x_scale, long R, long K, const int8_t* w, const float* w_scale,
+                        long N, const float* bias, const float* gate, bf16* y, bool swiglu, bool add, int threads))
+LEVELS(void linear_swiglu(const bf16* x, long rows, long K, long x_stride, const bf16* w, long w_stride, long I,
+                          bf16* y, long y_stride, int threads))
+LEVELS(void residual_norm(long B, long S, long H, const bf16* x, long x_song, long x_row, const bf16* y, long y_song,
+                          long y_row, const float* gate, const bf16* weight, const float* scale, const float* shift,
+                          float eps, bf16* sum, long sum_song, long sum_row, bf16* h, long h_song, long h_row,
+                          int threads))
+LEVELS(void self_attention(const bf16* q, const long* q_strides, const bf16* k, const long* k_strides, const bf16* v,
+                           const long* v_strides, const int64_t* lengths, bf16* out, const long* out_strides,
+                           long batch, long rows, int heads, int kv_heads, int D, long window, bool pad_rows,
+                           int threads))
+LEVELS(void cross_attention(const bf16* q, const long* q_strides, const bf16* q_weight, const bf16* k,
+                            const long* k_strides, const bf16* v, const long* v_strides, const int64_t* lengths,
+                            bf16* out, const long* out_strides, long batch, long sets, long rows, long keys, int heads,
+                            int kv_heads, int D, float eps, int threads))
+LEVELS(void qk_norm_rope(const bf16* x, long x_stride, const bf16* q_weight, const bf16* k_weight, const float* cos,
+                         const float* sin, long cos_stride, long sin_stride, bf16* y, long y_stride, long rows,
+                         long positions, int heads, int kv_heads, int D, float eps, int threads))
+LEVELS(void snake(const bf16* x, long rows, long C, const float* alpha, const float* inv_beta, bf16* y, int threads))
+LEVELS(void conv1d(const bf16* x, long L, long Cin, const bf16* w, long Cout, int taps, int stride, int padding,
+                   int dilation, long rows, const Results& to, int threads))
+LEVELS(void conv_transpose1d(const bf16* x, long L, long Cin, const bf16* w, int s, const Results& to, int threads))
+LEVELS(void residual_unit(const bf16* x, const bf16* activated, long songs, long L, long C, const float* alpha1,
+                          const float* inv_beta1, const bf16* w1, const bf16* b1, const float* alpha2,
+                          const float* inv_beta2, const bf16* w2, int dilation, const Results& to, int threads))
 
 namespace {
 
 using Address = uintptr_t;
+using Strides = std::array<long, 3>;
 
 const bf16* in(Address at) { return reinterpret_cast<const bf16*>(at); }
 bf16* out(Address at) { return reinterpret_cast<bf16*>(at); }
+int8_t* integers(Address at) { return reinterpret_cast<int8_t*>(at); }
+float* floats(Address at) { return reinterpret_cast<float*>(at); }
+const int64_t* counts(Address at) { return reinterpret_cast<const int64_t*>(at); }
+const float* fp32(Address at) { return reinterpret_cast<const float*>(at); }
+
+// y, waved, width, bias, residual, total, alpha, inv_beta
+using Addresses = std::array<Address, 8>;
+Results results(const Addresses& to, float share) {
+  return {out(to[0]), out(to[1]), long(to[2]), in(to[3]), in(to[4]), in(to[5]), share, fp32(to[6]), fp32(to[7])};
+}
 
 Isa named(const std::string& name) {
   for (int i = 0; i < 5; i++)
@@ -56,6 +97,93 @@ PYBIND11_MODULE(_cpu, m) {
       [](Address x, long rows, long K, long x_stride, Address w, long w_stride, long N, Address bias, Address y,
          long y_stride, bool add, int threads) {
         AT_LEVEL(linear)(in(x), rows, K, x_stride, in(w), w_stride, N, in(bias), out(y), y_stride, add, threads);
+      },
+      free);
+  m.def(
+      "quantize_rows",
+      [](Address x, long R, long K, Address q, Address scale, int threads) {
+        AT_LEVEL(quantize_rows)(in(x), R, K, integers(q), floats(scale), threads);
+      },
+      free);
+  m.def(
+      "linear_int8",
+      [](Address x, Address x_scale, long R, long K, Address w, Address w_scale, long N, Address bias, Address gate,
+         Address y, bool swiglu, bool add, int threads) {
+        AT_LEVEL(linear_int8)(integers(x), floats(x_scale), R, K, integers(w), floats(w_scale), N, floats(bias),
+                              floats(gate), out(y), swiglu, add, threads);
+      },
+      free);
+  m.def(
+      "linear_swiglu",
+      [](Address x, long rows, long K, long x_stride, Address w, long w_stride, long I, Address y, long y_stride,
+         int threads) { AT_LEVEL(linear_swiglu)(in(x), rows, K, x_stride, in(w), w_stride, I, out(y), y_stride, threads); },
+      free);
+  m.def(
+      "residual_norm",
+      [](long B, long S, long H, Address x, long x_song, long x_row, Address y, long y_song, long y_row, Address gate,
+         Address weight, Address scale, Address shift, float eps, Address sum, long sum_song, long sum_row, Address h,
+         long h_song, long h_row, int threads) {
+        AT_LEVEL(residual_norm)(B, S, H, in(x), x_song, x_row, in(y), y_song, y_row, floats(gate), in(weight),
+                                floats(scale), floats(shift), eps, out(sum), sum_song, sum_row, out(h), h_song, h_row,
+                                threads);
+      },
+      free);
+  m.def(
+      "self_attention",
+      [](Address q, Strides q_strides, Address k, Strides k_strides, Address v, Strides v_strides, Address lengths,
+         Address o, Strides out_strides, long batch, long rows, int heads, int kv_heads, int D, long window,
+         bool pad_rows, int threads) {
+        AT_LEVEL(self_attention)
+        (in(q), q_strides.data(), in(k), k_strides.data(), in(v), v_strides.data(), counts(lengths), out(o),
+         out_strides.data(), batch, rows, heads, kv_heads, D, window, pad_rows, threads);
+      },
+      free);
+  m.def(
+      "cross_attention",
+      [](Address q, Strides q_strides, Address q_weight, Address k, Strides k_strides, Address v, Strides v_strides,
+         Address lengths, Address o, Strides out_strides, long batch, long sets, long rows, long keys, int heads,
+         int kv_heads, int D, float eps, int threads) {
+        AT_LEVEL(cross_attention)
+        (in(q), q_strides.data(), in(q_weight), in(k), k_strides.data(), in(v), v_strides.data(), counts(lengths),
+         out(o), out_strides.data(), batch, sets, rows, keys, heads, kv_heads, D, eps, threads);
+      },
+      free);
+  m.def(
+      "qk_norm_rope",
+      [](Address x, long x_stride, Address q_weight, Address k_weight, Address cos, Address sin, long cos_stride,
+         long sin_stride, Address y, long y_stride, long rows, long positions, int heads, int kv_heads, int D, float eps,
+         int threads) {
+        AT_LEVEL(qk_norm_rope)
+        (in(x), x_stride, in(q_weight), in(k_weight), floats(cos), floats(sin), cos_stride, sin_stride, out(y),
+         y_stride, rows, positions, heads, kv_heads, D, eps, threads);
+      },
+      free);
+  m.def(
+      "snake",
+      [](Address x, long rows, long C, Address alpha, Address inv_beta, Address y, int threads) {
+        AT_LEVEL(snake)(in(x), rows, C, fp32(alpha), fp32(inv_beta), out(y), threads);
+      },
+      free);
+  m.def(
+      "conv1d",
+      [](Address x, long L, long Cin, Address w, long Cout, int taps, int stride, int padding, int dilation, long rows,
+         const Addresses& to, float share, int threads) {
+        AT_LEVEL(conv1d)(in(x), L, Cin, in(w), Cout, taps, stride, padding, dilation, rows, results(to, share), threads);
+      },
+      free);
+  m.def(
+      "conv_transpose1d",
+      [](Address x, long L, long Cin, Address w, int stride, const Addresses& to, int threads) {
+        AT_LEVEL(conv_transpose1d)(in(x), L, Cin, in(w), stride, results(to, 1), threads);
+      },
+      free);
+  m.def(
+      "residual_unit",
+      [](Address x, Address activated, long songs, long L, long C, const std::array<Address, 7>& weights, int dilation,
+         const Addresses& to, int threads) {
+        const auto& [alpha1, inv_beta1, w1, b1, alpha2, inv_beta2, w2] = weights;
+        AT_LEVEL(residual_unit)(in(x), in(activated), songs, L, C, fp32(alpha1), fp32(inv_beta1), in(w1), in(b1),
+                                fp32(alpha2), fp32(inv_beta2), in(w2), dilation, results(to, 1), threads);
       },
       free);
 }

@@ -1,7 +1,5 @@
 // Work for all threads, and memory that a thread keeps from one call to the next.
 #pragma once
-#include <omp.h>
-
 #include <cstdlib>
 #include <new>
 
@@ -9,17 +7,28 @@
 #define LEVEL portable
 #endif
 
+// Runs a function on each of `threads` threads. It is what gcc makes of "#pragma omp parallel"; called by name, any compiler
+// takes the OpenMP that torch brings into the process, and no second one with threads of its own.
+extern "C" void GOMP_parallel(void (*run)(void*), void* with, unsigned threads, unsigned flags);
+
 namespace LEVEL {
 
 // Calls work(i) for i from 0 to n, each by whichever thread is free.
 template <typename Work>
 void in_parallel(long n, int threads, const Work& work) {
-  if (n > 0 && (threads < 2 || n == 1)) {
+  if (threads < 2 || n < 2) {
     for (long i = 0; i < n; i++) work(i);
     return;
   }
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-  for (long i = 0; i < n; i++) work(i);
+  struct Shared {
+    const Work& work;
+    long n, next;
+  } shared = {work, n, 0};
+  const auto run = [](void* with) {
+    Shared& s = *static_cast<Shared*>(with);
+    for (long i; (i = __atomic_fetch_add(&s.next, 1, __ATOMIC_RELAXED)) < s.n;) s.work(i);
+  };
+  GOMP_parallel(run, &shared, threads, 0);
 }
 
 // Memory on a 64-byte boundary that grows and is used again; what it held before is lost.

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import torch  # noqa: F401  comes first, with the OpenMP that the extension takes
 
 NAMES = ("portable", "avx2", "avx512", "bf16", "amx")
 
 
 def extension():
     """``acefast._cpu``, or a skip that says why there is none."""
-    return pytest.importorskip("acefast._cpu", reason="acefast was installed without its CPU extension")
+    return pytest.importorskip("acefast._cpu", reason="acefast was installed without its C++ kernels for the CPU")
+
+
+def openmp_libraries() -> list[str]:
+    """Paths of the OpenMP libraries in this process: torch's, which the extension shares."""
+    paths = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/" in line}
+    return sorted(path for path in paths if re.match(r"lib[gi]?omp[-.\d]", Path(path).name))
 
 
 @contextlib.contextmanager

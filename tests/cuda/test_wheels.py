@@ -62,11 +62,11 @@ def python(tmp_path):
 
 
 def environment(**more: str) -> dict[str, str]:
-    """A build's environment, which has no nvcc."""
+    """A build's environment, which has no nvcc and leaves acefast._cpu to tests/cpu/test_build.py."""
     path = [p for p in os.environ["PATH"].split(os.pathsep) if not os.access(Path(p, "nvcc"), os.X_OK)]
     changed = ("CUDA_HOME", "PYTHONPATH", "ACEFAST_CUDA", "ACEFAST_CUDA_ARCHS")
     left = {name: value for name, value in os.environ.items() if name not in changed}
-    return {**left, "PATH": os.pathsep.join(path), **more}
+    return {**left, "PATH": os.pathsep.join(path), "ACEFAST_CPU": "0", **more}
 
 
 def with_nvcc(**more: str) -> dict[str, str]:

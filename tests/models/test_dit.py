@@ -6,8 +6,9 @@ import dataclasses
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from acefast.models.v15 import names
+from acefast.models.v15 import layers, names
 from acefast.models.v15.dit import DiT
 from acefast.models.v15.layers import model_time, time_features
 from tests.models.fill import TINY, TINY_XL, diffusers, official_tensors, ours, relative
@@ -214,6 +215,23 @@ def test_timestep_features_are_cosines_then_sines():
     torch.testing.assert_close(f[0, [0, 1, 2, 127, 128, 129, 130, 255]], torch.tensor(want), rtol=0, atol=1e-6)
     torch.testing.assert_close(f[1, [0, 128]], torch.tensor([-0.99525785, -0.09727191]), rtol=0, atol=1e-6)
     assert f[2].tolist() == [1.0] * 128 + [0.0] * 128
+
+
+def test_time_embeddings_are_computed_in_fp32_from_a_few_rows_of_a_weight_at_a_time(monkeypatch, rng):
+    monkeypatch.setattr(layers, "WIDENED", 48)  # 6 * 32 outputs: four slices; 32: one that is not full
+    embedding, times = layers.TimeEmbedding(32).bfloat16(), torch.tensor([0.0, 125.0, 1000.0])
+    for parameter in embedding.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=rng) / parameter.shape[-1] ** 0.5)
+    made, widen = [], torch.Tensor.float
+    monkeypatch.setattr(torch.Tensor, "float", lambda t: made.append(len(t)) or widen(t))
+    hidden, vectors = embedding(times)
+    monkeypatch.undo()
+    assert max(made) == 48
+    want = time_features(times).double()
+    for i, layer in enumerate((embedding.linear_1, embedding.linear_2, embedding.project)):
+        last, want = want, F.linear(F.silu(want) if i else want, layer.weight.double(), layer.bias.double())
+    assert hidden.dtype == vectors.dtype == torch.float32 and vectors.shape == (3, 6, 32)
+    assert relative(hidden, last) <= 1e-6 and relative(vectors.flatten(1), want) <= 1e-6
 
 
 @pytest.mark.parametrize("dtype, gate", [(torch.bfloat16, 3e-2), (torch.float16, 4e-3)], ids=str)

@@ -1,10 +1,11 @@
-"""The linear layers' way round slow 16-bit products, and results in memory that is given."""
+"""The linear layers' reference: its way round slow 16-bit products, and results in memory that is given."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from acefast.backends import use_backend
 from acefast.ops import linear as room
 from acefast.ops.linear import add_linear, linear
 
@@ -15,6 +16,8 @@ GATE = {torch.bfloat16: 2.5e-3, torch.float16: 4e-4}  # relative L2: one roundin
 def slow(request, monkeypatch):
     monkeypatch.setattr(room, "cpu_multiplies", lambda dtype: not request.param)
     monkeypatch.setattr(room, "SCRATCH", 96 * 64)  # several slices of the weight, the last one ragged
+    with use_backend("reference"):
+        yield
 
 
 @pytest.mark.parametrize("dtype", GATE, ids=str)

@@ -68,11 +68,18 @@ class Checkpoint(common.Checkpoint):
         """Where a lyric vocabulary may lie: beside the model first."""
         return locate.shared_folders([self.folder, self.folder / names.FOLDERS["dit"], self.folder.parent])
 
-    def model(self, device: torch.device, dtype: torch.dtype, graphs: bool | None, memory: str) -> Any:
+    def model(
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        graphs: bool | None,
+        memory: str,
+        quantization: str | None = None,
+    ) -> Any:
         """Its networks on a device, an ``acefast.models.v1.model.Model``."""
         from acefast.models.v1.model import Model
 
-        return Model(self, device, dtype, graphs, memory)
+        return Model(self, device, dtype, graphs, memory, quantization)
 
     def check_source(self, request: Request, recording: Recording | None) -> None:
         """Refuse a source that is too long for its task."""

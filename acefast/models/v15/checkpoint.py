@@ -112,11 +112,18 @@ class Checkpoint(common.Checkpoint):
             raise CheckpointError(f"{self.name}: silence_latent has NaN or infinite values; download it again")
         return latent.repeat(-(-frames // held), 1)[:frames].contiguous()
 
-    def model(self, device: torch.device, dtype: torch.dtype, graphs: bool | None, memory: str) -> Any:
+    def model(
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        graphs: bool | None,
+        memory: str,
+        quantization: str | None = None,
+    ) -> Any:
         """Its networks on a device, an ``acefast.models.v15.model.Model``."""
         from acefast.models.v15.model import Model
 
-        return Model(self, device, dtype, graphs, memory)
+        return Model(self, device, dtype, graphs, memory, quantization)
 
     def tokenizer(self) -> Any:
         """The text encoder's tokeniser (``transformers.PreTrainedTokenizerFast``), from files only.

@@ -42,9 +42,9 @@ class Modulation(NamedTuple):
 
 
 class DiT(nn.Module):
-    """Velocity ``noise - data`` of noisy latents."""
+    """Velocity ``noise - data`` of noisy latents; ``int8``: by products of 8-bit integers in its layers."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, int8: bool = False):
         super().__init__()
         c = self.config = config
         H, D, P = c.hidden_size, c.audio_acoustic_hidden_dim, c.patch_size
@@ -52,7 +52,7 @@ class DiT(nn.Module):
         self.condition = Linear(c.encoder_hidden_size, H)
         self.time = TimeEmbedding(H)
         self.time_r = TimeEmbedding(H)  # of t - r, which is 0 at inference
-        self.layers = nn.ModuleList(Layer(c, layer_window(c, i)) for i in range(c.num_hidden_layers))
+        self.layers = nn.ModuleList(Layer(c, layer_window(c, i), int8) for i in range(c.num_hidden_layers))
         self.table = parameter(2, H)
         self.norm = parameter(H)
         self.unpatch = Linear(H, P * D)
@@ -60,7 +60,7 @@ class DiT(nn.Module):
         self._constants: tuple[Tensor, Tensor] | None = None
 
     @staticmethod
-    def weight_table(config: Config) -> WeightTable:
+    def weight_table(config: Config, int8: bool = False) -> WeightTable:
         context, P = 2 * config.audio_acoustic_hidden_dim, config.patch_size
 
         def patch(w: Tensor) -> Tensor:  # [H, C, P] -> [H, P * 128 | P * 64]: both halves frame by frame
@@ -78,7 +78,7 @@ class DiT(nn.Module):
             **TimeEmbedding.weight_table("time_r", "decoder.time_embed_r"),
         }
         for i in range(config.num_hidden_layers):
-            table |= Layer.weight_table(f"layers.{i}", f"decoder.layers.{i}")
+            table |= Layer.weight_table(f"layers.{i}", f"decoder.layers.{i}", int8)
         return table
 
     def prepare(

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from acefast.models.v15.buffers import NO_BUFFERS, Buffers
 from acefast.models.v15.config import Config
 from acefast.models.v15.layers import MLP, SelfAttention, parameter
+from acefast.models.v15.products import add_product, add_weight, product, product_table
 from acefast.ops.cross_attention import cross_attention
-from acefast.ops.linear import add_linear, linear
+from acefast.ops.linear import linear
 from acefast.ops.qk_norm_rope import qk_norm_rope
 from acefast.ops.residual_norm import residual_norm
 from acefast.weights import Source, WeightTable, stack
@@ -43,23 +44,23 @@ class Evaluation(NamedTuple):
 
 
 class CrossAttention(nn.Module):
-    """Attention to the conditions: queries every step, keys and values once per song."""
+    """Attention to the conditions: queries every step; keys and values once per song, so those are never of 8 bits."""
 
-    def __init__(self, c: Config):
+    def __init__(self, c: Config, int8: bool = False):
         super().__init__()
         self.heads, self.kv_heads, self.eps = c.num_attention_heads, c.num_key_value_heads, c.rms_norm_eps
-        self.q = parameter(self.heads * c.head_dim, c.hidden_size)
+        add_weight(self, "q", self.heads * c.head_dim, c.hidden_size, int8)
         self.kv = parameter(2 * self.kv_heads * c.head_dim, c.hidden_size)
-        self.o = parameter(c.hidden_size, self.heads * c.head_dim)
+        add_weight(self, "o", c.hidden_size, self.heads * c.head_dim, int8)
         self.q_norm = parameter(c.head_dim)
         self.k_norm = parameter(c.head_dim)
 
     @staticmethod
-    def weight_table(ours: str, official: str) -> WeightTable:
+    def weight_table(ours: str, official: str, int8: bool = False) -> WeightTable:
         return {
-            f"{ours}.q": Source((f"{official}.q_proj.weight",)),
+            **product_table(f"{ours}.q", (f"{official}.q_proj.weight",), int8),
             f"{ours}.kv": Source((f"{official}.k_proj.weight", f"{official}.v_proj.weight"), stack),
-            f"{ours}.o": Source((f"{official}.o_proj.weight",)),
+            **product_table(f"{ours}.o", (f"{official}.o_proj.weight",), int8),
             f"{ours}.q_norm": Source((f"{official}.q_norm.weight",)),
             f"{ours}.k_norm": Source((f"{official}.k_norm.weight",)),
         }
@@ -76,43 +77,44 @@ class CrossAttention(nn.Module):
     def constant(self, null: Tensor) -> Tensor:
         """Output where every key is the same embedded condition [1, H]: whatever the query, its value. [H]"""
         v = linear(null, self.kv[self.kv.shape[0] // 2 :]).view(self.kv_heads, -1)
-        return linear(v.repeat_interleave(self.heads // self.kv_heads, 0).view(1, -1), self.o)[0]
+        return product(v.repeat_interleave(self.heads // self.kv_heads, 0).view(1, -1), self.o, self.o_scale)[0]
 
     def forward(
         self, x: Tensor, h: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, buffers: Buffers = NO_BUFFERS
     ) -> None:
         """Add the output for h [B, S, H] to x, in place; k, v of ``keys_values``, lengths as in ``cross_attention``."""
-        q = linear(h, self.q, out=buffers.query)
-        add_linear(x, cross_attention(q, self.q_norm, k, v, lengths, eps=self.eps, out=buffers.attended), self.o)
+        q = product(h, self.q, self.q_scale, out=buffers.query)
+        attended = cross_attention(q, self.q_norm, k, v, lengths, eps=self.eps, out=buffers.attended)
+        add_product(x, attended, self.o, self.o_scale)
 
 
 class Layer(nn.Module):
     """Self-attention, cross-attention and MLP, each behind a norm; the timestep modulates the first and the last."""
 
-    def __init__(self, c: Config, window: int | None):
+    def __init__(self, c: Config, window: int | None, int8: bool = False):
         super().__init__()
         self.window = window
         self.norm = functools.partial(residual_norm, eps=c.rms_norm_eps)
         self.table = parameter(6, c.hidden_size)
         self.self_norm = parameter(c.hidden_size)
         self.self_attention = SelfAttention(
-            c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.rms_norm_eps
+            c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.rms_norm_eps, int8
         )
         self.cross_norm = parameter(c.hidden_size)
-        self.cross_attention = CrossAttention(c)
+        self.cross_attention = CrossAttention(c, int8)
         self.mlp_norm = parameter(c.hidden_size)
-        self.mlp = MLP(c.hidden_size, c.intermediate_size)
+        self.mlp = MLP(c.hidden_size, c.intermediate_size, int8)
 
     @staticmethod
-    def weight_table(ours: str, official: str) -> WeightTable:
+    def weight_table(ours: str, official: str, int8: bool = False) -> WeightTable:
         return {
             f"{ours}.table": Source((f"{official}.scale_shift_table",), lambda t: t[0]),
             f"{ours}.self_norm": Source((f"{official}.self_attn_norm.weight",)),
             f"{ours}.cross_norm": Source((f"{official}.cross_attn_norm.weight",)),
             f"{ours}.mlp_norm": Source((f"{official}.mlp_norm.weight",)),
-            **SelfAttention.weight_table(f"{ours}.self_attention", f"{official}.self_attn"),
-            **CrossAttention.weight_table(f"{ours}.cross_attention", f"{official}.cross_attn"),
-            **MLP.weight_table(f"{ours}.mlp", f"{official}.mlp"),
+            **SelfAttention.weight_table(f"{ours}.self_attention", f"{official}.self_attn", int8),
+            **CrossAttention.weight_table(f"{ours}.cross_attention", f"{official}.cross_attn", int8),
+            **MLP.weight_table(f"{ours}.mlp", f"{official}.mlp", int8),
         }
 
     def forward(

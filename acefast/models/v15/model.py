@@ -41,7 +41,7 @@ class Model(Conditioning, Sampling, model.Model):
 
     text_encoder = Part("text", lambda m: load_text_encoder(m.checkpoint, m.device, m.dtype))
     condition_encoder = Part("text", lambda m: m._load(ConditionEncoder, m.config))
-    transformer = Part("diffusion", lambda m: m._load(DiT, m.config))
+    transformer = Part("diffusion", lambda m: m._load(DiT, m.config, m.quantization == "int8"))
     decoder = Part("decode", lambda m: m._coder(vae.Decoder))
     encoder = Part("source", lambda m: m._coder(vae.Encoder), "Of source and reference audio.")
     audio_tokenizer = Part("source", lambda m: m._load(AudioTokenizer, m.config), "Latents to 5 Hz codes, for covers.")

@@ -46,6 +46,7 @@ class V15Networks(Networks):
     config: Config
     vae_config: VAEConfig
     text_config: dict[str, Any] = dataclasses.field(hash=False)
+    quantization: str | None = None
 
     longest, stages = 600.0, STAGES
 
@@ -115,13 +116,13 @@ class V15Networks(Networks):
 
 @cache
 def _weights(networks: V15Networks, dtype: torch.dtype, rounded: bool, vae_dtype: torch.dtype) -> dict[str, int]:
-    def of(kind: type[nn.Module], config: Any, dtype: torch.dtype) -> int:
-        return module_bytes(kind, config, dtype=dtype, rounded=rounded)
+    def of(kind: type[nn.Module], config: Any, dtype: torch.dtype, *more: Any) -> int:
+        return module_bytes(kind, config, *more, dtype=dtype, rounded=rounded)
 
     c, v = networks.config, networks.vae_config
     text = text_encoder_tensors(networks.text_config).values()
     return {
-        "transformer": of(DiT, c, dtype),
+        "transformer": of(DiT, c, dtype, networks.quantization == "int8"),
         "condition_encoder": of(ConditionEncoder, c, dtype),
         "text_encoder": tensor_bytes(((math.prod(shape), dtype) for shape in text), rounded),
         "decoder": of(vae.Decoder, v, vae_dtype),

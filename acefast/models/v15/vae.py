@@ -38,6 +38,7 @@ from acefast.models.v15.vae_layers import (
     conv_entries,
     fold_transposed,
     snake_entries,
+    then,
     unit_entries,
 )
 from acefast.models.v15.vae_tile import DecoderTile, EncoderTile, Tiled
@@ -108,7 +109,7 @@ class Decoder(Tiled):
         first, end = keep or (0, T)
         if not 0 <= first < end <= T:
             raise ValueError(f"Decoder: keep must be a range of the {T} frames, got {(first, end)}")
-        x = self.conv1(latents.to(self.conv1.weight.dtype).contiguous())
+        x = then(self.conv1, latents.to(self.conv1.weight.dtype).contiguous(), self._snakes()[0])
         inner = max(len(self.block) - SPAN_BLOCKS, 0)
         x, start, rate = self._blocks(x, 0, first, end, 0, inner)
         first, end, hop = first * rate, end * rate, self.hop // rate
@@ -118,20 +119,28 @@ class Decoder(Tiled):
             hi = min(lo + span, end)
             y, at, _ = self._blocks(x, start, lo, hi, inner, len(self.block))
             y, at = _crop(y, at, lo * hop - 3, hi * hop + 3)
-            y, _ = _crop(self.conv2(self.snake1(y)), at, lo * hop, hi * hop)
+            y, _ = _crop(self.conv2(y), at, lo * hop, hi * hop)
             audio[:, :, (lo - first) * hop : (hi - first) * hop] = y.transpose(1, 2)
         return audio
 
     def _blocks(self, x: Tensor, start: int, first: int, end: int, i: int, j: int) -> tuple[Tensor, int, int]:
-        """Blocks i to j - 1 of rows ``first`` to ``end``; x begins at row ``start``. Rows, their begin, the rate."""
-        rate = 1
-        for block, (reach, units_reach) in zip(self.block[i:j], self.reach[i:j]):
+        """Blocks i to j - 1 of rows ``first`` to ``end``, each after its snake and followed by the next one.
+
+        x begins at row ``start``. Rows, their begin and the rate.
+        """
+        rate, snakes = 1, self._snakes()[i + 1 : j + 1]
+        for block, (reach, units_reach), snake in zip(self.block[i:j], self.reach[i:j], snakes):
             x, start = _crop(x, start, first * rate - reach, end * rate + reach)
-            x, start, rate = block.conv_t1(block.snake1(x)), start * block.stride, rate * block.stride
+            x, start, rate = block.conv_t1(x), start * block.stride, rate * block.stride
             x, start = _crop(x, start, first * rate - units_reach, end * rate + units_reach)
-            for unit in block.units:
+            for unit in block.units[:-1]:
                 x = unit(x)
+            x = then(block.units[-1], x, snake)
         return x, start, rate
+
+    def _snakes(self) -> list[Snake]:
+        """Before each block, and before the last convolution."""
+        return [layer.snake1 for layer in (*self.block, self)]
 
     @staticmethod
     def weight_table(config: VAEConfig) -> WeightTable:
@@ -183,9 +192,9 @@ class Encoder(Tiled):
         rows = audio.shape[2] // self.outer_hop
         span = SPAN_ROWS if audio.device.type == "cpu" else rows
         x = torch.cat([self._outer(audio, lo, min(lo + span, rows)) for lo in range(0, rows, span)], dim=1)
-        for block in self.block[SPAN_BLOCKS:]:
+        for block in self.block[SPAN_BLOCKS:-1]:
             x = block(x)
-        return self.posterior(self.conv2(self.snake1(x)))
+        return self.posterior(self.conv2(then(self.block[-1], x, self.snake1)))
 
     @staticmethod
     def posterior(moments: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,11 +7,13 @@ the layouts that the ops ask for.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from acefast.ops.conv1d import conv1d
+from acefast.backends import choose_backend
+from acefast.ops.conv1d import Pair, conv1d
 from acefast.ops.conv_transpose1d import conv_transpose1d, conv_transpose_weight
 from acefast.ops.residual_unit import residual_unit
 from acefast.ops.snake import snake
@@ -37,6 +39,22 @@ class Snake(nn.Module):
         return snake(x, self.alpha, self.inv_beta)
 
 
+def then(layer: nn.Module, x: Tensor, snake: Snake) -> Tensor:
+    """``snake(layer(x))``; the CPU's kernels store that and nothing before it."""
+    if choose_backend("vae", None, x.device, ("cpu",) if x.dtype == torch.bfloat16 else ()) == "cpu":
+        return layer(x, snake)
+    return snake(layer(x))
+
+
+def _last(snake: Snake | None) -> dict[str, Any]:
+    """Options of an op whose result is only what ``snake`` makes of it."""
+    return {} if snake is None else {"wave": (snake.alpha, snake.inv_beta), "keep": False}
+
+
+def _result(results: Tensor | Pair) -> Tensor:
+    return results[1] if isinstance(results, tuple) else results
+
+
 class Conv(nn.Module):
     """acefast.ops.conv1d with its folded weight, [Cout, K, Cin]."""
 
@@ -46,8 +64,9 @@ class Conv(nn.Module):
         self.weight = _parameter(cout, kernel, cin)
         self.bias = _parameter(cout) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        return conv1d(x, self.weight, self.bias, stride=self.stride, padding=self.padding)
+    def forward(self, x: Tensor, snake: Snake | None = None) -> Tensor:
+        options = {"stride": self.stride, "padding": self.padding}
+        return _result(conv1d(x, self.weight, self.bias, **options, **_last(snake)))
 
 
 class ConvTranspose(nn.Module):
@@ -74,10 +93,10 @@ class ResidualUnit(nn.Module):
         self.conv2 = nn.Module()
         self.conv2.weight, self.conv2.bias = _parameter(channels, channels), _parameter(channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, snake: Snake | None = None) -> Tensor:
         first = (self.snake1.alpha, self.snake1.inv_beta, self.conv1.weight, self.conv1.bias)
         second = (self.snake2.alpha, self.snake2.inv_beta, self.conv2.weight, self.conv2.bias)
-        return residual_unit(x, *first, *second, dilation=self.dilation)
+        return _result(residual_unit(x, *first, *second, dilation=self.dilation, **_last(snake)))
 
 
 class EncoderBlock(nn.Module):
@@ -89,14 +108,14 @@ class EncoderBlock(nn.Module):
         self.snake1 = Snake(cin)
         self.conv1 = Conv(cin, cout, 2 * stride, stride, stride // 2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        for unit in self.units:
+    def forward(self, x: Tensor, snake: Snake | None = None) -> Tensor:
+        for unit in self.units[:-1]:
             x = unit(x)
-        return self.conv1(self.snake1(x))
+        return self.conv1(then(self.units[-1], x, self.snake1), snake)
 
 
 class DecoderBlock(nn.Module):
-    """One row becomes ``stride``, then three residual units."""
+    """A snake, one row becomes ``stride``, then three residual units; acefast.models.v15.vae runs them."""
 
     def __init__(self, cin: int, cout: int, stride: int):
         super().__init__()

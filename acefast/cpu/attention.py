@@ -1,0 +1,50 @@
+"""Launches csrc/self_attention_cpu.cpp and csrc/cross_attention_cpu.cpp."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from acefast.cpu.extension import K_STEP, address, extension, is_bf16, threads
+
+WIDEST = 128  # channels of a head
+
+
+def fits(*tensors: Tensor | None, head_dim: int) -> bool:
+    """Whether the kernels take these heads, whose channels lie together."""
+    given = [t for t in tensors if t is not None]
+    heads = head_dim % K_STEP == 0 and 0 < head_dim <= WIDEST
+    return heads and is_bf16(*given) and all(t.numel() and t.stride(-1) == 1 for t in given)
+
+
+def self_attention(
+    q: Tensor, k: Tensor, v: Tensor, window: int | None, lengths: Tensor | None, *, pad_rows: bool, out: Tensor
+) -> Tensor:
+    """See acefast.ops.self_attention."""
+    B, S, heads, D = q.shape
+    lengths = _counts(lengths)
+    extension().self_attention(
+        *(argument for t in (q, k, v) for argument in (address(t), t.stride()[:3])),
+        *(address(lengths), address(out), out.stride(), B, S, heads, k.shape[2], D),
+        *(S if window is None else window, pad_rows, threads()),
+    )
+    return out
+
+
+def cross_attention(
+    q: Tensor, q_weight: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, *, eps: float, out: Tensor
+) -> Tensor:
+    """See acefast.ops.cross_attention."""
+    (B, S, width), (sets, kv_heads, E, D) = q.shape, k.shape
+    lengths = _counts(lengths)
+    keys = (argument for t in (k, v) for argument in (address(t), (t.stride(0), t.stride(2), t.stride(1))))
+    extension().cross_attention(
+        *(address(q), (*q.stride()[:2], D), address(q_weight), *keys, address(lengths), address(out), out.stride()),
+        *(B, sets, S, E, width // D, kv_heads, D, eps, threads()),
+    )
+    return out
+
+
+def _counts(lengths: Tensor | None) -> Tensor | None:
+    """As the kernels read them; whoever calls holds the copy."""
+    return None if lengths is None else lengths.to("cpu", torch.int64).contiguous()

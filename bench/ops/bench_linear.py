@@ -1,0 +1,42 @@
+"""linear on a song's tokens: of a GPU the library's product, of a CPU its own kernel beside it.
+
+OMP_NUM_THREADS=1 pytest bench/ops/bench_linear.py --device cpu
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from acefast.ops.linear import add_linear, linear, linear_reference
+
+LAYERS = {"2b o": (2048, 2048), "2b qkv": (2048, 4096), "2b gate, up": (2048, 12288), "2b down": (6144, 2048)}  # K, N
+
+
+def operands(rows, layer, device, dtype):
+    K, N = LAYERS[layer]
+    x = torch.randn(rows, K, device=device, dtype=dtype)
+    weight = torch.randn(N, K, device=device, dtype=dtype) / K**0.5
+    return x, weight, {"bytes": x.nbytes + weight.nbytes + rows * N * x.itemsize, "flops": 2 * rows * K * N}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("rows", (1, 13, 125, 375, 750, 1500))  # from 125: songs of 10 to 120 s
+def bench_linear(op_benchmark, device, dtype, backend, rows, layer):
+    x, weight, counted = operands(rows, layer, device, dtype)
+    op_benchmark(linear, x, weight, reference=linear_reference, backend=backend, **counted)
+
+
+@pytest.mark.parametrize("rows", (125, 375, 1500))
+def bench_add_linear(op_benchmark, device, dtype, backend, rows):
+    y, weight, counted = operands(rows, "2b o", device, dtype)
+    start = torch.randn(rows, len(weight), device=device, dtype=dtype)
+
+    def added(y, weight, *, backend=None):
+        x = start.clone()
+        add_linear(x, y, weight, backend=backend)
+        return x
+
+    op_benchmark(
+        added, y, weight, reference=lambda y, weight: start + linear_reference(y, weight), backend=backend, **counted
+    )
