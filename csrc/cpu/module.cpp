@@ -33,6 +33,8 @@ LEVELS(void residual_norm(long B, long S, long H, const bf16* x, long x_song, lo
                           long y_row, const float* gate, const bf16* weight, const float* scale, const float* shift,
                           float eps, bf16* sum, long sum_song, long sum_row, bf16* h, long h_song, long h_row,
                           int threads))
+LEVELS(void rms_residual(long rows, long C, const bf16* h, long h_row, const bf16* weight, const bf16* bias,
+                         const bf16* x, long x_row, bool relu, float eps, bf16* y, long y_row, int threads))
 
 namespace {
 
@@ -68,7 +70,9 @@ PYBIND11_MODULE(_cpu, m) {
   m.def(
       "linear_swiglu",
       [](Address x, long rows, long K, long x_stride, Address w, long w_stride, long I, Address y, long y_stride,
-         int threads) { AT_LEVEL(linear_swiglu)(in(x), rows, K, x_stride, in(w), w_stride, I, out(y), y_stride, threads); },
+         int threads) {
+        AT_LEVEL(linear_swiglu)(in(x), rows, K, x_stride, in(w), w_stride, I, out(y), y_stride, threads);
+      },
       free);
   m.def(
       "residual_norm",
@@ -78,6 +82,14 @@ PYBIND11_MODULE(_cpu, m) {
         AT_LEVEL(residual_norm)(B, S, H, in(x), x_song, x_row, in(y), y_song, y_row, in32(gate), in(weight),
                                 in32(scale), in32(shift), eps, out(sum), sum_song, sum_row, out(h), h_song, h_row,
                                 threads);
+      },
+      free);
+  m.def(
+      "rms_residual",
+      [](long rows, long C, Address h, long h_row, Address weight, Address bias, Address x, long x_row, bool relu,
+         float eps, Address y, long y_row, int threads) {
+        AT_LEVEL(rms_residual)(rows, C, in(h), h_row, in(weight), in(bias), in(x), x_row, relu, eps, out(y), y_row,
+                               threads);
       },
       free);
 }
