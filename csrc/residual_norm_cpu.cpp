@@ -1,6 +1,7 @@
 // Residual add, RMSNorm and modulation on a CPU.
 //
-// Math     x'[t] = x[t] + gate * y[t], rounded;  h[t] = x'[t] * rsqrt(mean(x'[t]**2) + eps) * weight * (1 + scale) + shift
+// Math     x'[t] = x[t] + gate * y[t], rounded
+//          h[t] = x'[t] * rsqrt(mean(x'[t]**2) + eps) * weight * (1 + scale) + shift, in fp32, rounded once
 // Tiling   a thread takes a few rows; a row of x' waits in fp32 in the first cache while its squares are added up
 // Bytes    x, y, x' and h once each; the vectors stay in the caches
 // Bound    memory
@@ -14,8 +15,8 @@ namespace LEVEL {
 
 constexpr long ROWS = 8;  // that a thread takes at a time
 
-// Each tensor [B, S, H] comes with the distances between songs and between rows, which may be 0. y, gate, weight, scale,
-// shift and `sum`, where x' goes, may be null.
+// Each tensor [B, S, H] comes with the distances between songs and between rows, which may be 0. y, gate, weight,
+// scale, shift and where x' goes may be null.
 void residual_norm(long B, long S, long H, const bf16* x, long x_song, long x_row, const bf16* y, long y_song,
                    long y_row, const float* gate, const bf16* weight, const float* scale, const float* shift, float eps,
                    bf16* sum_to, long sum_song, long sum_row, bf16* h, long h_song, long h_row, int threads) {

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_dtype, check_shape, is_rows
+from acefast.cpu import rms_residual as cpu
 
 OP = "rms_residual"
-ORDER = ("triton",)
+ORDER = ("triton", "cpu")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 WIDEST = 2048  # channels that stay in the registers of a Triton program
 
@@ -50,8 +51,8 @@ def rms_residual(
         relu: whether negative results become 0.
         eps: added to the mean square.
         out: [..., C] in h's dtype, written and returned; may be ``h`` or ``x``. None: new memory.
-        backend: "triton" (rows of neighbouring channels at one distance, C up to 2048) or "reference"; None leaves the
-            choice to acefast.backends.
+        backend: "triton" (rows of neighbouring channels at one distance, C up to 2048), "cpu" (such rows, all bf16, C
+            a multiple of 16) or "reference"; None leaves the choice to acefast.backends.
     Returns:
         y, [..., C] in h's dtype, rounded once.
     Raises:
@@ -69,8 +70,13 @@ def rms_residual(
             check_dtype(OP, name, rows, h.dtype)
     rows = [t for t in (h, x, out) if t is not None]
     fits = 0 < C <= WIDEST and all(is_rows(t) for t in rows) and all(t.dtype in FLOATS for t in (h, weight, bias))
-    if choose_backend(OP, backend, h.device, ORDER if fits else ()) == "triton":
-        from acefast.kernels.rms_residual import rms_residual as kernel
+    takes = {"triton": fits, "cpu": C > 0 and cpu.fits(h, weight, bias, x, out)}
+    chosen = choose_backend(OP, backend, h.device, [name for name in ORDER if takes[name]])
+    if chosen != "reference":
+        if chosen == "cpu":
+            kernel = cpu.rms_residual
+        else:
+            from acefast.kernels.rms_residual import rms_residual as kernel
 
         out = h.new_empty(h.shape) if out is None else out
         return kernel(h, weight, bias, x, relu=relu, eps=eps, out=out) if h.numel() else out

@@ -57,6 +57,8 @@ LEVELS(void conv_transpose1d(const bf16* x, long L, long Cin, const bf16* w, int
 LEVELS(void residual_unit(const bf16* x, const bf16* activated, long songs, long L, long C, const float* alpha1,
                           const float* inv_beta1, const bf16* w1, const bf16* b1, const float* alpha2,
                           const float* inv_beta2, const bf16* w2, int dilation, const Results& to, int threads))
+LEVELS(void rms_residual(long rows, long C, const bf16* h, long h_row, const bf16* weight, const bf16* bias,
+                         const bf16* x, long x_row, bool relu, float eps, bf16* y, long y_row, int threads))
 
 namespace {
 
@@ -116,7 +118,9 @@ PYBIND11_MODULE(_cpu, m) {
   m.def(
       "linear_swiglu",
       [](Address x, long rows, long K, long x_stride, Address w, long w_stride, long I, Address y, long y_stride,
-         int threads) { AT_LEVEL(linear_swiglu)(in(x), rows, K, x_stride, in(w), w_stride, I, out(y), y_stride, threads); },
+         int threads) {
+        AT_LEVEL(linear_swiglu)(in(x), rows, K, x_stride, in(w), w_stride, I, out(y), y_stride, threads);
+      },
       free);
   m.def(
       "residual_norm",
@@ -184,6 +188,14 @@ PYBIND11_MODULE(_cpu, m) {
         const auto& [alpha1, inv_beta1, w1, b1, alpha2, inv_beta2, w2] = weights;
         AT_LEVEL(residual_unit)(in(x), in(activated), songs, L, C, fp32(alpha1), fp32(inv_beta1), in(w1), in(b1),
                                 fp32(alpha2), fp32(inv_beta2), in(w2), dilation, results(to, 1), threads);
+      },
+      free);
+  m.def(
+      "rms_residual",
+      [](long rows, long C, Address h, long h_row, Address weight, Address bias, Address x, long x_row, bool relu,
+         float eps, Address y, long y_row, int threads) {
+        AT_LEVEL(rms_residual)(rows, C, in(h), h_row, in(weight), in(bias), in(x), x_row, relu, eps, out(y), y_row,
+                               threads);
       },
       free);
 }

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acefast.backends import kernels_take
+from acefast.backends import choose_backend, kernels_take
 from acefast.models.v1.local import pieces
 from acefast.ops import depthwise2d as op
 from acefast.ops.rms_residual import rms_residual
@@ -73,7 +73,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         """Overwrites x."""
-        if kernels_take(x.dtype, x.device):
+        on_cpu = choose_backend("rms_residual", None, x.device, ("cpu",) if x.dtype == torch.bfloat16 else ()) == "cpu"
+        if on_cpu or kernels_take(x.dtype, x.device):
             return rms_residual(x, self.weight, self.bias, residual, relu=relu, eps=EPS, out=x)
         mean = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_().div_(x.shape[-1])
         x.mul_(mean.add_(EPS).rsqrt_().to(x.dtype))
