@@ -40,6 +40,9 @@ LEVELS(void cross_attention(const bf16* q, const long* q_strides, const bf16* q_
 LEVELS(void qk_norm_rope(const bf16* x, long x_stride, const bf16* q_weight, const bf16* k_weight, const float* cos,
                          const float* sin, long cos_stride, long sin_stride, bf16* y, long y_stride, long rows,
                          long positions, int heads, int kv_heads, int D, float eps, int threads))
+LEVELS(void depthwise_glu(const bf16* x, long x_batch, long x_row, const bf16* weight, long tap, const bf16* bias,
+                          const int64_t* lengths, bf16* out, long out_batch, long out_row, long batch, long rows,
+                          long F, bool silu_input, int threads))
 
 namespace {
 
@@ -102,6 +105,15 @@ PYBIND11_MODULE(_cpu, m) {
         AT_LEVEL(qk_norm_rope)
         (in(x), x_stride, in(q_weight), in(k_weight), in_fp32(cos), in_fp32(sin), cos_stride, sin_stride, out(y),
          y_stride, rows, positions, heads, kv_heads, D, eps, threads);
+      },
+      free);
+  m.def(
+      "depthwise_glu",
+      [](Address x, long x_batch, long x_row, Address weight, long tap, Address bias, Address lengths, Address y,
+         long y_batch, long y_row, long batch, long rows, long F, bool silu_input, int threads) {
+        AT_LEVEL(depthwise_glu)
+        (in(x), x_batch, x_row, in(weight), tap, in(bias), counts(lengths), out(y), y_batch, y_row, batch, rows, F,
+         silu_input, threads);
       },
       free);
 }
