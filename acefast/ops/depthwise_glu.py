@@ -8,9 +8,10 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_dtype, check_shape
+from acefast.cpu import depthwise_glu as cpu
 
 OP = "depthwise_glu"
-ORDER = ("triton",)
+ORDER = ("triton", "cpu")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 ROWS = 32  # that the reference takes at a time: 1.6 MB of fp32 at v1's width stay in a core's cache
 
@@ -68,7 +69,8 @@ def depthwise_glu(
             whatever they hold, and they come out as zeros. None: no padding.
         silu_input: whether u is ``silu(x)``, for an x as a plain product leaves it; otherwise u is x.
         out: [B, S, F] of x's dtype, written and returned; shares no memory with x. None: new memory.
-        backend: "triton" or "reference"; None leaves the choice to acefast.backends.
+        backend: "triton", "cpu" (bf16, F a multiple of 16, a tap's weights side by side) or "reference"; None leaves
+            the choice to acefast.backends.
     Returns:
         [B, S, F] in x's dtype, rounded once.
     Raises:
@@ -88,12 +90,14 @@ def depthwise_glu(
     if out is not None:
         check_shape(OP, "out", out, (B, S, width // 2), "[B, S, F]")
         check_dtype(OP, "out", out, x.dtype)
-    fits = _kernel_fits(x, weight, bias, lengths, out)
-    if choose_backend(OP, backend, x.device, ORDER if fits else ()) == "triton":
-        from acefast.kernels.depthwise_glu import depthwise_glu as kernel
-
+    takes = {"triton": _kernel_fits(x, weight, bias, lengths, out), "cpu": cpu.fits(x, weight, bias, out)}
+    if (chosen := choose_backend(OP, backend, x.device, [name for name in ORDER if takes[name]])) != "reference":
         if out is None:
             out = torch.empty(B, S, width // 2, dtype=x.dtype, device=x.device)
+        if chosen == "cpu":
+            return cpu.depthwise_glu(x, weight, bias, lengths, silu_input=silu_input, out=out)
+        from acefast.kernels.depthwise_glu import depthwise_glu as kernel
+
         return kernel(x, weight, bias, lengths, silu_input=silu_input, out=out)
     return depthwise_glu_reference(x, weight, bias, lengths, silu_input=silu_input, out=out)
 

@@ -59,6 +59,9 @@ LEVELS(void residual_unit(const bf16* x, const bf16* activated, long songs, long
                           const float* inv_beta2, const bf16* w2, int dilation, const Results& to, int threads))
 LEVELS(void rms_residual(long rows, long C, const bf16* h, long h_row, const bf16* weight, const bf16* bias,
                          const bf16* x, long x_row, bool relu, float eps, bf16* y, long y_row, int threads))
+LEVELS(void depthwise_glu(const bf16* x, long x_batch, long x_row, const bf16* weight, long tap, const bf16* bias,
+                          const int64_t* lengths, bf16* out, long out_batch, long out_row, long batch, long rows,
+                          long F, bool silu_input, int threads))
 
 namespace {
 
@@ -196,6 +199,15 @@ PYBIND11_MODULE(_cpu, m) {
          float eps, Address y, long y_row, int threads) {
         AT_LEVEL(rms_residual)(rows, C, in(h), h_row, in(weight), in(bias), in(x), x_row, relu, eps, out(y), y_row,
                                threads);
+      },
+      free);
+  m.def(
+      "depthwise_glu",
+      [](Address x, long x_batch, long x_row, Address weight, long tap, Address bias, Address lengths, Address y,
+         long y_batch, long y_row, long batch, long rows, long F, bool silu_input, int threads) {
+        AT_LEVEL(depthwise_glu)
+        (in(x), x_batch, x_row, in(weight), tap, in(bias), counts(lengths), out(y), y_batch, y_row, batch, rows, F,
+         silu_input, threads);
       },
       free);
 }
