@@ -14,8 +14,9 @@ pytest.importorskip("triton", "3.9", reason="triton 3.9 is not installed")
 from acefast import sim
 from acefast.backends import BackendUnavailable, emulated, use_backend
 from acefast.cuda import loader, toolkit
-from acefast.cuda.self_attention import SHARED
+from acefast.cuda.self_attention import KERNELS, SHARED
 from acefast.cuda.self_attention import self_attention as kernel
+from acefast.kernel_config import pick
 from acefast.ops.self_attention import self_attention
 from acefast.sim.driver import BLOCK_SHARED_LIMIT, dry_run
 from tests.ops.simulated import simulated
@@ -113,6 +114,11 @@ def test_a_missing_barrier_is_a_race(rng):
 def test_the_op_launches_one_tile_per_128_rows_of_a_key_head(sm):
     q, k, v = (torch.empty(3, 250, n, D, dtype=torch.bfloat16, device="meta") for n in (32, 8, 8))
     assert launched(q, k, v, 128, sm=sm) == ("self_attention_bf16", (8, 8, 3), 128, SHARED)
+
+
+@pytest.mark.parametrize("sm", (80, 86, 89, 90, 100, 120))
+def test_two_blocks_share_a_multiprocessor(sm):
+    assert 2 * (pick(KERNELS, "half-128", sm).shared + 1024) <= BLOCK_SHARED_LIMIT[sm] + 1024
 
 
 def test_what_the_kernel_does_not_take_is_refused_by_name(rng):
