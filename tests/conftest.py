@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 
 import acefast
 from acefast import cli, pipeline
+from acefast.backends import emulated
 from acefast.conditions import ConditionCache
 from acefast.kernel_config import Config
 from acefast.models.v15 import step, text
@@ -139,6 +142,18 @@ def command(folder, tiny, tiny_base, tiny_pipe, tiny_base_pipe, monkeypatch):
     pipes = {str(tiny): tiny_pipe, str(tiny_base): tiny_base_pipe}
     monkeypatch.setattr(pipeline, "load", lambda model, **_: pipes[model])
     return lambda *words, base=False: cli.main(["generate", *words, "--model", str(tiny_base if base else tiny)])
+
+
+@pytest.fixture
+def no_launches(monkeypatch) -> Iterator[Counter]:
+    """A GPU of sm_80 is emulated on which launches of Triton's kernels do nothing: how many there were, by name."""
+    pytest.importorskip("triton", "3.9", reason="triton 3.9 is not installed")
+    from triton.runtime.jit import JITFunction
+
+    launched = Counter()
+    monkeypatch.setattr(JITFunction, "run", lambda kernel, *args, **options: launched.update([kernel.__name__]))
+    with emulated(80):
+        yield launched
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ imports triton or needs a GPU.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import re
 import shutil
@@ -111,6 +112,7 @@ def read_kernel(kernel: Any) -> Resources:
     return read_cubin(kernel.asm["cubin"], kernel.metadata.name, dynamic_shared=kernel.metadata.shared)
 
 
+@functools.lru_cache(64)  # several cases may be one entry point
 def read_cubin(cubin: bytes, name: str | None = None, *, dynamic_shared: int = 0) -> Resources:
     """Resources of kernel ``name`` in a cubin; the name may be left out where there is one kernel.
 

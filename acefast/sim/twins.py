@@ -4,6 +4,8 @@
     python -m acefast.sim.twins --write --measured times.json  # with those of acefast bench --calibrate --json
     python -m acefast.sim.twins --orders                       # what the committed table says of each op
 
+Run it in the repository's root, whose csrc/twins.md it reads and writes: an installed package has no such table.
+
 Cases of one name are one piece of work of one size; one that needs an input or a result less shows it in its bytes.
 """
 
@@ -24,7 +26,7 @@ from acefast.files import write_together
 from acefast.sim.roofline import GPUS, JUDGED
 from acefast.sim.study import compile_case, simulate_case
 
-TABLE = Path(__file__).parents[2] / "csrc/twins.md"
+TABLE = Path("csrc/twins.md")
 FAMILIES = {"triton": "Triton", "cuda": "CUDA"}
 MEASURED_SM = 90  # of the GPU that the table's measurements are of
 HEAD = """# Kernels that exist twice

@@ -38,7 +38,10 @@ def run(program: Path, *words: object) -> str:
 
 
 def faulty(folder: Path, op: str, old: str, new: str, *options: str, entry: str = "") -> Path:
-    """The program of an op whose source, or what it includes, has ``new`` in place of its only ``old``."""
+    """The program of an op whose source, or what it includes, has ``new`` in place of its only ``old``.
+
+    Unoptimised: it runs once, and takes longer to build.
+    """
     text = text_of(op, entry)
     assert text.count(old) == 1
-    return build(folder, op, *options, text=text.replace(old, new))
+    return build(folder, op, "-O0", *options, text=text.replace(old, new))

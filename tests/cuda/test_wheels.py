@@ -16,9 +16,11 @@ import pytest
 
 import acefast
 from acefast.cuda import toolkit
+from acefast.sim.resources import _tool
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 30e6  # bytes of a wheel for all GPUs
+REGISTERS = {"apg": 128, "sampler_step": 128}  # two blocks of 256 threads on a multiprocessor
 TOOLS = ("pip", "setuptools", "_distutils_hack", "pybind11")
 SHOW = "from acefast import _cuda as c; print(c.archs, c.cuda_version, len(c.image('qk_norm_rope')) > 1000)"
 
@@ -87,9 +89,33 @@ def wheel(python: str | Path, tree: Path, to: Path, env: dict[str, str]) -> tupl
     return next(to.glob("*.whl")), done.stdout + done.stderr
 
 
+def installed_by_pip() -> Path | None:
+    """Where the acefast under test lies, if ``pip install`` built it for all GPUs and nothing has changed since."""
+    folder = Path(acefast.__file__).parents[1]
+    if folder == ROOT or (built := importlib.util.find_spec("acefast._cuda")) is None:
+        return None
+    made, pairs = Path(built.origin).stat().st_mtime, [("acefast", "acefast"), ("kernels", "acefast/kernels")]
+    ours = [
+        (path, folder / inside / path.relative_to(ROOT / name))
+        for name, inside in (*pairs, ("csrc", "acefast/csrc"))
+        for path in (ROOT / name).rglob("*")
+        if path.suffix in (".py", ".cu", ".cuh", ".cpp") and path.is_file()
+    ]
+    same = all(there.is_file() and path.read_bytes() == there.read_bytes() for path, there in ours)
+    older = all((ROOT / name).stat().st_mtime < made for name in ("setup.py", "pyproject.toml"))
+    archs = importlib.import_module("acefast._cuda").archs
+    return folder if same and older and tuple(archs) == toolkit.ARCHS else None
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """The package as a wheel for all GPUs installs it, in a folder."""
+    """The package as a wheel for all GPUs installs it, in a folder: pip's own, where that was made of these sources."""
+    if there := installed_by_pip():
+        packed = shutil.make_archive(str(tmp_path_factory.mktemp("wheel") / "acefast"), "zip", there, "acefast")
+        assert Path(packed).stat().st_size <= LIMIT
+        (tags,) = there.glob("acefast-*.dist-info/WHEEL")
+        assert re.search(r"^Tag: cp\d+-cp\d+-linux_\w+$", tags.read_text(), re.MULTILINE)
+        return there
     pytest.importorskip("pybind11")
     made, _ = wheel(sys.executable, ROOT, tmp_path_factory.mktemp("wheel"), with_nvcc())
     assert made.stat().st_size <= LIMIT
@@ -122,6 +148,18 @@ def test_with_nvcc_a_wheel_for_all_gpus_is_small_and_holds_the_sources_too(insta
     told = run(installed, "from acefast.cuda import toolkit as t; from acefast import _cuda as c\n"
                "print(c.sources == {n: t.fingerprint(n) for n in t.sources()})")  # fmt: skip
     assert told == "True\n"
+
+
+@pytest.mark.parametrize("source", toolkit.sources())
+def test_no_entry_point_spills_on_any_gpu_and_its_blocks_fit(installed, source, tmp_path):
+    command = f"from acefast import _cuda as c; open('{tmp_path}/image', 'wb').write(c.image('{source}'))"
+    assert run(installed, command) == ""
+    words = [_tool("cuobjdump")[0], "--dump-resource-usage", tmp_path / "image"]
+    told = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    found = re.findall(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", told)
+    assert sorted(entry for entry, *_ in found) == sorted(6 * toolkit.entries(source))
+    assert [entry for entry, _, *local in found if local != ["0", "0"]] == []
+    assert max(int(registers) for _, registers, *_ in found) <= REGISTERS.get(source, 255)
 
 
 def test_without_nvcc_everything_else_is_installed_and_it_says_so(python, tree, tmp_path):

@@ -18,7 +18,6 @@ from acefast.cuda.linear_int8 import KERNELS
 from acefast.cuda.linear_int8 import linear_int8 as kernel
 from acefast.ops.linear_int8 import linear_int8
 from acefast.sim.driver import BLOCK_SHARED_LIMIT
-from acefast.sim.resources import read_cubin
 from tests.ops.int8 import FORMS, GATE, exact, given, relative
 from tests.ops.simulated import simulated
 
@@ -133,12 +132,3 @@ def test_a_result_is_new_or_the_residual():
 def test_what_does_not_fit_is_the_references(rows, K, outputs, options):
     with pytest.raises(BackendUnavailable, match="it has no cuda kernel for this input"):
         launched(80, rows, K, outputs, **options)
-
-
-@pytest.mark.parametrize("sm", [80, *(pytest.param(sm, marks=pytest.mark.slow) for sm in (86, 89, 90, 100, 120))])
-def test_no_entry_point_spills(sm):
-    for tile in (WIDE, NARROW):
-        for dtype in ("bf16", "fp16"):
-            found = read_cubin(toolkit.compiled("linear_int8", f"{tile.entry}_{dtype}", sm)[1])
-            assert found.spill_bytes == found.local == 0
-    assert found.registers * 2 * NARROW.threads <= 65536

@@ -13,6 +13,8 @@ from acefast.orders import FIRST
 from acefast.sim import twins
 from acefast.sim.study import blocks_per_sm
 
+TABLE = Path(__file__).parents[2] / twins.TABLE
+
 
 @pytest.mark.parametrize(
     "sm, warps, registers, shared, held",
@@ -30,7 +32,7 @@ def test_blocks_on_a_multiprocessor(sm, warps, registers, shared, held):
 
 def test_the_committed_table_has_every_twin_there_is():
     pytest.importorskip("triton", "3.9", reason="triton 3.9 is not installed")
-    text = (Path(__file__).parents[2] / "csrc/twins.md").read_text()
+    text = TABLE.read_text("utf-8")
     assert text.startswith(twins.HEAD)
     theirs = {case.name for case in all_cases()}
     lines = [line.split(" | ")[:2] for line in text.removeprefix(twins.HEAD).strip().splitlines()]
@@ -39,7 +41,7 @@ def test_the_committed_table_has_every_twin_there_is():
 
 
 def test_kernels_go_in_the_tables_order():
-    assert twins.orders(twins.read(twins.TABLE.read_text("utf-8"))) == FIRST
+    assert twins.orders(twins.read(TABLE.read_text("utf-8"))) == FIRST
 
 
 def table(**times):
