@@ -54,7 +54,7 @@ inline float value(bf16 x) {
 }
 
 inline f32 choose(i32 mask, f32 yes, f32 no) { return (f32)((mask & (i32)yes) | (~mask & (i32)no)); }
-inline f32 larger(f32 a, f32 b) { return a > b ? a : b; }
+inline f32 larger(f32 a, f32 b) { return choose(a > b, a, b); }
 inline f32 smaller(f32 a, f32 b) { return choose(a < b, a, b); }
 
 // Sums pairwise, so that the order is the same at every level.
