@@ -21,7 +21,7 @@ struct Heads {  // of a tensor whose channels lie together
   const bf16* operator()(long b, long i, long h) const { return at + b * strides[0] + i * strides[1] + h * strides[2]; }
 };
 
-// What becomes of rows that are padding, as keys are from `lengths` on. There are none (cross-attention); they are zeros;
+// What becomes of rows that are padding, as keys are from `lengths` on: none are (cross-attention); they are zeros;
 // they look at the keys like others, and where they see none, at all values evenly.
 enum class Padding { KEYS_ONLY, ZEROS, LOOKS };
 
