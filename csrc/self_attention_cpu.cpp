@@ -13,8 +13,8 @@ namespace LEVEL {
 void self_attention(const bf16* q, const long* q_strides, const bf16* k, const long* k_strides, const bf16* v,
                     const long* v_strides, const int64_t* lengths, bf16* out, const long* out_strides, long batch,
                     long rows, int heads, int kv_heads, int D, long window, bool pad_rows, int threads) {
-  attend({batch, rows, rows, batch, kv_heads, heads / kv_heads, D, {q, q_strides}, {k, k_strides}, {v, v_strides}, lengths,
-          std::min(window, rows), pad_rows ? Padding::LOOKS : Padding::ZEROS, out, out_strides},
+  attend({batch, rows, rows, batch, kv_heads, heads / kv_heads, D, {q, q_strides}, {k, k_strides}, {v, v_strides},
+          lengths, std::min(window, rows), pad_rows ? Padding::LOOKS : Padding::ZEROS, out, out_strides},
          threads, [=](const bf16* x, bf16* u) { std::memcpy(u, x, D * sizeof(bf16)); });
 }
 

@@ -12,10 +12,10 @@ from acefast.ops.depthwise_glu import depthwise_glu, depthwise_glu_reference
 def bench_depthwise_glu(op_benchmark, device, dtype, backend, seconds):
     S, width = int(seconds * 44100 / 4096), 12800
     x = torch.randn(2, S, width, device=device, dtype=dtype)
-    weight, bias = (torch.randn(shape, device=device, dtype=dtype) for shape in ((width, 3), (width,)))
+    weight, bias = (torch.randn(shape, device=device, dtype=dtype) for shape in ((3, width), (width,)))
     op_benchmark(
         depthwise_glu,
-        *(x, weight, bias),
+        *(x, weight.t(), bias),
         reference=depthwise_glu_reference,
         backend=backend,
         bytes=x.nbytes * 3 // 2,

@@ -10,9 +10,9 @@
 
 namespace LEVEL {
 
-constexpr int STEP = 512;   // keys whose scores are in memory at a time
-constexpr int BLOCK = 96;   // queries that meet a step's keys while these are in the second cache
-constexpr int AHEAD = 16;   // queries that are fetched before they are read
+constexpr int STEP = 512;  // keys whose scores are in memory at a time
+constexpr int BLOCK = 96;  // queries that meet a step's keys while these are in the second cache
+constexpr int AHEAD = 16;  // queries that are fetched before they are read
 
 struct Heads {  // of a tensor whose channels lie together
   const bf16* at;
@@ -21,7 +21,7 @@ struct Heads {  // of a tensor whose channels lie together
   const bf16* operator()(long b, long i, long h) const { return at + b * strides[0] + i * strides[1] + h * strides[2]; }
 };
 
-// What becomes of rows that are padding, as keys are from `lengths` on: they are none (cross-attention); they are zeros;
+// What becomes of rows that are padding, as keys are from `lengths` on: none are (cross-attention); they are zeros;
 // they look at the keys like others, and where they see none, at all values evenly.
 enum class Padding { KEYS_ONLY, ZEROS, LOOKS };
 

@@ -158,8 +158,8 @@ PYBIND11_MODULE(_cpu, m) {
   m.def(
       "qk_norm_rope",
       [](Address x, long x_stride, Address q_weight, Address k_weight, Address cos, Address sin, long cos_stride,
-         long sin_stride, Address y, long y_stride, long rows, long positions, int heads, int kv_heads, int D, float eps,
-         int threads) {
+         long sin_stride, Address y, long y_stride, long rows, long positions, int heads, int kv_heads, int D,
+         float eps, int threads) {
         AT_LEVEL(qk_norm_rope)
         (in(x), x_stride, in(q_weight), in(k_weight), floats(cos), floats(sin), cos_stride, sin_stride, out(y),
          y_stride, rows, positions, heads, kv_heads, D, eps, threads);

@@ -10,7 +10,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from acefast.backends import use_backend
-from acefast.models.v15 import dit_layer, layers
 from acefast.models.v15.conditions import ConditionEncoder
 from acefast.models.v15.dit import DiT
 from acefast.testing import TINY_BASE
@@ -33,7 +32,6 @@ CONFIG = dataclasses.replace(  # sizes that the kernels take, each another
     text_hidden_dim=64,
 )
 FRAMES, CONDITIONS = 74, 21
-ATTENTION = ("self_attention", "cross_attention", "qk_norm_rope")  # whose own memory is left out of what is counted
 
 extension()
 
@@ -52,27 +50,6 @@ class Written(TorchDispatchMode):
             self.bytes += out.nbytes
             self.names.append(name)
         return out
-
-
-@pytest.fixture
-def written(monkeypatch):
-    """What runs in the block, attention apart."""
-    mode = Written()
-
-    def apart(op):
-        @functools.wraps(op)
-        def call(*args, **kwargs):
-            before = mode.bytes, [*mode.names]
-            found = op(*args, **kwargs)
-            mode.bytes, mode.names = before
-            return found
-
-        return call
-
-    for module in (layers, dit_layer):
-        for name in {*ATTENTION} & vars(module).keys():
-            monkeypatch.setattr(module, name, apart(getattr(module, name)))
-    return mode
 
 
 @pytest.fixture(scope="module")
@@ -95,24 +72,24 @@ def song(dit, songs):
 @pytest.mark.parametrize("unconditional", (False, True), ids=("plain", "guided"))
 @pytest.mark.parametrize("songs", (1, 2))
 @torch.no_grad()
-def test_a_step_writes_what_kernels_do_not_when_latents_come_and_velocity_goes(dit, written, songs, unconditional):
+def test_a_step_writes_what_kernels_do_not_when_latents_come_and_velocity_goes(dit, songs, unconditional):
     with use_backend("cpu"):
         latents, conditions = song(dit, songs)
         run = functools.partial(dit, latents, 0.7, conditions, unconditional=unconditional)
         run()  # what is kept from step to step
-        with written:
+        with Written() as written:
             run()
     made_bf16, made_fp32 = latents.numel() * 2, (latents.numel() << unconditional) * 4
     assert written.bytes == made_bf16 + made_fp32, written.names
 
 
 @torch.no_grad()
-def test_an_encoder_writes_nothing_but_by_kernels(tensors, written):
+def test_an_encoder_writes_nothing_but_by_kernels(tensors):
     encoder = ours(ConditionEncoder, CONFIG, tensors, torch.bfloat16)
     lyrics = torch.randn(1, CONDITIONS, CONFIG.text_hidden_dim).bfloat16()
     with use_backend("cpu"):
         encoder.lyric_encode(lyrics)  # what is kept from call to call
-        with written:
+        with Written() as written:
             encoder.lyric_encode(lyrics)
     assert not written.bytes, written.names
 
