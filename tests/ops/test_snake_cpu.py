@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import acefast.ops.snake as module
 from acefast.backends import BackendUnavailable
 from acefast.guarded import with_guards
 from acefast.ops.snake import snake, snake_reference
@@ -61,8 +62,6 @@ def test_threads_give_the_same_bits(rng):
 
 
 def test_it_is_what_runs_on_a_cpu_and_what_it_does_not_take_runs_on_the_reference(rng, monkeypatch):
-    import acefast.ops.snake as module
-
     x, wave = torch.randn(1, 5, 32, generator=rng).bfloat16(), waves(32, rng)
     guarded, narrow = with_guards(x), x[:, :, :8].contiguous()
     for rows, options in ((x.float(), {}), (x.half(), {}), (narrow, {}), (guarded, {"guarded": True}), (x[:, :0], {})):
@@ -70,5 +69,9 @@ def test_it_is_what_runs_on_a_cpu_and_what_it_does_not_take_runs_on_the_referenc
         with pytest.raises(BackendUnavailable, match="snake: backend='cpu' cannot run: it has no cpu kernel"):
             snake(rows, *own, **options, backend="cpu")
         assert torch.equal(snake(rows, *own, **options), snake_reference(rows, *own, **options))
+    apart = torch.rand(32, 2, generator=rng).unbind(1)
+    with pytest.raises(BackendUnavailable, match="snake: backend='cpu' cannot run: it has no cpu kernel"):
+        snake(x, *apart, backend="cpu")
+    assert torch.equal(snake(x, *apart), snake_reference(x, *apart))
     monkeypatch.setattr(module, "snake_reference", None)
     snake(x, *wave)

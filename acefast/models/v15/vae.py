@@ -10,6 +10,8 @@ the song's end; consecutive ones overlap by the receptive field (decoder 9 frame
 the decoder drops rows as soon as no later layer needs them, which leaves of the overlap about one frame's work, and
 the two layers next to the audio, where a frame is 1 MB, run over *spans* of rows that fit a CPU's outer cache.
 
+On the CPU's kernels a decoded row's bits depend on neither, and a snake is the end of the layer before it.
+
 Where Triton's kernels are in force a tile is a list of launches on static memory instead, longer and computed whole:
 see acefast.models.v15.vae_tile and vae_static. There a row's bits do not depend on the tile it is in.
 
@@ -192,9 +194,10 @@ class Encoder(Tiled):
         rows = audio.shape[2] // self.outer_hop
         span = SPAN_ROWS if audio.device.type == "cpu" else rows
         x = torch.cat([self._outer(audio, lo, min(lo + span, rows)) for lo in range(0, rows, span)], dim=1)
-        for block in self.block[SPAN_BLOCKS:-1]:
+        inner = self.block[SPAN_BLOCKS:]
+        for block in inner[:-1]:
             x = block(x)
-        return self.posterior(self.conv2(then(self.block[-1], x, self.snake1)))
+        return self.posterior(self.conv2(then(inner[-1], x, self.snake1) if len(inner) else self.snake1(x)))
 
     @staticmethod
     def posterior(moments: Tensor) -> tuple[Tensor, Tensor]:
