@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from acefast.checks import is_rows
-from acefast.cpu.attention import WIDEST
 from acefast.cpu.extension import K_STEP, address, extension, is_bf16, rows, threads
+from acefast.cpu.self_attention import WIDEST
 
 
 def fits(qkv: Tensor, weights: tuple[Tensor, Tensor], rope: tuple[Tensor | None, Tensor | None], out: Tensor) -> bool:

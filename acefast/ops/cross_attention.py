@@ -8,7 +8,7 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_dtype, check_shape
-from acefast.cpu import attention as cpu
+from acefast.cpu import cross_attention as cpu
 from acefast.cuda import cross_attention as cuda
 from acefast.operators import operator
 from acefast.ops.self_attention import FLOATS, compute_dtype, fold_groups, unfold_groups

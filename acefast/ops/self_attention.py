@@ -10,7 +10,7 @@ from torch import Tensor
 
 from acefast.backends import choose_backend, named_backend
 from acefast.checks import check_dtype, check_shape
-from acefast.cpu import attention as cpu
+from acefast.cpu import self_attention as cpu
 from acefast.cuda import self_attention as cuda
 from acefast.operators import operator
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from acefast.backends import BackendUnavailable
-from acefast.cpu import attention as launcher
+from acefast.cpu import cross_attention as launcher
 from acefast.ops.cross_attention import cross_attention
 from tests.cpu.isas import NAMES, at_isa, extension
 from tests.ops.test_cross_attention import GATE, expected, inputs, relative

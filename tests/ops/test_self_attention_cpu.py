@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from acefast.backends import BackendUnavailable
-from acefast.cpu import attention as launcher
+from acefast.cpu import self_attention as launcher
 from acefast.ops.self_attention import self_attention, self_attention_reference
 from tests.cpu.isas import NAMES, at_isa, extension
 from tests.ops.test_self_attention import GATE, expected, inputs, relative, visible

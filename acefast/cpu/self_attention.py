@@ -1,4 +1,4 @@
-"""Launches csrc/self_attention_cpu.cpp and csrc/cross_attention_cpu.cpp."""
+"""Launches csrc/self_attention_cpu.cpp."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WIDEST = 128  # channels of a head
 
 
 def fits(*tensors: Tensor | None, head_dim: int) -> bool:
-    """Whether the kernels take these heads, whose channels lie together."""
+    """Whether the kernels of attention take these heads, whose channels lie together."""
     given = [t for t in tensors if t is not None]
     heads = head_dim % K_STEP == 0 and 0 < head_dim <= WIDEST
     return heads and is_bf16(*given) and all(t.numel() and t.stride(-1) == 1 for t in given)
@@ -22,7 +22,7 @@ def self_attention(
 ) -> Tensor:
     """See acefast.ops.self_attention."""
     B, S, heads, D = q.shape
-    lengths = _counts(lengths)
+    lengths = counts(lengths)
     extension().self_attention(
         *(argument for t in (q, k, v) for argument in (address(t), t.stride()[:3])),
         *(address(lengths), address(out), out.stride(), B, S, heads, k.shape[2], D),
@@ -31,20 +31,6 @@ def self_attention(
     return out
 
 
-def cross_attention(
-    q: Tensor, q_weight: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, *, eps: float, out: Tensor
-) -> Tensor:
-    """See acefast.ops.cross_attention."""
-    (B, S, width), (sets, kv_heads, E, D) = q.shape, k.shape
-    lengths = _counts(lengths)
-    keys = (argument for t in (k, v) for argument in (address(t), (t.stride(0), t.stride(2), t.stride(1))))
-    extension().cross_attention(
-        *(address(q), (*q.stride()[:2], D), address(q_weight), *keys, address(lengths), address(out), out.stride()),
-        *(B, sets, S, E, width // D, kv_heads, D, eps, threads()),
-    )
-    return out
-
-
-def _counts(lengths: Tensor | None) -> Tensor | None:
+def counts(lengths: Tensor | None) -> Tensor | None:
     """As the kernels read them; whoever calls holds the copy."""
     return None if lengths is None else lengths.to("cpu", torch.int64).contiguous()
