@@ -21,11 +21,13 @@ Range = tuple[int, int]  # first address and the one after the last
 def release_after_use(layers: Iterable[nn.Module], files: Iterable[Path]) -> None:
     """From now on, whenever one of ``layers`` has run, give back the memory of its weights that are views of ``files``.
 
-    A weight that was written to since is kept. Nothing happens where the system is not Linux.
+    A weight that was written to since is kept, and one that was loaded in inference mode, where nobody counts that.
+    Nothing happens where the system is not Linux.
     """
     mappings = _mappings({str(file.resolve()) for file in files})
     for layer in layers:
-        views = [(tensor, tensor._version) for tensor in layer.parameters() if _inside(tensor, mappings)]
+        weights = (tensor for tensor in layer.parameters() if not tensor.is_inference())
+        views = [(tensor, tensor._version) for tensor in weights if _inside(tensor, mappings)]
         if views:
             layer.register_forward_hook(_give_back(views))
 

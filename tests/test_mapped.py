@@ -58,6 +58,16 @@ def test_what_was_written_is_kept(layer):
     assert not layer.weight.any()
 
 
+def test_what_may_have_been_written_is_kept(layer):
+    layer, path = layer
+    with torch.inference_mode(), safe_open(path, "pt") as file:
+        layer.weight = nn.Parameter(file.get_tensor("weight"), requires_grad=False)
+        release_after_use([layer], [path])
+        layer.weight.zero_()
+        layer(torch.ones(2, SIDE))
+    assert not layer.weight.any()
+
+
 def test_memory_that_is_no_files_is_left_alone(layer):
     _, path = layer
     own = nn.Linear(64, 64)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,9 +22,16 @@ def extension():
 
 
 def openmp_libraries() -> list[str]:
-    """Paths of the OpenMP libraries in this process: torch's, which the extension shares."""
+    """Paths of the OpenMP libraries in this process: torch's, which the extension shares, and other packages'."""
     paths = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/" in line}
     return sorted(path for path in paths if re.match(r"lib[gi]?omp[-.\d]", Path(path).name))
+
+
+def called(code: str, *words: str, **environment: str) -> subprocess.CompletedProcess:
+    """Python code in a process of its own, where a source tree does not hide the package that is installed."""
+    env = {**os.environ, **environment}
+    command = [sys.executable, "-c", code, *words]
+    return subprocess.run(command, cwd=Path(__file__).parent, env=env, capture_output=True, text=True)
 
 
 @contextlib.contextmanager
