@@ -73,12 +73,11 @@ bf16* out(Address at) { return reinterpret_cast<bf16*>(at); }
 int8_t* integers(Address at) { return reinterpret_cast<int8_t*>(at); }
 float* floats(Address at) { return reinterpret_cast<float*>(at); }
 const int64_t* counts(Address at) { return reinterpret_cast<const int64_t*>(at); }
-const float* fp32(Address at) { return reinterpret_cast<const float*>(at); }
 
 // y, waved, width, bias, residual, total, alpha, inv_beta
 using Addresses = std::array<Address, 8>;
 Results results(const Addresses& to, float share) {
-  return {out(to[0]), out(to[1]), long(to[2]), in(to[3]), in(to[4]), in(to[5]), share, fp32(to[6]), fp32(to[7])};
+  return {out(to[0]), out(to[1]), long(to[2]), in(to[3]), in(to[4]), in(to[5]), share, floats(to[6]), floats(to[7])};
 }
 
 Isa named(const std::string& name) {
@@ -168,7 +167,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def(
       "snake",
       [](Address x, long rows, long C, Address alpha, Address inv_beta, Address y, int threads) {
-        AT_LEVEL(snake)(in(x), rows, C, fp32(alpha), fp32(inv_beta), out(y), threads);
+        AT_LEVEL(snake)(in(x), rows, C, floats(alpha), floats(inv_beta), out(y), threads);
       },
       free);
   m.def(
@@ -189,8 +188,8 @@ PYBIND11_MODULE(_cpu, m) {
       [](Address x, Address activated, long songs, long L, long C, const std::array<Address, 7>& weights, int dilation,
          const Addresses& to, int threads) {
         const auto& [alpha1, inv_beta1, w1, b1, alpha2, inv_beta2, w2] = weights;
-        AT_LEVEL(residual_unit)(in(x), in(activated), songs, L, C, fp32(alpha1), fp32(inv_beta1), in(w1), in(b1),
-                                fp32(alpha2), fp32(inv_beta2), in(w2), dilation, results(to, 1), threads);
+        AT_LEVEL(residual_unit)(in(x), in(activated), songs, L, C, floats(alpha1), floats(inv_beta1), in(w1), in(b1),
+                                floats(alpha2), floats(inv_beta2), in(w2), dilation, results(to, 1), threads);
       },
       free);
   m.def(
