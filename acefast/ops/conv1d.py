@@ -55,6 +55,20 @@ def conv1d_reference(
         filters = weight.transpose(1, 2).unsqueeze(2)
         y = F.conv2d(image, filters, bias, stride=(1, stride), padding=(0, padding), dilation=(1, dilation))
         y = y.squeeze(2).transpose(1, 2).contiguous()  # contiguous already, unless a size of 1 hid the layout
+    return finished(y, residual, share, total, wave, keep, guarded, out)
+
+
+def finished(
+    y: Tensor,
+    residual: Tensor | None,
+    share: float,
+    total: Tensor | None,
+    wave: Activation | None,
+    keep: bool,
+    guarded: bool = False,
+    out: Tensor | Pair | None = None,
+) -> Tensor | Pair:
+    """What a convolution returns of its sums y, which it overwrites."""
     y = y if residual is None else y.add_(residual)
     if total is not None:
         y = torch.add(total, y, alpha=share)

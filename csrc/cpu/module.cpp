@@ -54,6 +54,8 @@ LEVELS(void snake(const bf16* x, long rows, long C, const float* alpha, const fl
 LEVELS(void conv1d(const bf16* x, long L, long Cin, const bf16* w, long Cout, int taps, int stride, int padding,
                    int dilation, long rows, const Results& to, int threads))
 LEVELS(void conv_transpose1d(const bf16* x, long L, long Cin, const bf16* w, int s, const Results& to, int threads))
+LEVELS(void spectral_conv1d(const bf16* x, long songs, long L, long C, const bf16* w, long N, int taps, long dilation,
+                            const Results& to, int threads))
 LEVELS(void residual_unit(const bf16* x, const bf16* activated, long songs, long L, long C, const float* alpha1,
                           const float* inv_beta1, const bf16* w1, const bf16* b1, const float* alpha2,
                           const float* inv_beta2, const bf16* w2, int dilation, const Results& to, int threads))
@@ -181,6 +183,13 @@ PYBIND11_MODULE(_cpu, m) {
       "conv_transpose1d",
       [](Address x, long L, long Cin, Address w, int stride, const Addresses& to, int threads) {
         AT_LEVEL(conv_transpose1d)(in(x), L, Cin, in(w), stride, results(to, 1), threads);
+      },
+      free);
+  m.def(
+      "spectral_conv1d",
+      [](Address x, long songs, long L, long C, Address w, long N, int taps, long dilation, const Addresses& to,
+         float share, int threads) {
+        AT_LEVEL(spectral_conv1d)(in(x), songs, L, C, in(w), N, taps, dilation, results(to, share), threads);
       },
       free);
   m.def(

@@ -1,4 +1,4 @@
-"""Proof of acefast.models.v1.vocoder and spectral: upstream's ADaMoSHiFiGANV1 by golden numbers, direct convolution."""
+"""Proof of acefast.models.v1.vocoder: upstream's ADaMoSHiFiGANV1 by golden numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from acefast.models.v1 import local
 from acefast.models.v1.config import VocoderConfig
 from acefast.models.v1.local import Rows
-from acefast.models.v1.spectral import gains, spectral_conv1d, tables, transformed
 from acefast.models.v1.vocoder import SpectralConv, Vocoder
 from tests.models.v1.codec_fill import SHORT, VOCODER, fill, mel, normal, relative, vocoder_shapes, vocoder_tensors
 
@@ -108,30 +107,3 @@ def test_bf16_stays_near_fp32():
     for spectral in (False, True):
         audio = build(VOCODER, spectral, torch.bfloat16)(mel(12).bfloat16())
         assert relative(audio, exact) <= 0.05  # a gain in each of the random stages
-
-
-# -- spectral convolution --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kernel, dilation", [(7, 1), (11, 3), (13, 5), (31, 1), (3, 2)])
-@pytest.mark.parametrize("L", (1, 20, 61))  # less than a piece, one or more, a ragged last one
-def test_spectral_convolution_is_the_direct_one(kernel, dilation, L):
-    x, weight, bias = normal(1, 2, L, 24), normal(2, 10, kernel, 24), normal(3, 10)
-    padding = dilation * (kernel - 1) // 2
-    want = F.conv1d(x.double().transpose(1, 2), weight.double().transpose(1, 2), bias.double(), 1, padding, dilation)
-    got = spectral_conv1d(x, transformed(weight), bias, kernel, dilation)
-    assert got.shape == (2, L, 10) and relative(got, want.transpose(1, 2)) <= 1e-6
-
-
-def test_spectral_tables_are_exact_and_fewer_products():
-    for kernel, dtype in ((7, torch.float64), (13, torch.float64)):
-        analysis, filters, synthesis = tables(kernel, dtype)
-        assert analysis.shape == (47, 32) and filters.shape == (47, kernel) and synthesis.shape == (33 - kernel, 47)
-        taps = torch.einsum("tm,mk,mn->tkn", synthesis, filters, analysis)  # of every product the results' share
-        want = torch.zeros_like(taps)
-        for t in range(33 - kernel):
-            for k in range(kernel):
-                want[t, k, t + k] = 1
-        torch.testing.assert_close(taps, want, rtol=0, atol=1e-13)
-        assert 47 / (33 - kernel) < kernel / 3
-    assert gains(128, 7) and not gains(64, 7) and not gains(128, 3)

@@ -1,0 +1,115 @@
+// 1-D convolution of rows with a long filter on a CPU, by Fourier transforms of 32 rows.
+//
+// Math     acefast.ops.spectral_conv1d: a piece of 32 rows becomes 17 frequencies, which are multiplied by the filter's as
+//          47 real products, and 33 - K results; then as conv1d_cpu.cpp        fp32, but for the frequencies of x: rounded
+// Tiling   a thread takes a few pieces of rows from x to y: their frequencies, then for each block of 32 columns all
+//          products and the way back. The frequencies of 48 pieces of 128 channels fill half of a second cache, those of
+//          512 come from the last one, once for each block
+// Bytes    w once from memory to be packed; packed, once from the last cache for each thread's pieces
+// Bound    the engine's products, 94 / (33 - K) Cin Cout for each row in place of 2 K Cin Cout; the transforms, near 1.5
+//          cycles for each number of x and of y
+#include <algorithm>
+
+#include "cpu/finish.h"
+#include "cpu/fourier.h"
+#include "cpu/machine.h"
+#include "cpu/parallel.h"
+
+namespace LEVEL {
+
+namespace {
+
+constexpr int POINTS = 32, HALF = POINTS / 2, PRODUCTS = 2 + 3 * (HALF - 1);
+constexpr long FEW = 48;  // pieces that a thread takes at a time, about
+
+// Where piece `piece` of `each` a phase lies: a dilated filter sees interleaved rows, phase by phase, as songs of their own.
+struct Piece {
+  long first;    // row of the song in which its results begin
+  long count;    // of these, at most 33 - K
+  long song;
+
+  Piece(long piece, long each, long phases, long hop, long L) {
+    const long phase = piece / each % phases;
+    song = piece / each / phases;
+    first = phase + piece % each * hop * phases;
+    count = std::max(0L, std::min(hop, (L - first + phases - 1) / phases));
+  }
+};
+
+// 16 channels of 32 rows x[n * apart], those from `begin` to `end` of them, zeros elsewhere: the factors of all products,
+// `step` numbers from each other.
+void analyse(const bf16* x, long apart, long begin, long end, bf16* to, long step) {
+  f32 rows[POINTS], re[HALF + 1], im[HALF + 1];
+  for (long n = 0; n < POINTS; n++) rows[n] = n >= begin && n < end ? load(x + n * apart) : f32{};
+  transform<POINTS>(rows, re, im);
+  store(to, re[0]);
+  for (int f = 1; f < HALF; f++) {
+    store(to + (3 * f - 2) * step, re[f] + im[f]);
+    store(to + (3 * f - 1) * step, re[f]);
+    store(to + 3 * f * step, im[f]);
+  }
+  store(to + (PRODUCTS - 1) * step, re[HALF]);
+}
+
+// 16 columns of all products c[m * step] become 32 rows y[t][32].
+void synthesise(const float* c, long step, float* y) {
+  f32 rows[POINTS], re[HALF + 1], im[HALF + 1];
+  re[0] = load(c), re[HALF] = load(c + (PRODUCTS - 1) * step);
+  for (int f = 1; f < HALF; f++) {
+    const f32 both = load(c + (3 * f - 2) * step);
+    re[f] = both - load(c + 3 * f * step), im[f] = both + load(c + (3 * f - 1) * step);
+  }
+  invert<POINTS>(re, im, rows);
+  for (int t = 0; t < POINTS; t++) store(y + t * COLUMNS, rows[t]);
+}
+
+}  // namespace
+
+void spectral_conv1d(const bf16* x, long songs, long L, long C, const bf16* w, long N, int taps, long dilation,
+                     const Results& to, int threads) {
+  const Engine& e = engine();
+  const long hop = POINTS - taps + 1, reach = dilation * (taps - 1) / 2;
+  const long each = ((L + dilation - 1) / dilation + hop - 1) / hop, pieces = songs * dilation * each;
+  const long blocks = (N + COLUMNS - 1) / COLUMNS, apart = C + COLUMNS;
+  const size_t bytes = e.packed(C);
+  static thread_local Scratch packed;
+  char* b = packed.get<char>(blocks * PRODUCTS * bytes);
+  in_parallel(blocks * PRODUCTS, threads, [&](long i) {
+    const long column = i / PRODUCTS * COLUMNS;
+    e.pack_rows(w + (i % PRODUCTS * N + column) * C, C, int(std::min<long>(COLUMNS, N - column)), int(C), b + i * bytes);
+  });
+  const long shares = (pieces + FEW * threads - 1) / (FEW * threads) * threads;
+  const long share = ((pieces + shares - 1) / shares + e.rows - 1) / e.rows * e.rows;
+  in_parallel((pieces + share - 1) / share, threads, [&](long task) {
+    static thread_local Scratch of_x, sums;
+    const long from = task * share, count = std::min(share, pieces - from), step = count * apart + COLUMNS;
+    bf16* spectra = of_x.get<bf16>(PRODUCTS * step);
+    const long sums_step = count * COLUMNS + LANES;
+    float* c = sums.get<float>(PRODUCTS * sums_step);
+    for (long p = 0; p < count; p++) {
+      const Piece piece(from + p, each, dilation, hop, L);
+      const long first = piece.first - reach;  // of x
+      const long begin = first < 0 ? (-first + dilation - 1) / dilation : 0;
+      const long end = piece.count ? (L - first + dilation - 1) / dilation : 0;
+      for (long i = 0; i < C; i += LANES)
+        analyse(x + (piece.song * L + first) * C + i, dilation * C, begin, end, spectra + p * apart + i, step);
+    }
+    for (long block = 0; block < blocks; block++) {
+      for (long m = 0; m < PRODUCTS; m++)
+        for (long p = 0; p < count; p += e.rows)
+          e.tile(spectra + m * step + p * apart, apart, 0, 1, int(C), b + (block * PRODUCTS + m) * bytes,
+                 c + m * sums_step + p * COLUMNS, int(std::min<long>(e.rows, count - p)));
+      for (long p = 0; p < count; p++) {
+        const Piece piece(from + p, each, dilation, hop, L);
+        for (long column = block * COLUMNS; column < std::min(N, (block + 1) * COLUMNS); column += LANES) {
+          alignas(64) float y[POINTS * COLUMNS];
+          synthesise(c + p * COLUMNS + column % COLUMNS, sums_step, y);
+          finish(to, y, int(piece.count), column, int(std::min<long>(LANES, N - column)),
+                 (piece.song * L + piece.first) * N + column, dilation * N);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace LEVEL
