@@ -87,7 +87,7 @@ class V1Networks(Networks):
         kept = rows * job.conditions * H * size * (1 + 2 * c.num_layers)
         block = rows * frames * H * (8 * 4 + 8 * size)  # residual stream, attention in fp32; the feed-forward's five
         width = self.dcae_config.block_out_channels[-1]
-        tile_frames = min(frames, codec.TILE_FRAMES)
+        tile_frames = min(frames, codec.tile_frames_on(device))
         wave = 2 * job.songs * self.vocoder_config.upsample_initial_channel * MEL_HOP * tile_frames
         return {
             "text": job.conditions * c.lyric_hidden_size * 4 * 24 + 3 * encoded,

@@ -7,9 +7,10 @@ import dataclasses
 import pytest
 import torch
 
+import acefast.ops.spectral_conv1d as spectral
 from acefast.backends import use_backend
 from acefast.memory import GB, Job, Networks, plan
-from acefast.models.v1 import codec, local, spectral
+from acefast.models.v1 import codec, local
 from acefast.models.v1.conditions import ConditionEncoder
 from acefast.models.v1.config import FRAME
 from acefast.models.v1.dit import DiT
@@ -79,16 +80,21 @@ def test_the_codecs_memory_is_within_the_plan(networks, seconds, kernels, monkey
     )
     decoder = full_size(lambda n: codec.Decoder(*codec.decoder_configs(n, device)), networks)
     encoder = full_size(codec.Encoder, networks.dcae_config)
-    frames = frames_of(seconds)
+    frames, tile = frames_of(seconds), codec.tile_frames_on(device)
+    middle = frames // 2
     latents, audio = meta(1, frames, 128, dtype=torch.float32), meta(2, frames * FRAME, dtype=torch.float32)
     peaks = []
     with torch.inference_mode(), use_backend(BACKENDS[kernels]):
         with LiveBytes() as counted:
-            rows, middle = local.Rows(decoder.latent(latents), 0, frames), frames // 2
-            local.run(decoder.steps(), rows, middle * FRAME, min(middle + codec.TILE_FRAMES, frames) * FRAME)
+            rows, middle, tile = (
+                local.Rows(decoder.latent(latents), 0, frames),
+                frames // 2,
+                codec.tile_frames_on(device),
+            )
+            local.run(decoder.steps(), rows, middle * FRAME, min(middle + tile, frames) * FRAME)
         peaks.append(counted.peak)
         with LiveBytes() as counted:
-            codec.encode_resampled(encoder, audio)
+            codec.encode_resampled(encoder, audio, tile)
         peaks.append(counted.peak + audio.nbytes)
     assert ("_conv1d" in launched) == kernels
     job = Job(seconds, source=True)
