@@ -1,7 +1,7 @@
 // Cross-attention on a CPU, with the norm of its queries.
 //
-// Math     o[i] = sum_j p[i, j] v[j],  p = softmax of u[i] . k[j] / sqrt(D),  u = q rsqrt(mean(q^2) + eps) weight
-//          u is rounded to bf16, the rest as in self_attention_cpu.cpp
+// Math     o[i] = sum_j p[i, j] v[j],  p = softmax of u[i] . k[j] / sqrt(D),  u = q rsqrt(mean(q^2) + eps) weight, or q
+//          where there is no weight; u is rounded to bf16, the rest as in self_attention_cpu.cpp
 // Tiling   as there; a query is normed as it is copied beside the others of its block
 // Bytes    q, k, v and o once; packed keys and values once for each 96 queries, from the last cache
 // Bound    the engine's products: 4 S E D a head
@@ -17,6 +17,7 @@ void cross_attention(const bf16* q, const long* q_strides, const bf16* q_weight,
   attend({batch, rows, keys, sets, kv_heads, heads / kv_heads, D, {q, q_strides}, {k, k_strides}, {v, v_strides},
           lengths, std::max(rows, keys), Padding::KEYS_ONLY, out, out_strides},
          threads, [=](const bf16* x, bf16* u) {
+           if (!q_weight) return void(std::memcpy(u, x, D * sizeof(bf16)));
            const float inverse = inverse_rms(x, D, eps);
            for (int d = 0; d < D; d += LANES) store(u + d, load(x + d) * inverse * load(q_weight + d));
          });

@@ -11,7 +11,7 @@ __all__ = ["cross_attention", "fits"]
 
 
 def cross_attention(
-    q: Tensor, q_weight: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, *, eps: float, out: Tensor
+    q: Tensor, q_weight: Tensor | None, k: Tensor, v: Tensor, lengths: Tensor | None, *, eps: float, out: Tensor
 ) -> Tensor:
     """See acefast.ops.cross_attention."""
     (B, S, width), (sets, kv_heads, E, D) = q.shape, k.shape

@@ -19,7 +19,7 @@ ORDER = ("triton", "cuda", "cpu")
 
 def cross_attention_reference(
     q: Tensor,
-    q_weight: Tensor,
+    q_weight: Tensor | None,
     k: Tensor,
     v: Tensor,
     lengths: Tensor | None = None,
@@ -31,9 +31,12 @@ def cross_attention_reference(
     B, S, _ = q.shape
     kv_heads, E, D = k.shape[1:]
     dtype = compute_dtype(q)
-    x32 = q.unflatten(-1, (-1, D)).float()
-    mean_square = torch.linalg.vector_norm(x32, dim=-1, keepdim=True).square_().div_(D)
-    u = (x32 * mean_square.add_(eps).rsqrt_()).mul_(q_weight.float()).to(dtype)  # [B, S, heads, D]
+    u = q.unflatten(-1, (-1, D))  # [B, S, heads, D]
+    if q_weight is not None:
+        x32 = u.float()
+        mean_square = torch.linalg.vector_norm(x32, dim=-1, keepdim=True).square_().div_(D)
+        u = (x32 * mean_square.add_(eps).rsqrt_()).mul_(q_weight.float())
+    u = u.to(dtype)
     k, v = k.to(dtype), v.to(dtype)
     mask = None
     if lengths is not None:
@@ -49,13 +52,13 @@ def cross_attention_reference(
 
 
 @operator(
-    "(Tensor q, Tensor q_weight, Tensor k, Tensor v, Tensor? lengths=None, *, float eps=1e-6, str? backend=None) "
+    "(Tensor q, Tensor? q_weight, Tensor k, Tensor v, Tensor? lengths=None, *, float eps=1e-6, str? backend=None) "
     "-> Tensor",
     fake=lambda q, *_, **__: torch.empty_like(q, memory_format=torch.contiguous_format),
 )
 def cross_attention(
     q: Tensor,
-    q_weight: Tensor,
+    q_weight: Tensor | None,
     k: Tensor,
     v: Tensor,
     lengths: Tensor | None = None,
@@ -64,11 +67,12 @@ def cross_attention(
     out: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """``softmax(norm(q) @ k.T / sqrt(D)) @ v`` per head, ``norm(q) = q * rsqrt(mean(q**2) + eps) * q_weight``.
+    """``softmax(norm(q) @ k.T / sqrt(D)) @ v`` per head, ``norm(q) = q * rsqrt(mean(q**2) + eps) * q_weight``, or q.
 
     Args:
         q: the query projection as it is, [B, S, heads * D].
-        q_weight: [D], the query norm's weight, shared by all heads.
+        q_weight: [D], the query norm's weight, shared by all heads; None: queries have no norm, which "triton" and
+            "cuda" do not take.
         k: normed keys, [B, kv_heads, E, D]; B may be 1, then all rows share them. On a GPU best a view of
             [B, kv_heads, E, 2, D], with ``v`` the other half.
         v: [B, kv_heads, E, D], likewise.
@@ -90,7 +94,8 @@ def cross_attention(
     if k.shape[0] not in (1, B):
         raise ValueError(f"{OP}: k must have batch B = {B} or 1, got {k.shape[0]}")
     check_shape(OP, "v", v, tuple(k.shape), "[B, kv_heads, E, D]")
-    check_shape(OP, "q_weight", q_weight, (D,), "[D]")
+    if q_weight is not None:
+        check_shape(OP, "q_weight", q_weight, (D,), "[D]")
     if width % (kv_heads * D):
         raise ValueError(f"{OP}: q must be [B, S, heads * D] with heads a multiple of {kv_heads}, got {list(q.shape)}")
     if lengths is not None:
@@ -112,11 +117,13 @@ def cross_attention(
     return cross_attention_reference(q, q_weight, k, v, lengths, eps=eps, out=out)
 
 
-def _order(q: Tensor, q_weight: Tensor, k: Tensor, v: Tensor, out: Tensor | None) -> list[str]:
+def _order(q: Tensor, q_weight: Tensor | None, k: Tensor, v: Tensor, out: Tensor | None) -> list[str]:
     """The kernels that take such heads."""
     kv_heads, _, D = k.shape[1:]
     group = q.shape[-1] // (kv_heads * D)
-    given = (q, q_weight, k, v) if out is None else (q, q_weight, k, v, out)
+    given = [t for t in (q, q_weight, k, v, out) if t is not None]
+    if q_weight is None:
+        return ["cpu"] if cpu.fits(*given, head_dim=D) else []
     takes = {
         "cuda": cuda.fits(*given, head_dim=D, group=group),
         "cpu": cpu.fits(*given, head_dim=D),

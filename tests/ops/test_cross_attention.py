@@ -26,7 +26,9 @@ def expected(q, weight, k, v, lengths=None):
     B, S, _ = q.shape
     D, E = k.shape[-1], k.shape[2]
     q = q.double().view(B, S, -1, D)
-    q = (q / (q.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight.double()).transpose(1, 2)
+    if weight is not None:
+        q = q / (q.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight.double()
+    q = q.transpose(1, 2)
     k, v = (t.double().repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
     scores = q @ k.transpose(-1, -2) / D**0.5
     if lengths is not None:
@@ -38,11 +40,13 @@ def relative(got, want):
     return float((got.double() - want).norm() / want.norm())
 
 
+@pytest.mark.parametrize("normed", (True, False))
 @pytest.mark.parametrize("dtype", GATE, ids=str)
 @pytest.mark.parametrize("heads, kv_heads", HEADS)
 @pytest.mark.parametrize("B, S, E", SHAPES)
-def test_equals_softmax_in_fp64(B, S, E, heads, kv_heads, dtype, rng):
-    args = inputs(B, S, E, heads, kv_heads, dtype, rng)
+def test_equals_softmax_in_fp64(B, S, E, heads, kv_heads, dtype, normed, rng):
+    q, weight, k, v = inputs(B, S, E, heads, kv_heads, dtype, rng)
+    args = q, weight if normed else None, k, v
     got = cross_attention(*args)
     assert got.dtype == dtype and relative(got, expected(*args)) <= GATE[dtype]
 

@@ -29,15 +29,18 @@ def isa(request):
 def library(q, weight, k, v):
     """PyTorch's norm and attention in bf16."""
     D, group = k.shape[-1], q.shape[-1] // (k.shape[1] * k.shape[-1])
-    u = F.rms_norm(q.unflatten(-1, (-1, D)), (D,), weight, 1e-6).transpose(1, 2)
+    u = q.unflatten(-1, (-1, D))
+    u = (u if weight is None else F.rms_norm(u, (D,), weight, 1e-6)).transpose(1, 2)
     k, v = (t.repeat_interleave(group, 1) for t in (k, v))
     return F.scaled_dot_product_attention(u, k, v).transpose(1, 2).flatten(2)
 
 
+@pytest.mark.parametrize("normed", (True, False))
 @pytest.mark.parametrize("heads, kv_heads, D", HEADS)
 @pytest.mark.parametrize("B, S, E", SIZES)
-def test_equals_softmax_in_fp64(isa, B, S, E, heads, kv_heads, D, rng):
-    args = inputs(B, S, E, heads, kv_heads, BF16, rng, D)
+def test_equals_softmax_in_fp64(isa, B, S, E, heads, kv_heads, D, normed, rng):
+    q, weight, k, v = inputs(B, S, E, heads, kv_heads, BF16, rng, D)
+    args = q, weight if normed else None, k, v
     want, got = expected(*args), cross_attention(*args, backend="cpu")
     assert got.dtype == BF16 and got.shape == want.shape
     assert relative(got, want) <= min(GATE[BF16], 1.1 * relative(library(*args), want))

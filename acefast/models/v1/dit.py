@@ -143,6 +143,7 @@ class DiT(nn.Module):
             "branches": len(branches),
             "layers": self.keys_values(states, factors.to(device, non_blocking=True)),
             "mask": None if min(sizes) == max(sizes) else self.mask(lengths, max(sizes)),
+            "lengths": None if min(sizes) == max(sizes) else lengths,
             "times": dict(zip(timesteps, zip(*self.embeddings(timesteps)))) if timesteps else {},
         }
         context = torch.zeros(songs, frames, 0, device=device)
@@ -201,9 +202,10 @@ class DiT(nn.Module):
             prepared["times"][t] = tuple(found[0] for found in self.embeddings([t]))
         if self.static:
             return self._replayed(latents, t, conditions, branches)
-        rows, mask = songs * branches, prepared["mask"]
+        rows = songs * branches
+        mask, lengths = (None if t is None else t[:rows] for t in (prepared["mask"], prepared["lengths"]))
         layers = [LayerCondition(*(kept[:rows] for kept in both)) for both in prepared["layers"]]
-        e = Evaluation(B * branches, self.rope(T), None if mask is None else mask[:rows])
+        e = Evaluation(B * branches, self.rope(T), mask, lengths)
         out = self.evaluate(latents, *prepared["times"][t], layers, e).float()
         return tuple(out.split(B)) if unconditional else out
 

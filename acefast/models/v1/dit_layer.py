@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from acefast.backends import choose_backend
 from acefast.models.v1.config import Config
 from acefast.models.v15.layers import Linear, linear_table, parameter
+from acefast.ops.cross_attention import cross_attention
 from acefast.ops.depthwise_glu import depthwise_glu
 from acefast.ops.linear import linear
 from acefast.ops.linear_attention import linear_attention
@@ -33,6 +36,7 @@ class Evaluation(NamedTuple):
     rows: int  # songs of all branches: conditional ones first
     rope: Tensor  # of ``paired_rope_table``, for all frames
     mask: Tensor | None  # [rows of the conditions, 1, 1, E], added to scores
+    lengths: Tensor | None = None  # [rows of the conditions], the same where a CPU's kernel reads it
 
 
 def stacked(ours: str, official: str, names: str) -> WeightTable:
@@ -97,12 +101,15 @@ class CrossAttention(nn.Module):
         q = self.q(x.to(self.q.weight.dtype)).unflatten(2, (self.heads, -1))
         return paired_rope(q, rope, out=q).flatten(2)
 
-    def forward(self, q: Tensor, condition: LayerCondition, mask: Tensor | None) -> Tensor:
+    def forward(self, q: Tensor, condition: LayerCondition, e: Evaluation) -> Tensor:
         """[rows, S, H] queries, written over, -> [rows, S, H]; songs that share a condition are one row of it."""
-        shape = q.shape
+        shape, (k, v) = q.shape, condition
+        q = q.view(len(k), -1, shape[2])  # [rows of the conditions, frames, H]
+        if choose_backend("cross_attention", None, q.device, ("cpu",) if q.dtype == torch.bfloat16 else ()) == "cpu":
+            return self.o(cross_attention(q, None, k, v, e.lengths).view(shape))
         k, v = (t.to(compute_dtype(q)) for t in condition)
-        q = q.view(len(k), -1, *k.shape[1::2])  # [rows of the conditions, frames, heads, D]
-        found = F.scaled_dot_product_attention(q.transpose(1, 2).to(k.dtype), k, v, attn_mask=mask)
+        q = q.unflatten(2, k.shape[1::2])  # [rows of the conditions, frames, heads, D]
+        found = F.scaled_dot_product_attention(q.transpose(1, 2).to(k.dtype), k, v, attn_mask=e.mask)
         return self.o(q.copy_(found.transpose(1, 2)).view(shape))
 
 
@@ -175,6 +182,6 @@ class Layer(nn.Module):
         q = self.cross_attention.queries(x, e.rope)
         if len(x) < e.rows:
             x, q = (t.repeat(e.rows // len(t), 1, 1) for t in (x, q))
-        y = self.cross_attention(q, condition, e.mask)
+        y = self.cross_attention(q, condition, e)
         x, h = residual_norm(x, None, y, None, scale_mlp, shift_mlp, dtype=dtype)
         return x, self.mlp(h), gate_mlp

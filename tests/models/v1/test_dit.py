@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from acefast.backends import use_backend
 from acefast.models.v1 import lyric_encoder
 from acefast.models.v1.conditions import ConditionEncoder
 from acefast.models.v1.config import NULL_SCALE, Config
 from acefast.models.v1.dit import DiT
-from acefast.models.v1.dit_layer import Layer
+from acefast.models.v1.dit_layer import CrossAttention, Evaluation, Layer, LayerCondition
 from acefast.ops.linear_attention import linear_attention
 from acefast.ops.paired_rope import paired_rope, paired_rope_table
 from tests.live_bytes import LiveBytes
@@ -260,3 +261,18 @@ def test_what_does_not_fit_is_refused_in_a_sentence(dit):
         dit.velocity(cases.latents(2, 8), 0.5, conditions)
     with pytest.raises(ValueError, match="latents must be"):
         dit.velocity(cases.latents(3, 9), 0.5, conditions)
+
+
+def test_a_cpus_kernel_sees_the_conditions_that_the_mask_leaves():
+    config = Config(num_attention_heads=2, attention_head_dim=32)
+    attention = CrossAttention(config).bfloat16()
+    for i, weight in enumerate(attention.parameters()):
+        weight.data.copy_(normal(40 + i, *weight.shape) * 0.1)
+    q, k, v = normal(50, 4, 9, 64).bfloat16(), normal(51, 2, 2, 12, 32).bfloat16(), normal(52, 2, 2, 12, 32).bfloat16()
+    lengths = torch.tensor([12, 7])
+    mask = torch.zeros(2, 1, 1, 12).masked_fill_(torch.arange(12) >= lengths[:, None, None, None], -1e30)
+    found = {}
+    for backend in ("reference", "auto"):
+        with use_backend(backend), torch.inference_mode():
+            found[backend] = attention(q.clone(), LayerCondition(k, v), Evaluation(4, None, mask, lengths)).double()
+    assert relative(found["auto"], found["reference"]) <= 1e-2
