@@ -7,10 +7,11 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_dtype, check_shape
+from acefast.cpu import linear_attention as cpu
 from acefast.ops.paired_rope import check_pairs, mix_pairs
 
 OP = "linear_attention"
-ORDER = ("triton",)
+ORDER = ("triton", "cpu")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 TINY = 1e-15  # added to the sum of a row's weights
 CHUNK = 256  # rows whose sums one program of the Triton kernels makes
@@ -70,8 +71,8 @@ def linear_attention(
             they hold, and they come out as zeros. None: no padding.
         scratch: ``scratch_memory(qkv, heads)``, which the Triton kernels write; None: new memory.
         out: [B, S, heads * D] of qkv's dtype, written and returned; shares no memory with qkv. None: new memory.
-        backend: "triton" (heads of 16, 32, 64 or 128 channels) or "reference"; None leaves the choice to
-            acefast.backends.
+        backend: "triton" (heads of 16, 32, 64 or 128 channels), "cpu" (bf16, heads of 32, 64, 96 or 128 channels; it
+            rounds q and k to bf16 once they are mixed) or "reference"; None leaves the choice to acefast.backends.
     Returns:
         [B, S, heads * D] in qkv's dtype, rounded once; each value a mean of v with weights that are not negative.
     Raises:
@@ -90,11 +91,14 @@ def linear_attention(
     if out is not None:
         check_shape(OP, "out", out, (B, S, heads * D), "[B, S, heads * D]")
         check_dtype(OP, "out", out, qkv.dtype)
-    if choose_backend(OP, backend, qkv.device, ORDER if _kernel_fits(qkv, table, D, lengths, out) else ()) == "triton":
-        from acefast.kernels.linear_attention import linear_attention as kernel
-
+    fits = {"triton": _kernel_fits(qkv, table, D, lengths, out), "cpu": cpu.fits(qkv, table, D, out)}
+    if (chosen := choose_backend(OP, backend, qkv.device, [name for name in ORDER if fits[name]])) != "reference":
         if out is None:
             out = torch.empty(B, S, heads * D, dtype=qkv.dtype, device=qkv.device)
+        if chosen == "cpu":
+            return cpu.linear_attention(qkv, table, heads, lengths, out=out)
+        from acefast.kernels.linear_attention import linear_attention as kernel
+
         return kernel(qkv, table, heads, lengths, scratch=scratch or scratch_memory(qkv, heads), out=out)
     return linear_attention_reference(qkv, table, heads, lengths, out=out)
 

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_dtype, check_shape
+from acefast.cpu import paired_rope as cpu
 
 OP = "paired_rope"
-ORDER = ("triton",)
+ORDER = ("triton", "cpu")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -54,7 +55,8 @@ def paired_rope(x: Tensor, table: Tensor, *, out: Tensor | None = None, backend:
         table: cosines and sines of each position, [S or more, 2, D] fp32, whose columns d and d + D / 2 are equal, see
             ``paired_rope_table``.
         out: like x, written and returned; may be x itself. None: new memory.
-        backend: "triton" (D a power of two, 8 or more) or "reference"; None leaves the choice to acefast.backends.
+        backend: "triton" (D a power of two, 8 or more), "cpu" (bf16, D a multiple of 16) or "reference"; None leaves
+            the choice to acefast.backends.
     Returns:
         [B, S, H, D] in x's dtype, rounded once.
     Raises:
@@ -68,11 +70,17 @@ def paired_rope(x: Tensor, table: Tensor, *, out: Tensor | None = None, backend:
         check_shape(OP, "out", out, x.shape, "[B, S, H, D]")
         check_dtype(OP, "out", out, x.dtype)
     D = x.shape[3]
-    fits = D >= 8 and D & (D - 1) == 0 and table.is_contiguous() and _kernel_fits(x, x if out is None else out)
-    if choose_backend(OP, backend, x.device, ORDER if fits else ()) == "triton":
+    fits = {
+        "triton": D >= 8 and D & (D - 1) == 0 and table.is_contiguous() and _kernel_fits(x, x if out is None else out),
+        "cpu": cpu.fits(x, table, out),
+    }
+    if (chosen := choose_backend(OP, backend, x.device, [name for name in ORDER if fits[name]])) != "reference":
+        out = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
+        if chosen == "cpu":
+            return cpu.paired_rope(x, table, out=out)
         from acefast.kernels.paired_rope import paired_rope as kernel
 
-        return kernel(x, table, out=torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out)
+        return kernel(x, table, out=out)
     return paired_rope_reference(x, table, out=out)
 
 

@@ -64,6 +64,10 @@ LEVELS(void rms_residual(long rows, long C, const bf16* h, long h_row, const bf1
 LEVELS(void depthwise_glu(const bf16* x, long x_batch, long x_row, const bf16* weight, long tap, const bf16* bias,
                           const int64_t* lengths, bf16* out, long out_batch, long out_row, long batch, long rows,
                           long F, bool silu_input, int threads))
+LEVELS(void paired_rope(const bf16* x, const long* x_strides, const float* table, bf16* y, const long* y_strides,
+                        long batch, long rows, int heads, int D, int threads))
+LEVELS(void linear_attention(const bf16* qkv, long x_batch, long x_row, const float* table, const int64_t* lengths,
+                             bf16* out, long y_batch, long y_row, long batch, long rows, int heads, int D, int threads))
 
 namespace {
 
@@ -216,6 +220,22 @@ PYBIND11_MODULE(_cpu, m) {
         AT_LEVEL(depthwise_glu)
         (in(x), x_batch, x_row, in(weight), tap, in(bias), counts(lengths), out(y), y_batch, y_row, batch, rows, F,
          silu_input, threads);
+      },
+      free);
+  m.def(
+      "paired_rope",
+      [](Address x, Strides x_strides, Address table, Address y, Strides y_strides, long batch, long rows, int heads,
+         int D, int threads) {
+        AT_LEVEL(paired_rope)
+        (in(x), x_strides.data(), floats(table), out(y), y_strides.data(), batch, rows, heads, D, threads);
+      },
+      free);
+  m.def(
+      "linear_attention",
+      [](Address qkv, long x_batch, long x_row, Address table, Address lengths, Address y, long y_batch, long y_row,
+         long batch, long rows, int heads, int D, int threads) {
+        AT_LEVEL(linear_attention)
+        (in(qkv), x_batch, x_row, floats(table), counts(lengths), out(y), y_batch, y_row, batch, rows, heads, D, threads);
       },
       free);
 }
