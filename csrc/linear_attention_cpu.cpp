@@ -35,7 +35,7 @@ void linear_attention(const bf16* qkv, long x_batch, long x_row, const float* ta
     const long K = std::max<long>((valid + K_STEP - 1) / K_STEP * K_STEP, K_STEP), apart = K + COLUMNS;
     const bf16 *q = qkv + b * x_batch + h * D, *k = q + width, *v = k + width;
     bf16* keys = turned.get<bf16>(D * apart);
-    char* values = packed.get<char>(std::max(e.packed(K), 2 * e.packed(D)));
+    char* values = packed.get<char>(std::max(e.packed(K), D / COLUMNS * 2 * e.packed(D)));
     alignas(64) float sum[WIDEST] = {}, c[MOST_ROWS * COLUMNS];
     alignas(64) bf16 state[2][WIDEST * WIDEST];  // its two parts
     for (int d = 0; d < D; d += LANES) {
@@ -63,22 +63,23 @@ void linear_attention(const bf16* qkv, long x_batch, long x_row, const float* ta
       }
     }
     bf16* o = out + b * y_batch + h * D;
-    for (int column = 0; column < D; column += COLUMNS) {
+    for (int column = 0; column < D; column += COLUMNS)
       for (int part = 0; part < 2; part++)
-        e.pack_columns(state[part] + column, D, COLUMNS, D, D, values + part * e.packed(D));
-      for (long first = 0; first < valid; first += e.rows) {
-        const int count = int(std::min<long>(e.rows, valid - first));
-        alignas(64) bf16 queries[MOST_ROWS * (WIDEST + COLUMNS)];
-        float weight[MOST_ROWS];
-        for (int r = 0; r < count; r++) {
-          f32 total = {};
-          for (int d = 0; d < D; d += LANES) {
-            const f32 query = mixed(q + (first + r) * x_row + d, table + (first + r) * 2 * D + d, D);
-            total += query * load(sum + d), store(queries + r * (D + COLUMNS) + d, query);
-          }
-          weight[r] = 1 / (LEVEL::sum(total) + 1e-15f);
+        e.pack_columns(state[part] + column, D, COLUMNS, D, D, values + (column / COLUMNS * 2 + part) * e.packed(D));
+    for (long first = 0; first < valid; first += e.rows) {
+      const int count = int(std::min<long>(e.rows, valid - first));
+      alignas(64) bf16 queries[MOST_ROWS * (WIDEST + COLUMNS)];
+      float weight[MOST_ROWS];
+      for (int r = 0; r < count; r++) {
+        f32 total = {};
+        for (int d = 0; d < D; d += LANES) {
+          const f32 query = mixed(q + (first + r) * x_row + d, table + (first + r) * 2 * D + d, D);
+          total += query * load(sum + d), store(queries + r * (D + COLUMNS) + d, query);
         }
-        e.tile(queries, D + COLUMNS, 0, 2, D, values, c, count);  // both parts of the state, of the same queries
+        weight[r] = 1 / (LEVEL::sum(total) + 1e-15f);
+      }
+      for (int column = 0; column < D; column += COLUMNS) {  // both parts of the state, of the same queries
+        e.tile(queries, D + COLUMNS, 0, 2, D, values + column / COLUMNS * 2 * e.packed(D), c, count);
         for (int r = 0; r < count; r++)
           for (int j = 0; j < COLUMNS; j += LANES)
             store(o + (first + r) * y_row + column + j, load(c + r * COLUMNS + j) * weight[r]);
