@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from acefast import checkpoint as common
 from acefast import layouts, locate, sizes
 from acefast.layouts import Bundle
-from acefast.mapped import release_after_use
+from acefast.mapped import only_while_used
 from acefast.models.v15 import names
 from acefast.models.v15.config import Config, VAEConfig
 from acefast.weights import CheckpointError, Source, load, open_file, read_tensor
@@ -266,5 +266,5 @@ def load_text_encoder(
     model = empty_text_encoder(checkpoint.text_config)
     model.rotary_emb = type(model.rotary_emb)(model.config).to(device)  # its tables are computed, not stored
     load(model, {name: Source((name,)) for name in model.state_dict()}, checkpoint, device, dtype)
-    release_after_use(model.layers, model.origin.stamps)
+    only_while_used(model.layers, model.origin.stamps)
     return model
