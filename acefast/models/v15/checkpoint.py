@@ -242,12 +242,13 @@ def _part_files(part: str, folders: list[Path], offline: bool | None) -> tuple[l
 
 def empty_text_encoder(text_config: dict[str, Any]) -> nn.Module:
     """The text encoder, a ``transformers.Qwen3Model``, on "meta"; ``text_config``: arguments of its Qwen3Config."""
-    from transformers import Qwen3Config, Qwen3Model
+    from transformers import Qwen3Config
 
     from acefast.models.v15.layers import Linear
+    from acefast.models.v15.text_encoder import TextEncoder
 
     with torch.device("meta"):
-        model = Qwen3Model(Qwen3Config(**text_config, attn_implementation="sdpa"))
+        model = TextEncoder(Qwen3Config(**text_config, attn_implementation="sdpa"))
         for module in [*model.modules()]:  # ours are faster on a CPU that is slow at 16 bits
             for name, layer in [*module.named_children()]:
                 if type(layer) is nn.Linear:
