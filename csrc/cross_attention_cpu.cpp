@@ -15,7 +15,7 @@ void cross_attention(const bf16* q, const long* q_strides, const bf16* q_weight,
                      long batch, long sets, long rows, long keys, int heads, int kv_heads, int D, float eps,
                      int threads) {
   attend({batch, rows, keys, sets, kv_heads, heads / kv_heads, D, {q, q_strides}, {k, k_strides}, {v, v_strides},
-          lengths, std::max(rows, keys), Padding::KEYS_ONLY, out, out_strides},
+          lengths, rows, keys, Padding::KEYS_ONLY, out, out_strides},
          threads, [=](const bf16* x, bf16* u) {
            if (!q_weight) return void(std::memcpy(u, x, D * sizeof(bf16)));
            const float inverse = inverse_rms(x, D, eps);

@@ -11,7 +11,7 @@ namespace LEVEL {
 
 void linear(const bf16* x, long rows, long K, long x_stride, const bf16* w, long w_stride, long N, const bf16* bias,
             bf16* y, long y_stride, bool add, int threads) {
-  product<1>({x, rows, K, x_stride}, w, w_stride, 0, N, threads,
+  product<1>({x, rows, K, x_stride}, {w}, w_stride, N, threads,
              [=](long row, int count, long column, int columns, const float* c) {
                for (int r = 0; r < count; r++, c += COLUMNS) {
                  bf16* out = y + (row + r) * y_stride + column;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import torch
 from safetensors.torch import safe_open, save_file
 from torch import nn
 
-from acefast.mapped import release_after_use
+from acefast.mapped import joined, only_while_used
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is given back on Linux only")
 SIDE = 1024  # a weight of 4 MiB
+POPULATE_READ_IS_KNOWN = tuple(map(int, platform.release().split(".")[:2])) >= (5, 14)
 
 
 def resident(tensor: torch.Tensor) -> int:
@@ -44,15 +46,30 @@ def test_what_a_layer_has_read_is_given_back_and_read_again(layer):
     x = torch.ones(2, SIDE)
     want = layer(x)
     assert resident(layer.weight) > 4_000_000
-    release_after_use([layer], [path])
+    only_while_used([layer], [path])
     for _ in range(2):
         assert torch.equal(layer(x), want)
         assert resident(layer.weight) < 200_000
 
 
+def test_a_layer_has_its_weights_before_it_runs(layer):
+    layer, path = layer
+    only_while_used([layer], [path])
+    found = []
+    layer.register_forward_pre_hook(lambda *_: found.append(resident(layer.weight)))
+    layer(torch.ones(2, SIDE))
+    if POPULATE_READ_IS_KNOWN:
+        assert found[0] > 4_000_000
+
+
+def test_neighbours_are_one_range():
+    assert joined([(8, 16), (0, 8), (20, 24), (24, 32)]) == [(0, 16), (20, 32)]
+    assert joined([]) == []
+
+
 def test_what_was_written_is_kept(layer):
     layer, path = layer
-    release_after_use([layer], [path])
+    only_while_used([layer], [path])
     layer.weight.zero_()
     layer(torch.ones(2, SIDE))
     assert not layer.weight.any()
@@ -62,7 +79,7 @@ def test_what_may_have_been_written_is_kept(layer):
     layer, path = layer
     with torch.inference_mode(), safe_open(path, "pt") as file:
         layer.weight = nn.Parameter(file.get_tensor("weight"), requires_grad=False)
-        release_after_use([layer], [path])
+        only_while_used([layer], [path])
         layer.weight.zero_()
         layer(torch.ones(2, SIDE))
     assert not layer.weight.any()
@@ -72,6 +89,6 @@ def test_memory_that_is_no_files_is_left_alone(layer):
     _, path = layer
     own = nn.Linear(64, 64)
     want = own.weight.clone()
-    release_after_use([own], [path])
+    only_while_used([own], [path])
     own(torch.ones(1, 64))
-    assert torch.equal(own.weight, want) and not own._forward_hooks
+    assert torch.equal(own.weight, want) and not own._forward_hooks and not own._forward_pre_hooks

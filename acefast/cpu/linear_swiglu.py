@@ -8,17 +8,19 @@ from acefast.checks import is_rows
 from acefast.cpu.extension import K_STEP, address, extension, is_bf16, rows, threads
 
 
-def fits(x: Tensor, weight: Tensor, out: Tensor | None) -> bool:
+def fits(x: Tensor, weight: Tensor, up: Tensor | None, out: Tensor | None) -> bool:
     """Whether the kernel takes this."""
-    tensors = (x, weight) if out is None else (x, weight, out)
-    return is_bf16(*tensors) and x.shape[-1] % K_STEP == 0 and all(t.numel() and is_rows(t) for t in tensors)
+    tensors = [t for t in (x, weight, up, out) if t is not None]
+    wide = x.shape[-1] % K_STEP == 0 and (up is None or up.stride() == weight.stride())
+    return is_bf16(*tensors) and wide and all(t.numel() and is_rows(t) for t in tensors)
 
 
-def linear_swiglu(x: Tensor, weight: Tensor, *, out: Tensor) -> Tensor:
+def linear_swiglu(x: Tensor, weight: Tensor, up: Tensor | None, *, out: Tensor) -> Tensor:
     """See acefast.ops.linear_swiglu."""
+    gate, up = weight.chunk(2) if up is None else (weight, up)
     count, stride = rows(x)
     extension().linear_swiglu(
-        *(address(x), count, x.shape[-1], stride, address(weight), weight.stride(0), len(weight) // 2),
+        *(address(x), count, x.shape[-1], stride, address(gate), address(up), gate.stride(0), len(gate)),
         *(address(out), rows(out)[1], threads()),
     )
     return out

@@ -18,15 +18,15 @@ def fits(*tensors: Tensor | None, head_dim: int) -> bool:
 
 
 def self_attention(
-    q: Tensor, k: Tensor, v: Tensor, window: int | None, lengths: Tensor | None, *, pad_rows: bool, out: Tensor
+    q: Tensor, k: Tensor, v: Tensor, reach: tuple[int, int], lengths: Tensor | None, *, pad_rows: bool, out: Tensor
 ) -> Tensor:
-    """See acefast.ops.self_attention."""
+    """See acefast.ops.self_attention; ``reach``: how many rows before and after itself a row sees."""
     B, S, heads, D = q.shape
     lengths = counts(lengths)
     extension().self_attention(
         *(argument for t in (q, k, v) for argument in (address(t), t.stride()[:3])),
         *(address(lengths), address(out), out.stride(), B, S, heads, k.shape[2], D),
-        *(S if window is None else window, pad_rows, threads()),
+        *(*reach, pad_rows, threads()),
     )
     return out
 

@@ -62,7 +62,7 @@ def linear(
         x: [..., I].
         weight: [O, I] of x's dtype.
         bias: [O] or None.
-        out: [..., O] of x's dtype, contiguous, written and returned; shares no memory with x. None: new memory.
+        out: [..., O] of x's dtype, rows at one distance, written and returned; shares no memory with x. None: new one.
         backend: "cpu" (bf16, I a multiple of 32, rows at one distance) or "reference"; None leaves the choice to
             acefast.backends.
     Returns:

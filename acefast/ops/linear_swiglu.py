@@ -15,17 +15,20 @@ OP = "linear_swiglu"
 ORDER = ("triton", "cpu")
 
 
-def linear_swiglu_reference(x: Tensor, weight: Tensor) -> Tensor:
+def linear_swiglu_reference(x: Tensor, weight: Tensor, up: Tensor | None = None) -> Tensor:
     """The op in two: the library's product, rounded, then SwiGLU. A kernel rounds once, so it is the nearer to fp64."""
-    return swiglu_reference(linear(x, weight))
+    return swiglu_reference(_products(x, weight, up))
 
 
-def linear_swiglu(x: Tensor, weight: Tensor, *, out: Tensor | None = None, backend: str | None = None) -> Tensor:
+def linear_swiglu(
+    x: Tensor, weight: Tensor, up: Tensor | None = None, *, out: Tensor | None = None, backend: str | None = None
+) -> Tensor:
     """``silu(x @ gate.T) * (x @ up.T)`` with ``silu(z) = z / (1 + exp(-z))``.
 
     Args:
         x: [..., H].
-        weight: [2 * I, H] of x's dtype: the gate's I rows, then the other I.
+        weight: [2 * I, H] of x's dtype: the gate's I rows, then the other I; with ``up`` [I, H], the gate's alone.
+        up: [I, H] of x's dtype, the other rows where they do not lie behind the gate's; "triton" does not take it.
         out: [..., I] of x's dtype, written and returned; shares no memory with x. None: new memory.
         backend: "triton" (16 bits, H and I multiples of 16, rows of neighbours at one distance), "cpu" (bf16, H a
             multiple of 32, such rows) or "reference"; None leaves the choice to acefast.backends. Without a kernel,
@@ -37,23 +40,31 @@ def linear_swiglu(x: Tensor, weight: Tensor, *, out: Tensor | None = None, backe
         BackendUnavailable: the backend named cannot take this input.
     Source: AceStepMLP in huggingface/diffusers ace_step_transformer.py.
     """
-    H, rows = x.shape[-1], weight.shape[0]
+    H, rows = x.shape[-1], weight.shape[0] * (1 if up is None else 2)
     if weight.dim() != 2 or rows % 2 or weight.shape[1] != H:
         raise ValueError(f"{OP}: weight must be [2 * I, H] with H = {H}, got {list(weight.shape)}")
     check_dtype(OP, "weight", weight, x.dtype)
+    if up is not None:
+        check_shape(OP, "up", up, (rows // 2, H), "[I, H]")
+        check_dtype(OP, "up", up, x.dtype)
     shape = (*x.shape[:-1], rows // 2)
     if out is not None:
         check_shape(OP, "out", out, shape, "[..., I]")
         check_dtype(OP, "out", out, x.dtype)
     tensors = (x, weight) if out is None else (x, weight, out)
     sixteen = x.dtype in (torch.bfloat16, torch.float16) and H % 16 == 0 and rows % 32 == 0
-    takes = {"triton": sixteen and all(map(is_rows, tensors)), "cpu": cpu.fits(x, weight, out)}
+    takes = {"triton": up is None and sixteen and all(map(is_rows, tensors)), "cpu": cpu.fits(x, weight, up, out)}
     chosen = choose_backend(OP, backend, x.device, [name for name in ORDER if takes[name]])
     if chosen != "reference":
+        out = x.new_empty(shape) if out is None else out
         if chosen == "cpu":
-            kernel = cpu.linear_swiglu
-        else:
-            from acefast.kernels.linear_swiglu import linear_swiglu as kernel
+            return cpu.linear_swiglu(x, weight, up, out=out)
+        from acefast.kernels.linear_swiglu import linear_swiglu as kernel
 
-        return kernel(x, weight, out=x.new_empty(shape) if out is None else out)
-    return swiglu(linear(x, weight), out=out, backend=backend)
+        return kernel(x, weight, out=out)
+    return swiglu(_products(x, weight, up), out=out, backend=backend)
+
+
+def _products(x: Tensor, weight: Tensor, up: Tensor | None) -> Tensor:
+    """Both layers' results side by side."""
+    return linear(x, weight) if up is None else torch.cat((linear(x, weight), linear(x, up)), -1)

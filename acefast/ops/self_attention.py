@@ -1,4 +1,4 @@
-"""Grouped-query self-attention, over everything or over a window around each row."""
+"""Grouped-query self-attention, over everything, over a window around each row or over what came before it."""
 
 from __future__ import annotations
 
@@ -40,15 +40,22 @@ def unfold_groups(out: Tensor, rows: int, into: Tensor) -> None:
     into.view(B, rows, kv_heads, -1, D).copy_(out.permute(0, 3, 1, 2, 4))
 
 
+def reach(rows: int, window: int | None, causal: bool) -> tuple[int, int]:
+    """How many rows before and after itself a row sees, of so many."""
+    far = rows - 1 if window is None else min(window, rows - 1)
+    return far, 0 if causal else far
+
+
 @functools.lru_cache(maxsize=64)
 def band(
-    rows: int, keys: int, offset: int, window: int, group: int, dtype: torch.dtype, device: torch.device
+    rows: int, keys: int, offset: int, before: int, after: int, group: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Additive mask [group * rows, keys]: 0 where ``|i + offset - j| <= window``, else the most negative number."""
+    """Additive mask [group * rows, keys]: 0 where ``-before <= j - (i + offset) <= after``, else the most negative
+    number."""
     with torch.inference_mode(False):  # the mask outlives the caller's mode
         i, j = torch.arange(rows, device=device)[:, None] + offset, torch.arange(keys, device=device)
         mask = torch.zeros(rows, keys, dtype=dtype, device=device)
-        return mask.masked_fill_((i - j).abs() > window, torch.finfo(dtype).min).repeat(group, 1)
+        return mask.masked_fill_((j < i - before) | (j > i + after), torch.finfo(dtype).min).repeat(group, 1)
 
 
 def self_attention_reference(
@@ -58,6 +65,7 @@ def self_attention_reference(
     window: int | None = None,
     lengths: Tensor | None = None,
     *,
+    causal: bool = False,
     pad_rows: bool = False,
     out: Tensor | None = None,
 ) -> Tensor:
@@ -73,18 +81,18 @@ def self_attention_reference(
         bias = bias.masked_fill_(padded[:, None, None], torch.finfo(dtype).min)
         if not pad_rows:  # whatever lies in the padding, NaN included, must not be multiplied by a zero weight
             q, k, v = (t.masked_fill(padded[:, :, None, None], 0) for t in (q, k, v))
-    if window is not None and window >= S - 1:
-        window = None
+    before, after = reach(S, window, causal)
+    whole = after == S - 1
     k, v = (t.to(dtype).transpose(1, 2) for t in (k, v))  # [B, kv_heads, S, D]
     if out is None:
         out = torch.empty(B, S, heads * D, dtype=q.dtype, device=q.device)
-    step = S if window is None else BLOCK
+    step = S if whole else BLOCK
     for start in range(0, S, step):
         stop = min(start + step, S)
-        first, last = (0, S) if window is None else (max(0, start - window), min(S, stop + window))
+        first, last = max(0, start - before), min(S, stop + after)
         mask = None if bias is None else bias[..., first:last]
-        if window is not None:
-            inside = band(stop - start, last - first, start - first, window, heads // kv_heads, dtype, q.device)
+        if not whole:
+            inside = band(stop - start, last - first, start - first, before, after, heads // kv_heads, dtype, q.device)
             mask = inside if mask is None else torch.minimum(inside, mask)
         block = F.scaled_dot_product_attention(
             fold_groups(q[:, start:stop].to(dtype), kv_heads), k[:, :, first:last], v[:, :, first:last], attn_mask=mask
@@ -92,8 +100,8 @@ def self_attention_reference(
         unfold_groups(block, stop - start, out[:, start:stop])
     if padded is not None and not pad_rows:
         out.masked_fill_(padded[..., None], 0)
-    elif padded is not None and window is not None:  # a row that sees no valid key weighs all S rows alike
-        blind = rows - window >= lengths[:, None]
+    elif padded is not None and not whole:  # a row that sees no valid key weighs all S rows alike
+        blind = rows - before >= lengths[:, None]
         mean = v.mean(2).repeat_interleave(heads // kv_heads, 1).view(B, 1, heads * D)
         out.copy_(torch.where(blind[..., None], mean.to(out.dtype), out))
     return out
@@ -162,8 +170,8 @@ def _order(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, out: Tensor 
 
 
 @operator(
-    "(Tensor q, Tensor k, Tensor v, int? window=None, Tensor? lengths=None, *, bool pad_rows=False, "
-    "str? backend=None) -> Tensor",
+    "(Tensor q, Tensor k, Tensor v, int? window=None, Tensor? lengths=None, *, bool causal=False, "
+    "bool pad_rows=False, str? backend=None) -> Tensor",
     fake=lambda q, *_, **__: q.new_empty(*q.shape[:2], q.shape[2] * q.shape[3]),
 )
 def self_attention(
@@ -173,6 +181,7 @@ def self_attention(
     window: int | None = None,
     lengths: Tensor | None = None,
     *,
+    causal: bool = False,
     pad_rows: bool = False,
     out: Tensor | None = None,
     backend: str | None = None,
@@ -184,6 +193,7 @@ def self_attention(
         k, v: [B, S, kv_heads, D].
         window: row i sees the keys with ``|i - j| <= window``, both ends included; None: all of them.
         lengths: [B] int64 or int32; keys from ``lengths[b]`` on are padding, seen by nobody. None: no padding.
+        causal: no row sees a key behind itself. "cpu" and "reference" alone know it.
         pad_rows: what becomes of the padding's own rows. False: zeros, but where a GPU attends to everything: there
             they look at the valid keys, and nobody may read them. True: they look at the valid keys of their
             window, or at all S rows evenly where it holds none, as a dense additive mask would have it (parity only).
@@ -191,7 +201,7 @@ def self_attention(
         backend: "triton" (with a window), "cuda" (of those, heads of 128 channels, 16 bits, rows that begin at
             multiples of 16 bytes), "cpu" (bf16, heads of 32, 64, 96 or 128 channels) or "reference"; None leaves the
             choice to acefast.backends. Without a window a GPU runs PyTorch's FlashAttention, unless "reference" is
-            named.
+            named or it is causal.
     Returns:
         [B, S, heads * D] in q's dtype.
     Raises:
@@ -210,7 +220,7 @@ def self_attention(
     if out is not None:
         check_shape(OP, "out", out, (B, S, heads * D), "[B, S, heads * D]")
         check_dtype(OP, "out", out, q.dtype)
-    bounded = window is not None and window < 1 << 28 and not pad_rows
+    bounded = window is not None and window < 1 << 28 and not (pad_rows or causal)
     order = _order(q, k, v, lengths, out) if bounded else []
     if cpu.fits(q, k, v, out, head_dim=D) and (window is None or window >= 0):
         order.append("cpu")
@@ -218,12 +228,12 @@ def self_attention(
         if out is None:
             out = torch.empty(B, S, heads * D, dtype=q.dtype, device=q.device)
         if chosen == "cpu":
-            return cpu.self_attention(q, k, v, window, lengths, pad_rows=pad_rows, out=out)
+            return cpu.self_attention(q, k, v, reach(S, window, causal), lengths, pad_rows=pad_rows, out=out)
         if chosen == "cuda":
             return cuda.self_attention(q, k, v, window, lengths, out=out)
         from acefast.kernels.self_attention import self_attention as kernel
 
         return kernel(q, k, v, window, lengths, out=out)
-    if window is None and not pad_rows and named_backend(backend) != "reference" and library_fits(q, out):
+    if window is None and not (pad_rows or causal) and named_backend(backend) != "reference" and library_fits(q, out):
         return library_attention(q, k, v, lengths, out)
-    return self_attention_reference(q, k, v, window, lengths, pad_rows=pad_rows, out=out)
+    return self_attention_reference(q, k, v, window, lengths, causal=causal, pad_rows=pad_rows, out=out)

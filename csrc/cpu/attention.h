@@ -30,7 +30,7 @@ struct Attention {
   int kv_heads, group, D;        // group: query heads of a key head
   Heads q, k, v;
   const int64_t* lengths;  // of the sets; keys from there on are padding. May be null
-  long window;             // row i sees keys from i - window to i + window
+  long before, after;      // row i sees keys from i - before to i + after
   Padding padding;
   bf16* out;
   const long* out_strides;  // of the batch and rows
@@ -154,8 +154,8 @@ void attend(const Attention& a, int threads, const Norm& norm) {
     std::fill_n(softmax, most_queries, Softmax());
     std::fill_n(sums, most_queries * D, 0.0f);
     // keys that the rows from `first` to `last` see
-    const auto low = [&](long first) { return std::max(0L, first - a.window); };
-    const auto high = [&](long last) { return std::min(valid, last + a.window + 1); };
+    const auto low = [&](long first) { return std::max(0L, first - a.before); };
+    const auto high = [&](long last) { return std::min(valid, last + a.after + 1); };
     for (long step = low(begin) / 32; 32 * step < high(looking - 1); step += STEP / 32)
       for (int r = 0; r < count; r += e.rows) {
         const int rows = std::min(e.rows, count - r);

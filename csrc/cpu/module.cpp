@@ -33,16 +33,16 @@ LEVELS(void linear(const bf16* x, long rows, long K, long x_stride, const bf16* 
 LEVELS(void quantize_rows(const bf16* x, long R, long K, int8_t* q, float* scale, int threads))
 LEVELS(void linear_int8(const int8_t* x, const float* x_scale, long R, long K, const int8_t* w, const float* w_scale,
                         long N, const float* bias, const float* gate, bf16* y, bool swiglu, bool add, int threads))
-LEVELS(void linear_swiglu(const bf16* x, long rows, long K, long x_stride, const bf16* w, long w_stride, long I,
-                          bf16* y, long y_stride, int threads))
+LEVELS(void linear_swiglu(const bf16* x, long rows, long K, long x_stride, const bf16* gate, const bf16* up,
+                          long w_stride, long I, bf16* y, long y_stride, int threads))
 LEVELS(void residual_norm(long B, long S, long H, const bf16* x, long x_song, long x_row, const bf16* y, long y_song,
                           long y_row, const float* gate, const bf16* weight, const float* scale, const float* shift,
                           float eps, bf16* sum, long sum_song, long sum_row, bf16* h, long h_song, long h_row,
                           int threads))
 LEVELS(void self_attention(const bf16* q, const long* q_strides, const bf16* k, const long* k_strides, const bf16* v,
                            const long* v_strides, const int64_t* lengths, bf16* out, const long* out_strides,
-                           long batch, long rows, int heads, int kv_heads, int D, long window, bool pad_rows,
-                           int threads))
+                           long batch, long rows, int heads, int kv_heads, int D, long before, long after,
+                           bool pad_rows, int threads))
 LEVELS(void cross_attention(const bf16* q, const long* q_strides, const bf16* q_weight, const bf16* k,
                             const long* k_strides, const bf16* v, const long* v_strides, const int64_t* lengths,
                             bf16* out, const long* out_strides, long batch, long sets, long rows, long keys, int heads,
@@ -125,9 +125,10 @@ PYBIND11_MODULE(_cpu, m) {
       free);
   m.def(
       "linear_swiglu",
-      [](Address x, long rows, long K, long x_stride, Address w, long w_stride, long I, Address y, long y_stride,
-         int threads) {
-        AT_LEVEL(linear_swiglu)(in(x), rows, K, x_stride, in(w), w_stride, I, out(y), y_stride, threads);
+      [](Address x, long rows, long K, long x_stride, Address gate, Address up, long w_stride, long I, Address y,
+         long y_stride, int threads) {
+        AT_LEVEL(linear_swiglu)
+        (in(x), rows, K, x_stride, in(gate), in(up), w_stride, I, out(y), y_stride, threads);
       },
       free);
   m.def(
@@ -143,11 +144,11 @@ PYBIND11_MODULE(_cpu, m) {
   m.def(
       "self_attention",
       [](Address q, Strides q_strides, Address k, Strides k_strides, Address v, Strides v_strides, Address lengths,
-         Address o, Strides out_strides, long batch, long rows, int heads, int kv_heads, int D, long window,
-         bool pad_rows, int threads) {
+         Address o, Strides out_strides, long batch, long rows, int heads, int kv_heads, int D, long before,
+         long after, bool pad_rows, int threads) {
         AT_LEVEL(self_attention)
         (in(q), q_strides.data(), in(k), k_strides.data(), in(v), v_strides.data(), counts(lengths), out(o),
-         out_strides.data(), batch, rows, heads, kv_heads, D, window, pad_rows, threads);
+         out_strides.data(), batch, rows, heads, kv_heads, D, before, after, pad_rows, threads);
       },
       free);
   m.def(

@@ -44,9 +44,9 @@ inline Rows spread(Rows a, Scratch& scratch, int threads) {
 }
 
 // finish(row, rows, column, columns, c) gets c[PARTS][rows][32], the products of `rows` rows with `columns` rows of each
-// of PARTS weights [N, K], which lie `apart` elements from each other.
+// of PARTS weights [N, K].
 template <int PARTS, typename Finish>
-void product(Rows a, const bf16* w, long stride, long apart, long N, int threads, const Finish& finish) {
+void product(Rows a, const bf16* const (&w)[PARTS], long stride, long N, int threads, const Finish& finish) {
   static thread_local Scratch copy;
   a = spread(a, copy, threads);
   const Engine& e = engine();
@@ -59,8 +59,8 @@ void product(Rows a, const bf16* w, long stride, long apart, long N, int threads
     char* b = packed.get<char>((last - first) * PARTS * bytes);
     for (long i = first; i < last; i++)
       for (int part = 0; part < PARTS; part++)
-        e.pack_rows(w + part * apart + i * COLUMNS * stride, stride, int(std::min<long>(COLUMNS, N - i * COLUMNS)),
-                    int(a.K), b + ((i - first) * PARTS + part) * bytes);
+        e.pack_rows(w[part] + i * COLUMNS * stride, stride, int(std::min<long>(COLUMNS, N - i * COLUMNS)), int(a.K),
+                    b + ((i - first) * PARTS + part) * bytes);
     alignas(64) float c[PARTS * MOST_ROWS * COLUMNS];
     for (long row = begin; row < end; row += e.rows) {
       const int rows = int(std::min<long>(e.rows, end - row));

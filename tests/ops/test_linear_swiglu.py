@@ -118,6 +118,14 @@ def test_reference_is_the_two_ops_bit_for_bit(shape, dtype, rng):
     assert error(want, exact(x, weight)) <= 2 * GATE[dtype]
 
 
+@pytest.mark.parametrize("dtype", GATE, ids=str)
+def test_a_gate_may_lie_apart_from_the_other_rows(dtype, rng):
+    x, weight = tensors(rng, 6, 40, 30, dtype)
+    x, (gate, up) = x.view(2, 3, 40), weight.chunk(2)
+    assert torch.equal(linear_swiglu(x, gate, up, backend="reference"), linear_swiglu_reference(x, gate, up))
+    assert error(linear_swiglu(x, gate, up).flatten(0, 1), exact(x.flatten(0, 1), weight)) <= 2 * GATE[dtype]
+
+
 def test_the_gate_comes_first():
     weight = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     assert linear_swiglu(torch.tensor([[0.0, 5.0]]), weight).item() == 0
@@ -150,6 +158,8 @@ def test_wrong_arguments_are_refused_with_a_sentence():
             linear_swiglu(x, weight)
     with pytest.raises(ValueError, match=r"linear_swiglu: weight must be torch.float32, got torch.float16"):
         linear_swiglu(x, torch.zeros(32, 32).half())
+    with pytest.raises(ValueError, match=r"linear_swiglu: up must be \[I, H\] = \[16, 32\], got \[8, 32\]"):
+        linear_swiglu(x, torch.zeros(16, 32), torch.zeros(8, 32))
     with pytest.raises(ValueError, match=r"linear_swiglu: out must be \[..., I\] = \[3, 16\], got \[3, 32\]"):
         linear_swiglu(x, torch.zeros(32, 32), out=torch.zeros(3, 32))
     with pytest.raises(ValueError, match=r"linear_swiglu: out must be torch.float32, got torch.float16"):

@@ -32,6 +32,13 @@ def test_equals_the_equation_in_fp64(isa, rows, H, I, rng):  # noqa: E741
     assert error(got, want) <= min(GATE, 1.1 * error(linear_swiglu_reference(x, weight), want))
 
 
+@pytest.mark.parametrize("rows, H, I", SIZES)
+def test_a_gate_apart_from_the_other_rows_changes_no_bit(isa, rows, H, I, rng):  # noqa: E741
+    x, weight = tensors(rng, rows, H, I, torch.bfloat16)
+    gate, up = (half.clone() for half in weight.chunk(2))
+    assert torch.equal(linear_swiglu(x, gate, up, backend="cpu"), linear_swiglu(x, weight, backend="cpu"))
+
+
 def test_rounds_once_where_the_library_rounds_twice(isa, rng):
     x, weight = tensors(rng, 130, 192, 128, torch.bfloat16)
     want = exact(x, weight)

@@ -23,16 +23,17 @@ def inputs(B, S, heads, kv_heads, D, dtype, rng):
     return [torch.randn(B, S, n, D, generator=rng).to(dtype) for n in (heads, kv_heads, kv_heads)]
 
 
-def visible(S, window):
+def visible(S, window, causal=False):
     i = torch.arange(S)
-    return (i[:, None] - i).abs() <= (S if window is None else window)
+    seen = (i[:, None] - i).abs() <= (S if window is None else window)
+    return seen & (i <= i[:, None]) if causal else seen
 
 
-def expected(q, k, v, window=None, lengths=None):
+def expected(q, k, v, window=None, lengths=None, causal=False):
     group = q.shape[2] // k.shape[2]
     q, k, v = (t.double().transpose(1, 2) for t in (q, k, v))
     k, v = (t.repeat_interleave(group, 1) for t in (k, v))
-    seen = visible(q.shape[2], window).expand(len(q), 1, -1, -1)
+    seen = visible(q.shape[2], window, causal).expand(len(q), 1, -1, -1)
     if lengths is not None:
         seen = seen & (torch.arange(q.shape[2]) < lengths[:, None])[:, None, None]
     scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~seen, -1e300)
@@ -57,6 +58,26 @@ def test_equals_dense_softmax_in_fp64(heads, kv_heads, window, dtype, rng):
 def test_any_window_equals_its_mask(window, rng):
     q, k, v = inputs(1, 290, 4, 2, 16, torch.float32, rng)
     assert relative(self_attention(q, k, v, window), expected(q, k, v, window)) <= GATE[torch.float32]
+
+
+@pytest.mark.parametrize("window", (None, 0, 5, 128, 400))
+def test_no_row_sees_ahead_where_it_is_causal(window, rng):
+    for S in ROWS:
+        q, k, v = inputs(2, S, 4, 2, 16, torch.float32, rng)
+        want = expected(q, k, v, window, causal=True)
+        assert relative(self_attention(q, k, v, window, causal=True), want) <= GATE[torch.float32], S
+
+
+@pytest.mark.parametrize("window", (None, 128))
+def test_padding_is_left_out_where_it_is_causal_too(window, rng):
+    lengths = torch.tensor([310, 200, 1])
+    q, k, v = inputs(3, 310, 4, 2, 16, torch.float32, rng)
+    want = expected(q, k, v, window, lengths, causal=True)
+    padded = self_attention(q, k, v, window, lengths, causal=True, pad_rows=True)
+    assert relative(padded, want) <= GATE[torch.float32]
+    for b, n in enumerate(lengths):
+        want[b, n:] = 0
+    assert relative(self_attention(q, k, v, window, lengths, causal=True), want) <= GATE[torch.float32]
 
 
 @pytest.mark.parametrize("row, first, last", [(0, 0, 128), (150, 22, 278), (299, 171, 299)])
@@ -90,7 +111,7 @@ def test_padded_rows_follow_a_dense_mask_where_asked(window, rng):
 
 
 def test_mask_counts_257_keys_in_the_middle():
-    assert band(128, 384, 128, 128, 1, torch.float32, torch.device("cpu")).eq(0).sum(1).tolist() == [257] * 128
+    assert band(128, 384, 128, 128, 128, 1, torch.float32, torch.device("cpu")).eq(0).sum(1).tolist() == [257] * 128
 
 
 @pytest.mark.parametrize("window", (None, 128))
@@ -165,6 +186,8 @@ def test_a_reference_that_is_named_anywhere_leaves_the_library_alone(monkeypatch
     with monkeypatch.context() as patch:
         patch.setenv("ACEFAST_BACKEND", "reference")
         self_attention(q, k, v)
+    assert not used
+    self_attention(q, k, v, causal=True)  # the reference alone knows it there
     assert not used
     self_attention(q, k, v)
     assert used

@@ -34,11 +34,12 @@ def packed(B, S, heads, kv_heads, D, rng):
     return qkv.split((heads, kv_heads, kv_heads), 2)
 
 
-def library(q, k, v, window=None):
+def library(q, k, v, window=None, causal=False):
     """PyTorch's attention in bf16."""
     group, S = q.shape[2] // k.shape[2], q.shape[1]
     k, v = (t.repeat_interleave(group, 2) for t in (k, v))
-    found = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)), attn_mask=visible(S, window))
+    seen = visible(S, window, causal)
+    found = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)), attn_mask=seen)
     return found.transpose(1, 2).flatten(2)
 
 
@@ -51,6 +52,31 @@ def test_equals_a_dense_softmax_in_fp64(isa, heads, kv_heads, D, window, rng):
         got = self_attention(q, k, v, window, backend="cpu")
         assert got.dtype == BF16 and got.shape == want.shape
         assert relative(got, want) <= min(GATE[BF16], 1.1 * relative(library(q, k, v, window), want)), S
+
+
+@pytest.mark.parametrize("window", (None, 5))
+@pytest.mark.parametrize("heads, kv_heads, D", HEADS)
+def test_no_row_sees_ahead_where_it_is_causal(isa, heads, kv_heads, D, window, rng):
+    for S in ROWS:
+        q, k, v = packed(2, S, heads, kv_heads, D, rng)
+        want = expected(q, k, v, window, causal=True)
+        got = self_attention(q, k, v, window, causal=True, backend="cpu")
+        assert relative(got, want) <= min(GATE[BF16], 1.1 * relative(library(q, k, v, window, True), want)), S
+
+
+def test_what_comes_later_changes_no_bit_where_it_is_causal(isa, rng):
+    q, k, v = (t.contiguous() for t in packed(1, 130, 4, 2, 64, rng))
+    before = self_attention(q, k, v, causal=True, backend="cpu")
+    for t in (q, k, v):
+        t[:, 77:] = 1e3
+    assert torch.equal(self_attention(q, k, v, causal=True, backend="cpu")[:, :77], before[:, :77])
+
+
+def test_padding_is_left_out_where_it_is_causal_too(isa, rng):
+    lengths = torch.tensor([150, 100, 1])
+    q, k, v = inputs(3, 150, 4, 2, 32, BF16, rng)
+    got = self_attention(q, k, v, None, lengths, causal=True, pad_rows=True, backend="cpu")
+    assert relative(got, expected(q, k, v, None, lengths, causal=True)) <= GATE[BF16]
 
 
 def test_a_song_of_thirty_seconds(isa, rng):
@@ -128,13 +154,14 @@ def test_views_and_copies_give_the_same_and_nothing_else_is_touched(isa, window,
     assert memory.isnan().all()
 
 
+@pytest.mark.parametrize("causal", (False, True))
 @pytest.mark.parametrize("window", (None, 20, 300))  # the last sees more keys than a step has
-def test_is_the_same_on_any_number_of_threads(window, monkeypatch, rng):
+def test_is_the_same_on_any_number_of_threads(window, causal, monkeypatch, rng):
     q, k, v = packed(2, 800, 4, 2, 64, rng)
     found = []
     for threads in (1, 2, 3):
         monkeypatch.setattr(launcher, "threads", lambda threads=threads: threads)
-        found.append(self_attention(q, k, v, window, torch.tensor([800, 700]), backend="cpu"))
+        found.append(self_attention(q, k, v, window, torch.tensor([800, 700]), causal=causal, backend="cpu"))
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
@@ -150,7 +177,8 @@ def test_auto_takes_the_kernel(monkeypatch, rng):
     monkeypatch.setattr(launcher, "self_attention", lambda *a, out, **_: used.append(a) or out)
     self_attention(q, k, v)
     self_attention(q, k, v, 5, torch.tensor([7]), pad_rows=True)
-    assert len(used) == 2
+    self_attention(q, k, v, causal=True)
+    assert [a[3] for a in used] == [(19, 19), (5, 5), (19, 0)]
 
 
 @pytest.mark.parametrize(

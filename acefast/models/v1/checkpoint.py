@@ -13,7 +13,7 @@ from torch import nn
 from acefast import checkpoint as common
 from acefast import locate
 from acefast.layouts import Bundle
-from acefast.mapped import release_after_use
+from acefast.mapped import only_while_used
 from acefast.models.v1 import names
 from acefast.models.v1.config import Config, DCAEConfig, VocoderConfig
 from acefast.models.v1.sizes import infer_configs, read_configs
@@ -201,7 +201,7 @@ def load_text_encoder(
     model.shared = model.encoder.embed_tokens  # one embedding, of two names the first
     table = {f"encoder.{name}": source for name, source in table.items() if name != "embed_tokens.weight"}
     model.origin = model.encoder.origin._replace(table=table | {"shared.weight": Source((SHARED,))})
-    release_after_use(model.encoder.block, model.origin.stamps)
+    only_while_used(model.encoder.block, model.origin.stamps)
     return model
 
 

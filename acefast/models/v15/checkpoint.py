@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from acefast import checkpoint as common
 from acefast import layouts, locate, sizes
 from acefast.layouts import Bundle
-from acefast.mapped import release_after_use
+from acefast.mapped import only_while_used
 from acefast.models.v15 import names
 from acefast.models.v15.config import Config, VAEConfig
 from acefast.weights import CheckpointError, Source, load, open_file, read_tensor
@@ -242,12 +242,13 @@ def _part_files(part: str, folders: list[Path], offline: bool | None) -> tuple[l
 
 def empty_text_encoder(text_config: dict[str, Any]) -> nn.Module:
     """The text encoder, a ``transformers.Qwen3Model``, on "meta"; ``text_config``: arguments of its Qwen3Config."""
-    from transformers import Qwen3Config, Qwen3Model
+    from transformers import Qwen3Config
 
     from acefast.models.v15.layers import Linear
+    from acefast.models.v15.text_encoder import TextEncoder
 
     with torch.device("meta"):
-        model = Qwen3Model(Qwen3Config(**text_config, attn_implementation="sdpa"))
+        model = TextEncoder(Qwen3Config(**text_config, attn_implementation="sdpa"))
         for module in [*model.modules()]:  # ours are faster on a CPU that is slow at 16 bits
             for name, layer in [*module.named_children()]:
                 if type(layer) is nn.Linear:
@@ -266,5 +267,5 @@ def load_text_encoder(
     model = empty_text_encoder(checkpoint.text_config)
     model.rotary_emb = type(model.rotary_emb)(model.config).to(device)  # its tables are computed, not stored
     load(model, {name: Source((name,)) for name in model.state_dict()}, checkpoint, device, dtype)
-    release_after_use(model.layers, model.origin.stamps)
+    only_while_used(model.layers, model.origin.stamps)
     return model
