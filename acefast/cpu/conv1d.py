@@ -10,11 +10,16 @@ Wave = tuple[Tensor, Tensor] | str  # see acefast.ops.snake
 Outputs = tuple[Tensor | None, Tensor | None]  # a result and what the next layer reads, each where it is asked for
 
 
-def fits(x: Tensor, weight: Tensor, *others: Tensor | None, wave: Wave | None = None) -> bool:
-    """Whether the kernel takes this; ``others`` are read or written beside them."""
+def fits(x: Tensor, weight: Tensor, *others: Tensor | None, wave: Wave | None = None, narrow: bool = False) -> bool:
+    """Whether the kernel takes this; ``others`` are read or written beside them, any Cin is taken where ``narrow``."""
     tensors = (x, weight, *others)
-    inner = x.shape[-1] % K_STEP == 0 and x.numel() > 0 and weight.numel() > 0
-    return inner and is_bf16(*tensors) and contiguous(*tensors, *snake_of(wave))
+    filled = x.numel() > 0 and weight.numel() > 0 and (narrow or x.shape[-1] % K_STEP == 0)
+    return filled and is_bf16(*tensors) and contiguous(*tensors, *snake_of(wave))
+
+
+def is_narrow(results: int) -> bool:
+    """Whether convolve_narrow of csrc/cpu/convolution.h takes rows of so many results."""
+    return results in (1, 2, 4, 8, 16)
 
 
 def snake_of(wave: Wave | None) -> tuple[Tensor | None, Tensor | None]:

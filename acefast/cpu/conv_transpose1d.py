@@ -12,7 +12,8 @@ from acefast.cpu.snake import LANES
 
 def fits(x: Tensor, weight: Tensor, bias: Tensor, wave: Wave | None) -> bool:
     """Whether the kernel takes this."""
-    return conv1d.fits(x, weight, bias, wave=wave) and len(bias) % LANES == 0
+    narrow = conv1d.is_narrow(weight.shape[1])
+    return conv1d.fits(x, weight, bias, wave=wave, narrow=narrow) and (narrow or len(bias) % LANES == 0)
 
 
 def conv_transpose1d(

@@ -150,8 +150,8 @@ def conv1d(
             ``residual`` or ``total``. None: new memory.
         backend: "triton" (16 bits; Cout and K * Cin multiples of 16, Cin itself where dilation is not 1; padding of at
             most 32; rows that are not guarded are copied), "cuda" (of those, Cin a multiple of 64 and Cout one of 128,
-            both below 2048, without share, total and silu), "cpu" (bf16, Cin a multiple of 32, nothing guarded) or
-            "reference"; None leaves the choice to acefast.backends.
+            both below 2048, without share, total and silu), "cpu" (bf16, nothing guarded; Cin a multiple of
+            32, or at stride 1 Cout a power of two below 32) or "reference"; None leaves the choice to acefast.backends.
     Returns:
         The result y, [B, Lout, Cout], contiguous or guarded, Lout = (L + 2 * padding - dilation * (K - 1) - 1)
         // stride + 1. With a wave the pair (y, wave(y)), of which y is None unless kept.
@@ -191,7 +191,8 @@ def conv1d(
     order = ORDER if kernel_takes(weight, dilation) and padding <= GUARD and x.dtype in cuda.NAMES else ()
     if not cuda.fits(weight, wave, total, share):
         order = [name for name in order if name != "cuda"]
-    if not guarded and cpu.fits(x, weight, bias, residual, total, *pair(out), wave=wave):
+    narrow = stride == 1 and cpu.is_narrow(Cout)
+    if not guarded and cpu.fits(x, weight, bias, residual, total, *pair(out), wave=wave, narrow=narrow):
         order = [*order, "cpu"]
     if (chosen := choose_backend(OP, backend, x.device, order)) != "reference":
         return _launch(chosen, x, weight, bias, geometry, added, (B, rows, Cout), wave, keep, guarded, out)

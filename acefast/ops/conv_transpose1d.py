@@ -102,9 +102,9 @@ def conv_transpose1d(
         out: where what is returned is written, of the same form, [B, stride * L, Cout] each; shares no memory with x.
             None: new memory.
         backend: "triton" (16 bits, Cin and Cout multiples of 16; rows that are not guarded are copied), "cuda" (of
-            those, Cin and Cout multiples of 64 and stride / 2 * Cout one of 128, without silu), "cpu" (bf16, Cin a
-            multiple of 32 and Cout one of 16, nothing guarded) or "reference"; None leaves the choice to
-            acefast.backends.
+            those, Cin and Cout multiples of 64 and stride / 2 * Cout one of 128, without silu), "cpu" (bf16, nothing
+            guarded; Cin a multiple of 32 and Cout one of 16, or stride * Cout a power of two below 32) or "reference";
+            None leaves the choice to acefast.backends.
     Returns:
         The result y, [B, stride * L, Cout], contiguous or guarded. With a wave the pair (y, wave(y)), of which y is
         None unless kept.

@@ -72,4 +72,63 @@ void convolve(const Convolution& a, long N, int threads, const Pack& pack, const
   });
 }
 
+// Of so few numbers that a call of memcpy would take longer.
+template <typename T>
+void copy_few(const T* from, long n, T* to) {
+  long i = 0;
+  for (; i + 8 <= n; i += 8) std::memcpy(to + i, from + i, 8 * sizeof(T));
+  for (; i < n; i++) to[i] = from[i];
+}
+
+// A convolution of stride 1 to N results a row, a divisor of 32: 32 / N neighbouring rows of the result are the columns
+// of a tile, whose filters lie one row of x behind each other between zeros. A tile's row is then a window of consecutive
+// numbers, whatever C is. With a dilation, rows that lie that far apart are copied to be a song of their own.
+// What is not finite in x reaches results beside those it belongs to, as it is multiplied by those zeros.
+// filter(o, into) writes the taps * C numbers of filter o; finish(row, rows, c) gets the sums c[rows][N].
+template <typename Filter, typename Finish>
+void convolve_narrow(const Convolution& of, long N, int threads, const Filter& filter, const Finish& finish) {
+  constexpr long BLOCK = 32 << 10;  // bytes of rows and sums that a thread works on at a time
+  const Engine& e = engine();
+  const long group = COLUMNS / N, window = (of.taps + group - 1) * of.C;
+  const long K = (window + K_STEP - 1) / K_STEP * K_STEP;
+  static thread_local Scratch filters, packed;
+  bf16* w = filters.get<bf16>(COLUMNS * K);
+  char* b = packed.get<char>(e.packed(K));
+  std::memset(w, 0, COLUMNS * K * sizeof(bf16));
+  for (long j = 0; j < COLUMNS; j++) filter(j % N, w + j * K + j / N * of.C);
+  e.pack_rows(w, K, COLUMNS, int(K), b);
+  const long whole = group * e.rows, fitting = BLOCK / ((of.C + 2 * N) * of.dilation * long(sizeof(bf16)));
+  const long share = std::max(whole, fitting / whole * whole), block = share * of.dilation;  // rows of a song, of all
+  in_parallel((of.rows + block - 1) / block, threads, [&](long task) {
+    static thread_local Scratch copies, results;
+    const Convolution a = of;
+    const long from = task * block, rows = std::min(block, a.rows - from), begin = from - a.padding;
+    const long length = share + a.taps - 1, size = length * a.C + K_STEP;  // rows and numbers of a song's copy
+    bf16* copy = copies.get<bf16>(size * a.dilation);
+    float* sums = results.get<float>(block * N);
+    alignas(64) float c[MOST_ROWS * COLUMNS];
+    const bool in_place = a.dilation == 1 && begin >= 0 && (begin + length) * a.C + K_STEP <= a.L * a.C;
+    for (long i = 0, row = begin; i < length && !in_place; i++)  // one pass over x; the next block comes meanwhile
+      for (long song = 0; song < a.dilation; song++, row++)
+        if (row < 0 || row >= a.L)
+          std::memset(copy + song * size + i * a.C, 0, a.C * sizeof(bf16));
+        else
+          __builtin_prefetch(a.x + (row + block) * a.C), copy_few(a.x + row * a.C, a.C, copy + song * size + i * a.C);
+    for (long song = 0; song < std::min(a.dilation, rows); song++, copy += size) {
+      std::memset(copy + length * a.C, 0, K_STEP * sizeof(bf16));
+      const bf16* at = in_place ? a.x + begin * a.C : copy;
+      const long count = (rows - song + a.dilation - 1) / a.dilation;  // of its results
+      for (long i = 0; i < count; i += whole) {
+        const long end = std::min(i + whole, count);
+        const int tile = int((end - i + group - 1) / group);
+        float* to = a.dilation == 1 ? sums + i * N : c;
+        e.tile(at + i * a.C, group * a.C, 0, 1, int(K), b, to, tile);
+        if (a.dilation > 1)
+          for (long r = i; r < end; r++) copy_few(c + (r - i) * N, N, sums + (song + r * a.dilation) * N);
+      }
+    }
+    finish(from, rows, sums);
+  });
+}
+
 }  // namespace LEVEL

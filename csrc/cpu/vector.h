@@ -55,25 +55,38 @@ inline float value(bf16 x) {
 inline i32 negative(f32 x) { return (i32)x >> 31; }
 inline i32 is_nan(f32 x) { return (0x7f800000 - ((i32)x & 0x7fffffff)) >> 31; }
 inline f32 choose(i32 mask, f32 yes, f32 no) { return (f32)((mask & (i32)yes) | (~mask & (i32)no)); }
-inline f32 larger(f32 a, f32 b) { return choose(negative(a - b), b, a); }  // either one where one is NaN
+// Either one where one is NaN.
+#ifdef __AVX512F__
+inline f32 larger(f32 a, f32 b) { return (f32)_mm512_max_ps((__m512)b, (__m512)a); }
+inline f32 smaller(f32 a, f32 b) { return (f32)_mm512_min_ps((__m512)b, (__m512)a); }
+#else
+inline f32 larger(f32 a, f32 b) { return choose(negative(a - b), b, a); }
 inline f32 smaller(f32 a, f32 b) { return choose(negative(b - a), b, a); }
+#endif
 
 // The nearest bf16, of two the even one, in the upper halves, whatever in the lower ones; a NaN stays one.
 inline u32 rounded(f32 v) {
-  const u32 bits = (u32)v, near = bits + 0x7fff + ((bits >> 16) & 1);
+  const u32 bits = (u32)v;
 #ifdef __AVX512F__
   const __mmask16 nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
-  return (u32)_mm512_mask_or_epi32((__m512i)near, nan, (__m512i)bits, _mm512_set1_epi32(0x400000));
+  return (u32)_mm512_mask_or_epi32((__m512i)(bits + 0x7fff + ((bits >> 16) & 1)), nan, (__m512i)bits,
+                                   _mm512_set1_epi32(0x400000));
 #else
-  return (u32)choose(is_nan(v), (f32)(bits | 0x400000), (f32)near);
+  return (u32)choose(is_nan(v), (f32)(bits | 0x400000), (f32)(bits + 0x7fff + ((bits >> 16) & 1)));
 #endif
 }
 
 inline f32 round_to_bf16(f32 v) { return (f32)(rounded(v) & 0xffff0000); }
 
 inline void store(bf16* p, f32 v) {
+#ifdef __AVX512F__
+  const __m512i upper = _mm512_set_epi16(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,  // not stored
+                                         31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+  _mm256_storeu_si256((__m256i*)p, _mm512_castsi512_si256(_mm512_permutexvar_epi16(upper, (__m512i)rounded(v))));
+#else
   u16 half = __builtin_convertvector(rounded(v) >> 16, u16);
   std::memcpy(p, &half, sizeof half);
+#endif
 }
 
 // The first n <= 16 numbers there alone; zeros behind them.
@@ -114,24 +127,33 @@ inline float most(f32 v) {
 // Nearest integer, by adding and taking off 1.5 * 2**23, which no compiler flag of ours lets cancel; |x| below 2**22.
 inline f32 nearest(f32 x) { return x + 12582912.0f - 12582912.0f; }
 
-// 2**x to 2 units in the last place; 0 below -126, infinity from 128, NaN of NaN. The polynomial is the one of its degree
-// with the smallest relative error, 2e-9.
-inline f32 exp2(f32 x) {
-  f32 bounded = smaller(larger(x, all(-127.0f)), all(128.0f));
-  f32 n = nearest(bounded), r = bounded - n;  // |r| at most 1/2
+// 2**r for |r| at most 1/2; the polynomial is the one of its degree with the smallest relative error, 2e-9.
+inline f32 exp2_of_fraction(f32 r) {
   f32 p = all(1.5353362e-4f);
   p = p * r + 1.3398874e-3f;
   p = p * r + 9.6184374e-3f;
   p = p * r + 5.5503325e-2f;
   p = p * r + 2.4022648e-1f;
   p = p * r + 6.9314720e-1f;
-  p = p * r + 1.0f;
+  return p * r + 1.0f;
+}
+
+// 2**x to 2 units in the last place; 0 below -126, infinity from 128, NaN of NaN.
+inline f32 exp2(f32 x) {
+#ifdef __AVX512F__
+  const f32 p = exp2_of_fraction((f32)_mm512_reduce_ps((__m512)x, 0));  // of infinity 0
+  const __mmask16 normal = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
+  return (f32)_mm512_maskz_scalef_ps(normal, (__m512)p, _mm512_roundscale_ps((__m512)x, 0));
+#else
+  f32 bounded = smaller(larger(x, all(-127.0f)), all(128.0f));
+  f32 n = nearest(bounded), p = exp2_of_fraction(bounded - n);
   i32 whole = __builtin_convertvector(n, i32);
   i32 half = whole >> 1;  // in two steps, since 2**128 is no fp32
   f32 first = (f32)((half + 127) << 23), second = (f32)((whole - half + 127) << 23);
   f32 y = p * first * second;
   y = choose(negative(x + 126.0f), f32{}, y);
   return choose(is_nan(x), x, y);
+#endif
 }
 
 // To (3 + 1.3 |x|) * 2**-24 of its value, since x / log(2) is rounded.

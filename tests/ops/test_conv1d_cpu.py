@@ -26,6 +26,13 @@ SHAPES = {
     "few outputs, dilated": (1, 300, 32, 5, 3, 1, 9, 9),
     "few outputs, strided": (1, 40, 32, 2, 4, 2, 1, 1),
     "few pointwise outputs": (1, 40, 32, 3, 1, 1, 0, 1),
+    "narrow": (2, 61, 16, 16, 13, 1, 6, 1),
+    "narrow, dilated, several blocks": (1, 2500, 16, 16, 11, 1, 25, 5),
+    "narrow, several blocks used where they lie": (1, 5000, 8, 8, 7, 1, 3, 1),
+    "narrower, fewer rows than the dilation": (1, 4, 8, 8, 3, 1, 5, 5),
+    "narrow to one": (1, 2100, 8, 1, 13, 1, 6, 1),
+    "narrow, an odd number of inputs": (1, 70, 5, 4, 3, 1, 0, 3),
+    "narrow, pointwise, one row": (1, 1, 24, 8, 1, 1, 0, 1),
     "more padding than rows": (1, 3, 32, 2, 3, 1, 9, 1),
     "shares of rows, blocks of columns": (1, 1100, 64, 160, 5, 1, 2, 1),
     "windows of rows, columns that fill no cache": (1, 300, 1024, 64, 13, 1, 6, 1),
@@ -58,7 +65,7 @@ def test_matches_the_formula_in_double_precision(shape, isa, rng):
 
 
 @pytest.mark.parametrize("isa", NAMES)
-@pytest.mark.parametrize("Cout", (64, 40, 2))
+@pytest.mark.parametrize("Cout", (64, 40, 16, 2))
 def test_what_follows_is_done_before_the_one_rounding(Cout, isa, rng):
     x, weight, bias = inputs(2, 61, 32, Cout, 7, rng)
     residual, total = torch.randn(2, 2, 61, Cout, generator=rng).bfloat16()
@@ -76,7 +83,7 @@ def test_what_follows_is_done_before_the_one_rounding(Cout, isa, rng):
             assert relative(second, activated) <= 2e-3
 
 
-@pytest.mark.parametrize("Cout", (40, 2))
+@pytest.mark.parametrize("Cout", (40, 16, 2))
 def test_results_are_written_where_they_are_told_and_nowhere_else(Cout, rng):
     x, weight, bias = inputs(2, 61, 32, Cout, 7, rng)
     residual, wave = torch.randn(2, 61, Cout, generator=rng).bfloat16(), waves(Cout, rng)
@@ -93,20 +100,47 @@ def test_results_are_written_where_they_are_told_and_nowhere_else(Cout, rng):
 
 
 def test_songs_of_a_batch_do_not_meet(rng):
-    for Cout in (32, 2):
+    for Cout in (32, 8, 2):
         x, weight, bias = inputs(3, 40, 32, Cout, 7, rng)
         y = conv1d(x, weight, bias, padding=9, dilation=3, backend="cpu")
         x[[0, 2]] = torch.nan
         assert torch.equal(conv1d(x, weight, bias, padding=9, dilation=3, backend="cpu")[1], y[1])
 
 
-@pytest.mark.parametrize("L, Cout", [(20, 256), (1100, 40), (1100, 2)])  # shared by columns, by rows
-def test_threads_give_the_same_bits(L, Cout, rng):
+@pytest.mark.parametrize("dilation", (1, 3))
+@pytest.mark.parametrize("L, Cout", [(20, 256), (1100, 40), (1100, 16), (1100, 2)])  # shared by columns, by rows
+def test_threads_give_the_same_bits(L, Cout, dilation, rng):
     x, weight, bias = inputs(1, L, 64, Cout, 7, rng)
-    want = conv1d(x, weight, bias, padding=3, backend="cpu")
+    options = {"padding": 3 * dilation, "dilation": dilation, "backend": "cpu"}
+    want = conv1d(x, weight, bias, **options)
     for count in (2, 3):
         with on_threads(count):
-            assert torch.equal(conv1d(x, weight, bias, padding=3, backend="cpu"), want)
+            assert torch.equal(conv1d(x, weight, bias, **options), want)
+
+
+@pytest.mark.parametrize("Cout", (8, 32))
+def test_nothing_beyond_a_song_is_read(Cout, rng):
+    """Whether its last block, of 672 rows where they are 8 numbers, ends before it, with it or behind it."""
+    for L in range(1310, 1350):
+        x, weight, bias = inputs(1, L, 32 if Cout == 32 else 8, Cout, 7, rng)
+        around = torch.full((1, L + 80, x.shape[2]), torch.nan, dtype=x.dtype)
+        around[:, 40:-40] = x
+        within = around.flatten()[40 * x.shape[2] : -40 * x.shape[2]].view(x.shape)
+        y = conv1d(within, weight, bias, padding=3, backend="cpu")
+        assert torch.equal(y, conv1d(x, weight, bias, padding=3, backend="cpu")) and y.isfinite().all()
+
+
+@pytest.mark.parametrize("isa", NAMES)
+@pytest.mark.parametrize("dilation", (1, 3))
+def test_a_row_is_the_same_wherever_a_song_is_cut(dilation, isa, rng):
+    """Tiles of a song are its own rows, bit for bit: in a narrow convolution, too, whatever column of a tile one is."""
+    x, weight, bias = inputs(1, 400, 16, 8, 7, rng)
+    options = {"dilation": dilation, "backend": "cpu"}
+    with at_isa(isa):
+        whole = conv1d(x, weight, bias, **options)
+        for first in (1, 2, 3, 171):
+            part = conv1d(x[:, first:].contiguous(), weight, bias, **options)
+            assert torch.equal(part, whole[:, first:])
 
 
 def test_it_is_what_runs_on_a_cpu_and_what_it_does_not_take_runs_on_the_reference(rng, monkeypatch):
@@ -116,6 +150,7 @@ def test_it_is_what_runs_on_a_cpu_and_what_it_does_not_take_runs_on_the_referenc
         ((x.float(), weight.float(), bias.float()), {}),
         ((x.half(), weight.half(), bias.half()), {}),
         ((x[:, :, :48].contiguous(), weight[:, :, :48].contiguous(), bias), {}),
+        ((x[:, :, :48].contiguous(), weight[:16, :, :48].contiguous(), bias[:16]), {"stride": 2}),
         ((with_guards(x), weight, bias), {"guarded": True}),
         ((x, weight, bias), {"residual": apart}),
         ((x, weight, bias), {"wave": torch.rand(32, 2, generator=rng).unbind(1)}),

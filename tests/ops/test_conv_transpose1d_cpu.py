@@ -19,6 +19,9 @@ SHAPES = {
     "half a block of columns a row": (2, 13, 64, 16, 6),
     "blocks that begin within a row": (1, 13, 32, 48, 10),
     "as wide as it comes": (1, 375, 128, 128, 2),
+    "two rows as columns": (2, 61, 16, 8, 2),
+    "eight rows as columns, several blocks": (1, 4500, 8, 2, 2),
+    "one narrow row": (1, 1, 5, 4, 4),
     "windows of rows": (2, 300, 1024, 32, 4),
 }
 
@@ -54,13 +57,14 @@ def test_matches_the_library_in_double_precision(sizes, isa, rng):
             assert relative(second, activated) <= 2e-3
 
 
-def test_results_are_written_where_they_are_told_and_nowhere_else(rng):
-    x, weight, bias = inputs(2, 13, 64, 48, 10, rng)
-    weight, wave = conv_transpose_weight(weight), waves(48, rng)
+@pytest.mark.parametrize("Cout, stride", [(48, 10), (4, 4)])
+def test_results_are_written_where_they_are_told_and_nowhere_else(Cout, stride, rng):
+    x, weight, bias = inputs(2, 13, 64, Cout, stride, rng)
+    weight, wave = conv_transpose_weight(weight), waves(Cout, rng)
     given = [t.clone() for t in (x, weight, bias, *wave)]
-    options = {"stride": 10, "wave": wave, "backend": "cpu"}
+    options = {"stride": stride, "wave": wave, "backend": "cpu"}
     want = conv_transpose1d(x, weight, bias, **options)
-    (y, around), (waved, around_waved) = between_sentinels(2, 130, 48), between_sentinels(2, 130, 48)
+    (y, around), (waved, around_waved) = (between_sentinels(2, 13 * stride, Cout) for _ in range(2))
     got = conv_transpose1d(x, weight, bias, **options, out=(y, waved))
     assert got[0] is y and got[1] is waved and untouched(around) and untouched(around_waved)
     assert torch.equal(y, want[0]) and torch.equal(waved, want[1])
@@ -75,14 +79,14 @@ def test_songs_of_a_batch_do_not_meet(rng):
     assert torch.equal(conv_transpose1d(x, weight, bias, stride=4, backend="cpu")[1], y[1])
 
 
-@pytest.mark.parametrize("L", (20, 1100))  # shared by columns, by rows
-def test_threads_give_the_same_bits(L, rng):
-    x, weight, bias = inputs(1, L, 64, 64, 4, rng)
+@pytest.mark.parametrize("L, Cout, stride", [(20, 64, 4), (1100, 64, 4), (2000, 8, 2)])  # by columns, by rows
+def test_threads_give_the_same_bits(L, Cout, stride, rng):
+    x, weight, bias = inputs(1, L, 64, Cout, stride, rng)
     weight = conv_transpose_weight(weight)
-    want = conv_transpose1d(x, weight, bias, stride=4, backend="cpu")
+    want = conv_transpose1d(x, weight, bias, stride=stride, backend="cpu")
     for count in (2, 3):
         with on_threads(count):
-            assert torch.equal(conv_transpose1d(x, weight, bias, stride=4, backend="cpu"), want)
+            assert torch.equal(conv_transpose1d(x, weight, bias, stride=stride, backend="cpu"), want)
 
 
 def test_it_is_what_runs_on_a_cpu_and_what_it_does_not_take_runs_on_the_reference(rng, monkeypatch):

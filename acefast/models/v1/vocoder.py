@@ -24,7 +24,7 @@ from acefast.models.v1.dcae_layers import parameter
 from acefast.models.v1.local import Rows, Step
 from acefast.models.v1.mel import MEL_SCALE, MEL_SHIFT
 from acefast.models.v15.vae_layers import fold, fold_transposed
-from acefast.ops.conv1d import conv1d, kernel_takes
+from acefast.ops.conv1d import conv1d
 from acefast.ops.conv_transpose1d import conv_transpose1d
 from acefast.ops.depthwise_norm import depthwise_norm
 from acefast.ops.spectral_conv1d import PRODUCTS, spectral_conv1d, transformed
@@ -64,9 +64,7 @@ class Conv(nn.Module):
         return self._run(x, residual=residual, wave="silu", keep=keep, guarded=guarded)
 
     def _run(self, x: Tensor, **options: Any) -> Any:
-        backend = None if kernel_takes(self.weight, self.dilation) else "reference"  # a few narrow layers fit no kernel
-        where = {"padding": self.reach, "dilation": self.dilation}
-        return conv1d(x, self.weight, self.bias, **where, **options, backend=backend)
+        return conv1d(x, self.weight, self.bias, padding=self.reach, dilation=self.dilation, **options)
 
 
 class SpectralConv(nn.Module):
@@ -115,8 +113,7 @@ class ConvTranspose(nn.Module):
         self.weight, self.bias = parameter(2 * cin, stride * cout), parameter(cout)
 
     def forward(self, x: Tensor) -> Tensor:
-        backend = None if x.shape[2] % 16 == 0 and len(self.bias) % 16 == 0 else "reference"
-        return conv_transpose1d(x, self.weight, self.bias, stride=self.stride, backend=backend)
+        return conv_transpose1d(x, self.weight, self.bias, stride=self.stride)
 
 
 class LayerNorm(nn.Module):
