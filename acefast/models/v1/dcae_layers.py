@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from acefast.backends import choose_backend, kernels_take
 from acefast.models.v1.local import pieces
 from acefast.ops import depthwise2d as op
+from acefast.ops.linear import linear as linear_op
 from acefast.ops.rms_residual import rms_residual
 from acefast.ops.vit_linear_attention import vit_linear_attention
 from acefast.weights import Source, WeightTable, stack
@@ -49,7 +50,7 @@ def depthwise2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """A product of [..., Cin] with [Cout, Cin], as one of rows: of a slice in time torch makes a batch of products."""
-    return F.linear(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], len(weight))
+    return linear_op(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], len(weight))
 
 
 class Conv2d(nn.Module):
