@@ -13,9 +13,10 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_contiguous, check_dtype, check_shape
+from acefast.cpu import depthwise2d as cpu
 
 OP = "depthwise2d"
-ORDER = ("triton",)
+ORDER = ("triton", "cpu")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 COLUMNS = 8  # that the reference takes at a time: 4 MB of fp32 at 16 rows of 8192 channels
 
@@ -70,8 +71,8 @@ def depthwise2d(
         silu_input: whether the convolution reads ``silu(x)``.
         gate: whether the second half of the channels gates the first.
         out: like what is returned, contiguous, written and returned; shares no memory with x. None: new memory.
-        backend: "triton" (what is returned has a multiple of 16 channels) or "reference"; None leaves the choice to
-            acefast.backends.
+        backend: "triton" (what is returned has a multiple of 16 channels), "cpu" (bf16, a multiple of 32) or
+            "reference"; None leaves the choice to acefast.backends.
     Returns:
         [B, H, W, C], or with ``gate`` [B, H, W, C / 2], in x's dtype, rounded once.
     Raises:
@@ -97,10 +98,16 @@ def depthwise2d(
         check_shape(OP, "out", out, (B, H, W, channels), "[B, H, W, channels]")
         check_contiguous(OP, "out", out)
         check_dtype(OP, "out", out, x.dtype)
-    fits = x.dtype in FLOATS and channels % 16 == 0 and x.numel() > 0
+    fits = {
+        "triton": x.dtype in FLOATS and channels % 16 == 0 and x.numel() > 0,
+        "cpu": cpu.fits(x, channels),
+    }
     options = {"silu_input": silu_input, "gate": gate}
-    if choose_backend(OP, backend, x.device, ORDER if fits else ()) == "triton":
+    if (chosen := choose_backend(OP, backend, x.device, [name for name in ORDER if fits[name]])) != "reference":
+        out = x.new_empty(B, H, W, channels) if out is None else out
+        if chosen == "cpu":
+            return cpu.depthwise2d(x, weight, bias, **options, out=out)
         from acefast.kernels.depthwise2d import depthwise2d as kernel
 
-        return kernel(x, weight, bias, **options, out=x.new_empty(B, H, W, channels) if out is None else out)
+        return kernel(x, weight, bias, **options, out=out)
     return depthwise2d_reference(x, weight, bias, **options, out=out)

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_dtype, check_shape
+from acefast.cpu import vit_linear_attention as cpu
 
 OP = "vit_linear_attention"
-ORDER = ("triton",)
+ORDER = ("triton", "cpu")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 TINY = 1e-15
 SPLITS = 8  # parts of an image that the kernel sums on their own: of the image's size alone, so that sums are its own
@@ -43,8 +44,8 @@ def vit_linear_attention(
             in any order: of a channels-last image [B, H, W, ...] it is ``.flatten(1, 2)``.
         head_dim: channels of a query.
         out: [B, P, n * head_dim] in heads' dtype, written and returned; shares no memory with it. None: new memory.
-        backend: "triton" (head_dim 16 or 32, channels neighbours in memory) or "reference"; None leaves the choice
-            to acefast.backends.
+        backend: "triton" (head_dim 16 or 32, channels neighbours in memory), "cpu" (bf16, head_dim 32, 64, 96 or 128,
+            the same) or "reference"; None leaves the choice to acefast.backends.
     Returns:
         [B, P, n * head_dim] in heads' dtype, rounded once; sums are fp32.
     Raises:
@@ -61,11 +62,16 @@ def vit_linear_attention(
         check_shape(OP, "out", out, (B, P, n * head_dim), "[B, P, n * head_dim]")
         check_dtype(OP, "out", out, heads.dtype)
     near = all(t is None or t.stride(-1) == 1 for t in (heads, out))
-    fits = head_dim in (16, 32) and heads.dtype in FLOATS and near and heads.numel() > 0
-    if choose_backend(OP, backend, heads.device, ORDER if fits else ()) == "triton":
+    fits = {
+        "triton": head_dim in (16, 32) and heads.dtype in FLOATS and near and heads.numel() > 0,
+        "cpu": cpu.fits(heads, out, head_dim=head_dim),
+    }
+    if (chosen := choose_backend(OP, backend, heads.device, [name for name in ORDER if fits[name]])) != "reference":
+        out = heads.new_empty(B, P, n * head_dim) if out is None else out
+        if chosen == "cpu":
+            return cpu.vit_linear_attention(heads, head_dim=head_dim, out=out)
         from acefast.kernels.vit_linear_attention import vit_linear_attention as kernel
 
-        out = heads.new_empty(B, P, n * head_dim) if out is None else out
         sums = heads.new_empty(B, n, SPLITS, head_dim + 1, head_dim, dtype=torch.float32)
         return kernel(heads, head_dim=head_dim, sums=sums, out=out)
     found = vit_linear_attention_reference(heads, head_dim=head_dim)

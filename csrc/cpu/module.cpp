@@ -68,6 +68,10 @@ LEVELS(void paired_rope(const bf16* x, const long* x_strides, const float* table
                         long batch, long rows, int heads, int D, int threads))
 LEVELS(void linear_attention(const bf16* qkv, long x_batch, long x_row, const float* table, const int64_t* lengths,
                              bf16* out, long y_batch, long y_row, long batch, long rows, int heads, int D, int threads))
+LEVELS(void vit_linear_attention(const bf16* x, long x_batch, long x_row, bf16* out, long y_batch, long y_row, long batch,
+                                 long places, int heads, int D, int threads))
+LEVELS(void depthwise2d(const bf16* x, long batch, long H, long W, long C, int K, const bf16* weight, const bf16* bias,
+                        bool silu_input, bool gate, bf16* y, int threads))
 
 namespace {
 
@@ -237,6 +241,21 @@ PYBIND11_MODULE(_cpu, m) {
          long batch, long rows, int heads, int D, int threads) {
         AT_LEVEL(linear_attention)
         (in(qkv), x_batch, x_row, floats(table), counts(lengths), out(y), y_batch, y_row, batch, rows, heads, D, threads);
+      },
+      free);
+  m.def(
+      "vit_linear_attention",
+      [](Address x, long x_batch, long x_row, Address y, long y_batch, long y_row, long batch, long places, int heads,
+         int D, int threads) {
+        AT_LEVEL(vit_linear_attention)
+        (in(x), x_batch, x_row, out(y), y_batch, y_row, batch, places, heads, D, threads);
+      },
+      free);
+  m.def(
+      "depthwise2d",
+      [](Address x, long batch, long H, long W, long C, int K, Address weight, Address bias, bool silu_input, bool gate,
+         Address y, int threads) {
+        AT_LEVEL(depthwise2d)(in(x), batch, H, W, C, K, in(weight), in(bias), silu_input, gate, out(y), threads);
       },
       free);
 }

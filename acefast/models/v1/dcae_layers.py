@@ -39,9 +39,15 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1, padd
     return y.permute(0, 2, 3, 1).contiguous()  # contiguous already, unless a size of 1 hid the layout
 
 
+def on_kernels(x: Tensor) -> bool:
+    """Whether ops are for kernels here, a GPU's or a CPU's: what follows suits both, and no reference."""
+    on_cpu = choose_backend("depthwise2d", None, x.device, ("cpu",) if x.dtype == torch.bfloat16 else ()) == "cpu"
+    return on_cpu or kernels_take(x.dtype, x.device)
+
+
 def depthwise2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Convolve every channel of [B, T, F, C] with its own filter, [K, K, C] of all; zeros beyond the ends."""
-    if kernels_take(x.dtype, x.device):
+    if on_kernels(x):
         return op.depthwise2d(x.contiguous(), weight, bias)
     K, _, C = weight.shape
     filters = weight.permute(2, 0, 1).unsqueeze(1).contiguous()
@@ -74,8 +80,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         """Overwrites x."""
-        on_cpu = choose_backend("rms_residual", None, x.device, ("cpu",) if x.dtype == torch.bfloat16 else ()) == "cpu"
-        if on_cpu or kernels_take(x.dtype, x.device):
+        if on_kernels(x):
             return rms_residual(x, self.weight, self.bias, residual, relu=relu, eps=EPS, out=x)
         mean = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_().div_(x.shape[-1])
         x.mul_(mean.add_(EPS).rsqrt_().to(x.dtype))
@@ -169,7 +174,7 @@ class Attention(nn.Module):
         return found
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._on_kernels(x) if kernels_take(x.dtype, x.device) else self._in_pieces(x)
+        return self._on_kernels(x) if on_kernels(x) else self._in_pieces(x)
 
     def _on_kernels(self, x: Tensor) -> Tensor:
         """All places at once, some heads at a time: with x 7.5 times its memory."""
@@ -224,7 +229,7 @@ class FeedForward(nn.Module):
 
     def _gated(self, h: Tensor, lo: int, hi: int) -> Tensor:
         """Of frames ``lo`` to ``hi``; writes to h."""
-        if kernels_take(h.dtype, h.device):
+        if on_kernels(h):
             return op.depthwise2d(h, self.depth, self.depth_bias, silu_input=True, gate=True)[:, lo:hi]
         value, gate = depthwise2d(F.silu(h, inplace=True), self.depth, self.depth_bias)[:, lo:hi].chunk(2, -1)
         return F.silu(gate).mul_(value)

@@ -1,0 +1,21 @@
+"""Launches csrc/depthwise2d_cpu.cpp."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from acefast.cpu.extension import address, extension, is_bf16, threads
+
+WIDE = 32  # channels at a time
+
+
+def fits(x: Tensor, channels: int) -> bool:
+    """Whether the kernel takes an image whose result has so many channels; the rest is as the op wants it."""
+    return is_bf16(x) and x.numel() > 0 and channels % WIDE == 0
+
+
+def depthwise2d(x: Tensor, weight: Tensor, bias: Tensor | None, *, silu_input: bool, gate: bool, out: Tensor) -> Tensor:
+    """See acefast.ops.depthwise2d."""
+    weights = len(weight), address(weight), address(bias)
+    extension().depthwise2d(address(x), *x.shape, *weights, silu_input, gate, address(out), threads())
+    return out
