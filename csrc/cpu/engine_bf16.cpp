@@ -15,6 +15,7 @@ template <int R>
 void tile(const bf16* a, long stride, long tap, int taps, int K, const void* packed, float* c) {
   const char* b = static_cast<const char*>(packed);
   __m512 low[R], high[R];
+#pragma GCC unroll 12
   for (int r = 0; r < R; r++) low[r] = high[r] = _mm512_setzero_ps();
   for (int t = 0; t < taps; t++) {
     const bf16* row[(R + 2) / 3];  // every third; an address reaches two rows further
@@ -31,6 +32,7 @@ void tile(const bf16* a, long stride, long tap, int taps, int K, const void* pac
       }
     }
   }
+#pragma GCC unroll 12  // else they pass through memory on their way
   for (int r = 0; r < R; r++) {
     _mm512_storeu_ps(c + r * COLUMNS, low[r]);
     _mm512_storeu_ps(c + r * COLUMNS + 16, high[r]);

@@ -60,8 +60,13 @@ inline f32 smaller(f32 a, f32 b) { return choose(negative(b - a), b, a); }
 
 // The nearest bf16, of two the even one, in the upper halves, whatever in the lower ones; a NaN stays one.
 inline u32 rounded(f32 v) {
-  const u32 bits = (u32)v;
-  return (u32)choose(is_nan(v), (f32)(bits | 0x400000), (f32)(bits + 0x7fff + ((bits >> 16) & 1)));
+  const u32 bits = (u32)v, up = bits + 0x7fff + ((bits >> 16) & 1);
+#ifdef __AVX512F__
+  const __mmask16 nan = _mm512_cmpunord_ps_mask((__m512)v, (__m512)v);  // two instructions in place of five
+  return (u32)_mm512_mask_or_epi32((__m512i)up, nan, (__m512i)bits, _mm512_set1_epi32(0x400000));
+#else
+  return (u32)choose(is_nan(v), (f32)(bits | 0x400000), (f32)up);
+#endif
 }
 
 inline f32 round_to_bf16(f32 v) { return (f32)(rounded(v) & 0xffff0000); }
