@@ -15,6 +15,7 @@ typedef int32_t sums __attribute__((vector_size(64)));  // as __m512i they would
 template <int R>
 void tile(const int8_t* a, long stride, int K, const int8_t* b, int32_t* c) {
   sums low[R], high[R];
+#pragma GCC unroll 12
   for (int r = 0; r < R; r++) low[r] = high[r] = sums{};
   const int8_t* row[(R + 2) / 3];  // every third; an address reaches two rows further
   for (int r = 0; r < R; r += 3) row[r / 3] = a + r * stride;
@@ -29,6 +30,7 @@ void tile(const int8_t* a, long stride, int K, const int8_t* b, int32_t* c) {
       high[r] = (sums)_mm512_dpbusd_epi32((__m512i)high[r], second, all);
     }
   }
+#pragma GCC unroll 12  // else they pass through memory on their way
   for (int r = 0; r < R; r++) {
     std::memcpy(c + r * COLUMNS, &low[r], sizeof(sums));
     std::memcpy(c + r * COLUMNS + 16, &high[r], sizeof(sums));

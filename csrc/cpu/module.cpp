@@ -59,6 +59,8 @@ LEVELS(void spectral_conv1d(const bf16* x, long songs, long L, long C, const bf1
 LEVELS(void residual_unit(const bf16* x, const bf16* activated, long songs, long L, long C, const float* alpha1,
                           const float* inv_beta1, const bf16* w1, const bf16* b1, const float* alpha2,
                           const float* inv_beta2, const bf16* w2, int dilation, const Results& to, int threads))
+LEVELS(void winograd2d(const bf16* x, long songs, long T, long W, long C, const bf16* w, long N, const bf16* bias,
+                       bool twice, bool silu, const bf16* zeros, bf16* y, int threads))
 LEVELS(void rms_residual(long rows, long C, const bf16* h, long h_row, const bf16* weight, const bf16* bias,
                          const bf16* x, long x_row, bool relu, float eps, bf16* y, long y_row, int threads))
 LEVELS(void depthwise_glu(const bf16* x, long x_batch, long x_row, const bf16* weight, long tap, const bf16* bias,
@@ -208,6 +210,13 @@ PYBIND11_MODULE(_cpu, m) {
         const auto& [alpha1, inv_beta1, w1, b1, alpha2, inv_beta2, w2] = weights;
         AT_LEVEL(residual_unit)(in(x), in(activated), songs, L, C, floats(alpha1), floats(inv_beta1), in(w1), in(b1),
                                 floats(alpha2), floats(inv_beta2), in(w2), dilation, results(to, 1), threads);
+      },
+      free);
+  m.def(
+      "winograd2d",
+      [](Address x, long songs, long T, long W, long C, Address w, long N, Address bias, bool twice, bool silu,
+         Address zeros, Address y, int threads) {
+        AT_LEVEL(winograd2d)(in(x), songs, T, W, C, in(w), N, in(bias), twice, silu, in(zeros), out(y), threads);
       },
       free);
   m.def(

@@ -41,12 +41,15 @@ TILE_FRAMES, GPU_TILE_FRAMES = 128, 64  # latent frames that are coded at a time
 
 
 class Decoder(nn.Module):
-    """Latents to 44.1 kHz audio, both channels as one batch; ``spectral`` for a CPU, see the vocoder."""
+    """Latents to 44.1 kHz audio, both channels as one batch.
 
-    def __init__(self, dcae: DCAEConfig, vocoder: VocoderConfig, spectral: bool = False):
+    ``fast_filters`` are a CPU's: of fewer products, ``winograd`` in DCAE and ``spectral`` in the vocoder.
+    """
+
+    def __init__(self, dcae: DCAEConfig, vocoder: VocoderConfig, fast_filters: bool = False):
         super().__init__()
         self.channels, self.latent_channels = dcae.in_channels, dcae.latent_channels
-        self.dcae, self.vocoder = MelDecoder(dcae), Vocoder(vocoder, spectral)
+        self.dcae, self.vocoder = MelDecoder(dcae, fast_filters), Vocoder(vocoder, fast_filters)
         self.halo = local.halo(self.steps(), FRAME)
 
     def latent(self, latents: Tensor) -> Tensor:
@@ -59,10 +62,10 @@ class Decoder(nn.Module):
         return [*self.dcae.steps(), Step(lambda mel: mel.movedim(3, 1).flatten(0, 1)), *self.vocoder.steps()]
 
     @staticmethod
-    def weight_table(dcae: DCAEConfig, vocoder: VocoderConfig, spectral: bool = False) -> WeightTable:
+    def weight_table(dcae: DCAEConfig, vocoder: VocoderConfig, fast_filters: bool = False) -> WeightTable:
         """Our parameters and the checkpoint's tensors they are made of."""
-        vocoder_table = Vocoder.weight_table(vocoder, spectral)
-        return _under("dcae", MelDecoder.weight_table(dcae)) | _under("vocoder", vocoder_table)
+        dcae_table = MelDecoder.weight_table(dcae, fast_filters)
+        return _under("dcae", dcae_table) | _under("vocoder", Vocoder.weight_table(vocoder, fast_filters))
 
 
 def decoder_configs(sizes: Any, device: torch.device) -> tuple[DCAEConfig, VocoderConfig, bool]:
@@ -71,16 +74,21 @@ def decoder_configs(sizes: Any, device: torch.device) -> tuple[DCAEConfig, Vocod
 
 
 class Encoder(nn.Module):
-    """Mel to latents."""
+    """Mel to latents; ``fast_filters`` as of ``Decoder``."""
 
-    def __init__(self, dcae: DCAEConfig):
+    def __init__(self, dcae: DCAEConfig, fast_filters: bool = False):
         super().__init__()
-        self.dcae = MelEncoder(dcae)
+        self.dcae = MelEncoder(dcae, fast_filters)
 
     @staticmethod
-    def weight_table(dcae: DCAEConfig) -> WeightTable:
+    def weight_table(dcae: DCAEConfig, fast_filters: bool = False) -> WeightTable:
         """Our parameters and the checkpoint's tensors they are made of."""
-        return _under("dcae", MelEncoder.weight_table(dcae))
+        return _under("dcae", MelEncoder.weight_table(dcae, fast_filters))
+
+
+def encoder_configs(sizes: Any, device: torch.device) -> tuple[DCAEConfig, bool]:
+    """Arguments of ``Encoder`` on a device."""
+    return sizes.dcae_config, device.type == "cpu"
 
 
 def _under(name: str, table: WeightTable) -> WeightTable:

@@ -5,6 +5,8 @@ of every filter are swapped at load. Time lies outermost because pieces of a son
 because then a 1x1 convolution is a matrix product and no library reorders an image.
 
 Widths double from level to level: a level's shortcut hands on pairs of values.
+
+``winograd`` chooses filters of acefast.ops.winograd2d, which are faster on a CPU, for ResBlock and Up.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from acefast.ops import depthwise2d as op
 from acefast.ops.linear import linear as linear_op
 from acefast.ops.rms_residual import rms_residual
 from acefast.ops.vit_linear_attention import vit_linear_attention
+from acefast.ops.winograd2d import transformed, winograd2d
 from acefast.weights import Source, WeightTable, stack
 
 EPS = 1e-5  # of the RMS norms
@@ -60,15 +63,19 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class Conv2d(nn.Module):
-    """A convolution of 3x3 taps, weight [Cout, 3, 3, Cin]."""
+    """A convolution of 3x3 taps, weight [Cout, 3, 3, Cin], or [16, Cout, Cin] of ``winograd``."""
 
-    def __init__(self, cin: int, cout: int, bias: bool = True):
+    def __init__(self, cin: int, cout: int, bias: bool = True, winograd: bool = False):
         super().__init__()
-        self.weight = parameter(cout, 3, 3, cin)
+        self.winograd = winograd
+        self.weight = parameter(16, cout, cin) if winograd else parameter(cout, 3, 3, cin)
         self.bias = parameter(cout) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        return conv2d(x, self.weight, self.bias)
+    def forward(self, x: Tensor, silu: bool = False) -> Tensor:
+        if self.winograd:
+            return winograd2d(x, self.weight, self.bias, silu=silu)
+        y = conv2d(x, self.weight, self.bias)
+        return F.silu(y, inplace=True) if silu else y
 
 
 class RMSNorm(nn.Module):
@@ -92,14 +99,14 @@ class RMSNorm(nn.Module):
 class ResBlock(nn.Module):
     """Two convolutions, a norm and the input."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, winograd: bool = False):
         super().__init__()
-        self.conv1 = Conv2d(channels, channels)
-        self.conv2 = Conv2d(channels, channels, bias=False)
+        self.conv1 = Conv2d(channels, channels, winograd=winograd)
+        self.conv2 = Conv2d(channels, channels, bias=False, winograd=winograd)
         self.norm = RMSNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv2(F.silu(self.conv1(x), inplace=True)), x)
+        return self.norm(self.conv2(self.conv1(x, silu=True)), x)
 
 
 class Down(nn.Module):
@@ -122,15 +129,18 @@ class Up(nn.Module):
 
     Two of three taps fall on the same input, so that each of the four results of an input is a convolution of 2x2
     taps; they run as one of four times the channels, weight [2 * 2 * C, 2, 2, 2C], with a result more than inputs on
-    each axis, of which the first belongs to no second and the last to no first.
+    each axis, of which the first belongs to no second and the last to no first. With ``winograd`` weight [9, C, 2C].
     """
 
-    def __init__(self, cout: int):
+    def __init__(self, cout: int, winograd: bool = False):
         super().__init__()
-        self.weight = parameter(4 * cout, 2, 2, 2 * cout)
+        self.winograd = winograd
+        self.weight = parameter(9, cout, 2 * cout) if winograd else parameter(4 * cout, 2, 2, 2 * cout)
         self.bias = parameter(cout)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.winograd:
+            return winograd2d(x, self.weight, self.bias)
         B, T, W, _ = x.shape
         C = len(self.bias)
         taps = conv2d(x, self.weight, None).view(B, T + 1, W + 1, 2, 2, C)
@@ -270,8 +280,16 @@ def _up_filter(weight: Tensor) -> Tensor:
     return four.flatten(0, 2).contiguous()
 
 
-def conv_entries(ours: str, theirs: str, bias: bool = True) -> WeightTable:
-    table = {f"{ours}.weight": Source((f"{theirs}.weight",), _filter)}
+def _winograd_filter(weight: Tensor) -> Tensor:
+    return transformed(_filter(weight))
+
+
+def _winograd_up_filter(weight: Tensor) -> Tensor:
+    return transformed(_filter(weight), twice=True)
+
+
+def conv_entries(ours: str, theirs: str, bias: bool = True, winograd: bool = False) -> WeightTable:
+    table = {f"{ours}.weight": Source((f"{theirs}.weight",), _winograd_filter if winograd else _filter)}
     return table | ({f"{ours}.bias": Source((f"{theirs}.bias",))} if bias else {})
 
 
@@ -279,14 +297,15 @@ def norm_entries(ours: str, theirs: str) -> WeightTable:
     return {f"{ours}.{leaf}": Source((f"{theirs}.{leaf}",)) for leaf in ("weight", "bias")}
 
 
-def res_entries(ours: str, theirs: str) -> WeightTable:
-    table = conv_entries(f"{ours}.conv1", f"{theirs}.conv1") | conv_entries(f"{ours}.conv2", f"{theirs}.conv2", False)
+def res_entries(ours: str, theirs: str, winograd: bool = False) -> WeightTable:
+    table = conv_entries(f"{ours}.conv1", f"{theirs}.conv1", winograd=winograd)
+    table |= conv_entries(f"{ours}.conv2", f"{theirs}.conv2", bias=False, winograd=winograd)
     return table | norm_entries(f"{ours}.norm", f"{theirs}.norm")
 
 
-def up_entries(ours: str, theirs: str) -> WeightTable:
+def up_entries(ours: str, theirs: str, winograd: bool = False) -> WeightTable:
     return {
-        f"{ours}.weight": Source((f"{theirs}.conv.weight",), _up_filter),
+        f"{ours}.weight": Source((f"{theirs}.conv.weight",), _winograd_up_filter if winograd else _up_filter),
         f"{ours}.bias": Source((f"{theirs}.conv.bias",)),
     }
 

@@ -33,7 +33,9 @@ class Model(Conditioning, Sampling, model.Model):
     condition_encoder = Part("text", lambda m: m._load(ConditionEncoder, m.config))
     transformer = Part("diffusion", lambda m: m._transformer())
     decoder = Part("decode", lambda m: m._load(codec.Decoder, *codec.decoder_configs(m.checkpoint, m.device)))
-    encoder = Part("source", lambda m: m._load(codec.Encoder, m.checkpoint.dcae_config), "Of source audio.")
+    encoder = Part(
+        "source", lambda m: m._load(codec.Encoder, *codec.encoder_configs(m.checkpoint, m.device)), "Of source audio."
+    )
 
     @cached_property
     def lyric_tokenizer(self) -> LyricTokenizer:

@@ -112,5 +112,5 @@ def _weights(networks: V1Networks, dtype: torch.dtype, device: str) -> dict[str,
         "condition_encoder": of(ConditionEncoder, n.config),
         "text_encoder": tensor_bytes(((math.prod(shape), dtype) for shape in text), device == "cuda"),
         "decoder": of(codec.Decoder, *codec.decoder_configs(n, torch.device(device))),
-        "encoder": of(codec.Encoder, n.dcae_config),
+        "encoder": of(codec.Encoder, *codec.encoder_configs(n, torch.device(device))),
     }

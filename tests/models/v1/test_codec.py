@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -47,6 +48,17 @@ def encoder():
     with torch.device("meta"):
         module = codec.Encoder(DCAE)
     return fill(module, codec.Encoder.weight_table(DCAE), dcae_tensors(DCAE))
+
+
+@pytest.mark.parametrize("device", ("cpu", "cuda"))
+def test_filters_of_fewer_products_are_a_cpus(device):
+    sizes, where = SimpleNamespace(dcae_config=DCAE, vocoder_config=SHORT), torch.device(device)
+    for kind, configs in ((codec.Decoder, codec.decoder_configs), (codec.Encoder, codec.encoder_configs)):
+        given = configs(sizes, where)
+        with torch.device("meta"):
+            module = kind(*given)
+        assert kind.weight_table(*given).keys() == module.state_dict().keys()
+        assert any(getattr(part, "winograd", False) for part in module.modules()) == (device == "cpu")
 
 
 def raw(decoder, z):

@@ -25,20 +25,25 @@ def theirs(tensors):
     return diffusers_dcae(DCAE, tensors)
 
 
-def build(kind, tensors, dtype=torch.float32):
+def build(kind, tensors, winograd, dtype=torch.float32):
     with torch.device("meta"):
-        module = kind(DCAE)
-    return fill(module, kind.weight_table(DCAE), tensors, dtype)
+        module = kind(DCAE, winograd)
+    return fill(module, kind.weight_table(DCAE, winograd), tensors, dtype)
+
+
+@pytest.fixture(scope="module", params=(False, True), ids=("direct", "winograd"))
+def winograd(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def decoder(tensors):
-    return build(MelDecoder, tensors)
+def decoder(tensors, winograd):
+    return build(MelDecoder, tensors, winograd)
 
 
 @pytest.fixture(scope="module")
-def encoder(tensors):
-    return build(MelEncoder, tensors)
+def encoder(tensors, winograd):
+    return build(MelEncoder, tensors, winograd)
 
 
 def first(x):
@@ -132,20 +137,21 @@ def test_songs_of_a_batch_do_not_meet(decoder, encoder):
     assert decoder(z)[1].isfinite().all() and encoder(mel)[1].isfinite().all()
 
 
-def test_bf16_stays_near_fp32(tensors, decoder, encoder):
+def test_bf16_stays_near_fp32(tensors, winograd, decoder, encoder):
     z, mel = normal(16, 1, 6, 16, 8), normal(17, 1, 48, 128, 2)
-    assert relative(build(MelDecoder, tensors, torch.bfloat16)(z.bfloat16()).float(), decoder(z)) <= 0.03
-    assert relative(build(MelEncoder, tensors, torch.bfloat16)(mel.bfloat16()).float(), encoder(mel)) <= 0.03
+    for kind, x, exact in ((MelDecoder, z, decoder), (MelEncoder, mel, encoder)):
+        got = build(kind, tensors, winograd, torch.bfloat16)(x.bfloat16())
+        assert relative(got.float(), exact(x)) <= 0.03
 
 
-def test_weight_tables_take_every_tensor_of_the_published_size():
+def test_weight_tables_take_every_tensor_of_the_published_size(winograd):
     config = DCAEConfig()
     with torch.device("meta"):
         shapes = {f"dcae.{k}": v.shape for k, v in diffusers_dcae(config).state_dict().items()}
-        modules = {MelEncoder: MelEncoder(config), MelDecoder: MelDecoder(config)}
+        modules = {kind: kind(config, winograd) for kind in (MelEncoder, MelDecoder)}
     taken = []
     for kind, module in modules.items():
-        table = kind.weight_table(config)
+        table = kind.weight_table(config, winograd)
         assert table.keys() == module.state_dict().keys()
         taken += [name for source in table.values() for name in source.names]
     assert sorted(taken) == sorted(shapes) and len(taken) == 192

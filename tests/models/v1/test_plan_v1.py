@@ -79,7 +79,7 @@ def test_the_codecs_memory_is_within_the_plan(networks, seconds, kernels, monkey
         spectral, "tables", lambda *given, tables=spectral.tables: [t.to("meta") for t in tables(*given)]
     )
     decoder = full_size(lambda n: codec.Decoder(*codec.decoder_configs(n, device)), networks)
-    encoder = full_size(codec.Encoder, networks.dcae_config)
+    encoder = full_size(lambda n: codec.Encoder(*codec.encoder_configs(n, device)), networks)
     frames, tile = frames_of(seconds), codec.tile_frames_on(device)
     middle = frames // 2
     latents, audio = meta(1, frames, 128, dtype=torch.float32), meta(2, frames * FRAME, dtype=torch.float32)
