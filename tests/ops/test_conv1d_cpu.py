@@ -11,7 +11,9 @@ from acefast.backends import BackendUnavailable
 from acefast.guarded import with_guards
 from acefast.ops.conv1d import conv1d, conv1d_reference
 from tests.cpu.convolutions import accurate, between_sentinels, on_threads, relative, snaked, untouched, waves
-from tests.cpu.isas import NAMES, at_isa
+from tests.cpu.isas import NAMES, at_isa, extension
+
+extension()
 
 # (B, L, Cin, Cout, K, stride, padding, dilation)
 SHAPES = {

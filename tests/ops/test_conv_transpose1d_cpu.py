@@ -11,7 +11,9 @@ from acefast.backends import BackendUnavailable
 from acefast.guarded import with_guards
 from acefast.ops.conv_transpose1d import conv_transpose1d, conv_transpose1d_reference, conv_transpose_weight
 from tests.cpu.convolutions import accurate, between_sentinels, on_threads, relative, snaked, untouched, waves
-from tests.cpu.isas import NAMES, at_isa
+from tests.cpu.isas import NAMES, at_isa, extension
+
+extension()
 
 # (B, L, Cin, Cout, stride)
 SHAPES = {

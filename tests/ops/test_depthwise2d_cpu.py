@@ -8,8 +8,10 @@ import torch
 from acefast.backends import BackendUnavailable
 from acefast.ops.depthwise2d import depthwise2d
 from tests.cpu.convolutions import on_threads
-from tests.cpu.isas import NAMES, at_isa
+from tests.cpu.isas import NAMES, at_isa, extension
 from tests.ops.test_depthwise2d import GATE, VARIANTS, exact, inputs, relative
+
+extension()
 
 BF16 = torch.bfloat16
 # B, H, W, channels out, K: one pixel; less than the taps; a single tap; several blocks of channels and images

@@ -8,8 +8,10 @@ import torch
 from acefast.backends import BackendUnavailable
 from acefast.ops.paired_rope import paired_rope
 from tests.cpu.convolutions import on_threads
-from tests.cpu.isas import NAMES, at_isa
+from tests.cpu.isas import NAMES, at_isa, extension
 from tests.ops.test_paired_rope import GATE, expected, relative, table_of
+
+extension()
 
 BF16 = torch.bfloat16
 

@@ -11,8 +11,10 @@ from acefast.guarded import with_guards
 from acefast.ops.residual_unit import residual_unit, residual_unit_reference
 from acefast.ops.snake import snake
 from tests.cpu.convolutions import accurate, between_sentinels, on_threads, relative, snaked, untouched, waves
-from tests.cpu.isas import NAMES, at_isa
+from tests.cpu.isas import NAMES, at_isa, extension
 from tests.ops.units import exact, weights
+
+extension()
 
 # One row, fewer than the unit looks at, ragged, two tiles at any size of the second cache up to 2 MB
 SHAPES = [(1, 1, 32), (2, 13, 96), (1, 375, 128), (1, 1100, 256)]

@@ -10,7 +10,9 @@ from acefast.backends import BackendUnavailable
 from acefast.guarded import with_guards
 from acefast.ops.snake import snake, snake_reference
 from tests.cpu.convolutions import accurate, between_sentinels, on_threads, snaked, untouched, waves
-from tests.cpu.isas import NAMES, at_isa
+from tests.cpu.isas import NAMES, at_isa, extension
+
+extension()
 
 
 @pytest.mark.parametrize("isa", NAMES)

@@ -8,8 +8,10 @@ import torch
 from acefast.backends import BackendUnavailable
 from acefast.ops.spectral_conv1d import spectral_conv1d, spectral_conv1d_reference, transformed
 from tests.cpu.convolutions import accurate, on_threads, relative
-from tests.cpu.isas import NAMES, at_isa
+from tests.cpu.isas import NAMES, at_isa, extension
 from tests.ops.test_spectral_conv1d import direct, inputs
+
+extension()
 
 # (B, L, Cin, Cout, K, dilation)
 SHAPES = {

@@ -8,8 +8,10 @@ import torch
 from acefast.backends import BackendUnavailable
 from acefast.ops.vit_linear_attention import vit_linear_attention
 from tests.cpu.convolutions import on_threads
-from tests.cpu.isas import NAMES, at_isa
+from tests.cpu.isas import NAMES, at_isa, extension
 from tests.ops.test_vit_linear_attention import GATE, exact, relative
+
+extension()
 
 BF16 = torch.bfloat16
 
