@@ -191,6 +191,11 @@ def kernels_take(dtype: torch.dtype, device: torch.device) -> bool:
     return choose_backend("vae", None, device, ("triton",) if fits else ()) == "triton"
 
 
+def cpu_kernels_take(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the CPU's kernels are in force for a layer of this dtype; they take bf16."""
+    return choose_backend("cpu", None, device, ("cpu",) if dtype == torch.bfloat16 else ()) == "cpu"
+
+
 @functools.cache
 def cpu_multiplies(dtype: torch.dtype) -> bool:
     """Whether this CPU multiplies matrices of a 16-bit ``dtype`` faster than fp32 ones.

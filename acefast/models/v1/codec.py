@@ -2,8 +2,8 @@
 
 Decoding is DCAE's decoder, then the vocoder, then soxr from 44.1 to 48 kHz. What depends on the whole song: the three
 attention blocks at the latents' rate, which sum over all frames. They run first, over the whole song in pieces, and
-leave [B, T, 16, 1024], 64 kB a frame in fp32, 169 MB for 240 s. While they run they need twice that and a piece, on a
-GPU's kernels, which see all places at once, 7.5 times the 85 MB of 16 bits. Everything behind them, DCAE's upsampling
+leave [B, T, 16, 1024], 64 kB a frame in fp32, 169 MB for 240 s. While they run they need twice that and a piece, on
+kernels, which see all places at once, 7.5 times the 85 MB of 16 bits. Everything behind them, DCAE's upsampling
 and the vocoder, looks at ``Decoder.halo`` frames on either side, and runs in tiles with exactly the rows that each
 layer needs: a tile's samples are those of the whole song, up to rounding, and its memory does not depend on the song's
 length. No GroupNorm is in the codec; upstream's overlapped decoding, whose windows cut the attention and crossfade what

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acefast.backends import choose_backend, kernels_take
+from acefast.backends import cpu_kernels_take, kernels_take
 from acefast.models.v1.local import pieces
 from acefast.ops import depthwise2d as op
 from acefast.ops.linear import linear as linear_op
@@ -44,8 +44,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1, padd
 
 def on_kernels(x: Tensor) -> bool:
     """Whether ops are for kernels here, a GPU's or a CPU's: what follows suits both, and no reference."""
-    on_cpu = choose_backend("depthwise2d", None, x.device, ("cpu",) if x.dtype == torch.bfloat16 else ()) == "cpu"
-    return on_cpu or kernels_take(x.dtype, x.device)
+    return cpu_kernels_take(x.dtype, x.device) or kernels_take(x.dtype, x.device)
 
 
 def depthwise2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

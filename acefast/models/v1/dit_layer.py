@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acefast.backends import choose_backend
+from acefast.backends import cpu_kernels_take
 from acefast.models.v1.config import Config
 from acefast.models.v15.layers import Linear, linear_table, parameter
 from acefast.ops.cross_attention import cross_attention
@@ -105,7 +104,7 @@ class CrossAttention(nn.Module):
         """[rows, S, H] queries, written over, -> [rows, S, H]; songs that share a condition are one row of it."""
         shape, (k, v) = q.shape, condition
         q = q.view(len(k), -1, shape[2])  # [rows of the conditions, frames, H]
-        if choose_backend("cross_attention", None, q.device, ("cpu",) if q.dtype == torch.bfloat16 else ()) == "cpu":
+        if cpu_kernels_take(q.dtype, q.device):
             return self.o(cross_attention(q, None, k, v, e.lengths).view(shape))
         k, v = (t.to(compute_dtype(q)) for t in condition)
         q = q.unflatten(2, k.shape[1::2])  # [rows of the conditions, frames, heads, D]

@@ -16,14 +16,12 @@ from transformers import Qwen3Config, Qwen3Model
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
-from acefast.backends import choose_backend
+from acefast.backends import cpu_kernels_take
 from acefast.ops.linear import add_linear, linear
 from acefast.ops.linear_swiglu import linear_swiglu
 from acefast.ops.qk_norm_rope import qk_norm_rope
 from acefast.ops.residual_norm import residual_norm
 from acefast.ops.self_attention import self_attention
-
-OP = "text_encoder"
 
 
 class Layer(Qwen3DecoderLayer):
@@ -86,5 +84,4 @@ class TextEncoder(Qwen3Model):
         """Whether these are the layers above, and the CPU's kernels take them."""
         c, weight = self.config, self.norm.weight
         same = c.hidden_act == "silu" and not c.attention_bias and set(c.layer_types) == {"full_attention"}
-        fits = same and weight.dtype == torch.bfloat16
-        return choose_backend(OP, None, weight.device, ("cpu",) if fits else ()) == "cpu"
+        return same and cpu_kernels_take(weight.dtype, weight.device)

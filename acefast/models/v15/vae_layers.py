@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from acefast.backends import choose_backend
+from acefast.backends import cpu_kernels_take
 from acefast.ops.conv1d import Pair, conv1d
 from acefast.ops.conv_transpose1d import conv_transpose1d, conv_transpose_weight
 from acefast.ops.residual_unit import residual_unit
@@ -41,7 +41,7 @@ class Snake(nn.Module):
 
 def then(layer: nn.Module, x: Tensor, snake: Snake) -> Tensor:
     """``snake(layer(x))``; the CPU's kernels store that and nothing before it."""
-    if choose_backend("vae", None, x.device, ("cpu",) if x.dtype == torch.bfloat16 else ()) == "cpu":
+    if cpu_kernels_take(x.dtype, x.device):
         return layer(x, snake)
     return snake(layer(x))
 
