@@ -1,11 +1,12 @@
 // 1-D convolution of rows with a long filter on a CPU, by Fourier transforms of 32 rows.
 //
-// Math     acefast.ops.spectral_conv1d: a piece of 32 rows becomes 17 frequencies, which are multiplied by the filter's as
-//          47 real products, and 33 - K results; then as conv1d_cpu.cpp        fp32, but for the frequencies of x: rounded
+// Math     acefast.ops.spectral_conv1d: a piece of 32 rows, or of a snake of them, becomes 17 frequencies, which are
+//          multiplied by the filter's as 47 real products, and 33 - K results; then as conv1d_cpu.cpp
+//                                                                             fp32, but for the frequencies of x: rounded
 // Tiling   a thread takes a few pieces of rows from x to y: their frequencies, then for each block of 32 columns all
 //          products and the way back. The frequencies of 48 pieces of 128 channels fill half of a second cache, those of
-//          512 come from the last one, once for each block
-// Bytes    w once from memory to be packed; packed, once from the last cache for each thread's pieces
+//          512 come from the last one, once for each block. Where w is much more than these, threads share its blocks
+// Bytes    w once from memory, to be packed unless it is panels; packed, once from the last cache for each share of pieces
 // Bound    the engine's products, 94 / (33 - K) Cin Cout for each row in place of 2 K Cin Cout; the transforms, near 1.5
 //          cycles for each number of x and of y
 #include <algorithm>
@@ -36,11 +37,14 @@ struct Piece {
   }
 };
 
-// 16 channels of 32 rows x[n * apart], those from `begin` to `end` of them, zeros elsewhere: the factors of all products,
-// `step` numbers from each other.
-void analyse(const bf16* x, long apart, long begin, long end, bf16* to, long step) {
+// 16 channels, from channel i on, of 32 rows x[n * apart], those from `begin` to `end` of them, zeros elsewhere, or of a
+// snake of these: the factors of all products, `step` numbers from each other.
+void analyse(const bf16* x, long i, long apart, long begin, long end, const float* alpha, const float* inv_beta, bf16* to,
+             long step) {
   f32 rows[POINTS], re[HALF + 1], im[HALF + 1];
-  for (long n = 0; n < POINTS; n++) rows[n] = n >= begin && n < end ? load(x + n * apart) : f32{};
+  for (long n = 0; n < POINTS; n++) rows[n] = n >= begin && n < end ? load(x + n * apart + i) : f32{};
+  if (alpha)
+    for (f32& row : rows) row = snake(row, load(alpha + i), load(inv_beta + i));
   transform<POINTS>(rows, re, im);
   store(to, re[0]);
   for (int f = 1; f < HALF; f++) {
@@ -65,50 +69,73 @@ void synthesise(const float* c, long step, float* y) {
 
 }  // namespace
 
-void spectral_conv1d(const bf16* x, long songs, long L, long C, const bf16* w, long N, int taps, long dilation,
-                     const Results& to, int threads) {
+void spectral_conv1d(const bf16* x, long songs, long L, long C, const float* alpha, const float* inv_beta, const bf16* w,
+                     bool panels, long N, int taps, long dilation, const Results& to, int threads) {
   const Engine& e = engine();
   const long hop = POINTS - taps + 1, reach = dilation * (taps - 1) / 2;
   const long each = ((L + dilation - 1) / dilation + hop - 1) / hop, pieces = songs * dilation * each;
   const long blocks = (N + COLUMNS - 1) / COLUMNS, apart = C + COLUMNS;
   const size_t bytes = e.packed(C);
   static thread_local Scratch packed;
-  char* b = packed.get<char>(blocks * PRODUCTS * bytes);
-  in_parallel(blocks * PRODUCTS, threads, [&](long i) {
-    const long column = i / PRODUCTS * COLUMNS;
-    e.pack_rows(w + (i % PRODUCTS * N + column) * C, C, int(std::min<long>(COLUMNS, N - column)), int(C), b + i * bytes);
-  });
+  const char* b = reinterpret_cast<const char*>(w);
+  if (!panels || e.pack_panel) {
+    char* own = packed.get<char>(PRODUCTS * blocks * bytes);
+    in_parallel(PRODUCTS * blocks, threads, [&](long i) {
+      const long column = i % blocks * COLUMNS;
+      if (panels)
+        e.pack_panel(w + i * COLUMNS * C, int(C), own + i * bytes);
+      else
+        e.pack_rows(w + (i / blocks * N + column) * C, C, int(std::min<long>(COLUMNS, N - column)), int(C),
+                    own + i * bytes);
+    });
+    b = own;
+  }
+  // Of piece from + p, to its place among `count`.
+  const auto frequencies = [&](long from, long p, long count, bf16* spectra) {
+    const Piece piece(from + p, each, dilation, hop, L);
+    const long first = piece.first - reach;  // of x
+    const long begin = first < 0 ? (-first + dilation - 1) / dilation : 0;
+    const long end = piece.count ? (L - first + dilation - 1) / dilation : 0;
+    for (long i = 0; i < C; i += LANES)
+      analyse(x + (piece.song * L + first) * C, i, dilation * C, begin, end, alpha, inv_beta, spectra + p * apart + i,
+              count * apart + COLUMNS);
+  };
+  // A block of columns of `count` pieces, from their frequencies to y.
+  const auto columns = [&](long from, long count, const bf16* spectra, long block) {
+    static thread_local Scratch sums;
+    const long step = count * COLUMNS + LANES;
+    float* c = sums.get<float>(PRODUCTS * step);
+    for (long m = 0; m < PRODUCTS; m++)
+      for (long p = 0; p < count; p += e.rows)
+        e.tile(spectra + m * (count * apart + COLUMNS) + p * apart, apart, 0, 1, int(C), b + (m * blocks + block) * bytes,
+               c + m * step + p * COLUMNS, int(std::min<long>(e.rows, count - p)));
+    for (long p = 0; p < count; p++) {
+      const Piece piece(from + p, each, dilation, hop, L);
+      for (long column = block * COLUMNS; column < std::min(N, (block + 1) * COLUMNS); column += LANES) {
+        alignas(64) float y[POINTS * COLUMNS];
+        synthesise(c + p * COLUMNS + column % COLUMNS, step, y);
+        finish(to, y, int(piece.count), column, int(std::min<long>(LANES, N - column)),
+               (piece.song * L + piece.first) * N + column, dilation * N);
+      }
+    }
+  };
+  const auto room = [&](long count) {
+    static thread_local Scratch of_x;
+    return of_x.get<bf16>(PRODUCTS * (count * apart + COLUMNS));
+  };
+  if (4 * pieces < N) {  // w is most of what is read
+    bf16* spectra = room(pieces);
+    in_parallel(pieces, threads, [&](long p) { frequencies(0, p, pieces, spectra); });
+    in_parallel(blocks, threads, [&](long block) { columns(0, pieces, spectra, block); });
+    return;
+  }
   const long shares = (pieces + FEW * threads - 1) / (FEW * threads) * threads;
   const long share = ((pieces + shares - 1) / shares + e.rows - 1) / e.rows * e.rows;
   in_parallel((pieces + share - 1) / share, threads, [&](long task) {
-    static thread_local Scratch of_x, sums;
-    const long from = task * share, count = std::min(share, pieces - from), step = count * apart + COLUMNS;
-    bf16* spectra = of_x.get<bf16>(PRODUCTS * step);
-    const long sums_step = count * COLUMNS + LANES;
-    float* c = sums.get<float>(PRODUCTS * sums_step);
-    for (long p = 0; p < count; p++) {
-      const Piece piece(from + p, each, dilation, hop, L);
-      const long first = piece.first - reach;  // of x
-      const long begin = first < 0 ? (-first + dilation - 1) / dilation : 0;
-      const long end = piece.count ? (L - first + dilation - 1) / dilation : 0;
-      for (long i = 0; i < C; i += LANES)
-        analyse(x + (piece.song * L + first) * C + i, dilation * C, begin, end, spectra + p * apart + i, step);
-    }
-    for (long block = 0; block < blocks; block++) {
-      for (long m = 0; m < PRODUCTS; m++)
-        for (long p = 0; p < count; p += e.rows)
-          e.tile(spectra + m * step + p * apart, apart, 0, 1, int(C), b + (block * PRODUCTS + m) * bytes,
-                 c + m * sums_step + p * COLUMNS, int(std::min<long>(e.rows, count - p)));
-      for (long p = 0; p < count; p++) {
-        const Piece piece(from + p, each, dilation, hop, L);
-        for (long column = block * COLUMNS; column < std::min(N, (block + 1) * COLUMNS); column += LANES) {
-          alignas(64) float y[POINTS * COLUMNS];
-          synthesise(c + p * COLUMNS + column % COLUMNS, sums_step, y);
-          finish(to, y, int(piece.count), column, int(std::min<long>(LANES, N - column)),
-                 (piece.song * L + piece.first) * N + column, dilation * N);
-        }
-      }
-    }
+    const long from = task * share, count = std::min(share, pieces - from);
+    bf16* spectra = room(count);
+    for (long p = 0; p < count; p++) frequencies(from, p, count, spectra);
+    for (long block = 0; block < blocks; block++) columns(from, count, spectra, block);
   });
 }
 

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_contiguous, check_shape
-from acefast.cpu import residual_unit as cpu
-from acefast.cpu.conv1d import outputs
 from acefast.cuda import residual_unit as cuda
 from acefast.guarded import GUARD, check_rows, clear_guards, elements, handed_over, room, with_guards
 from acefast.guarded import guarded as between_guards
@@ -176,8 +174,8 @@ def residual_unit(
             and results do so too, zeros in their guards. Else all are contiguous, and a kernel works on copies.
         out: like what is returned, written and returned. Each may be x; none shares memory with ``activated``.
         backend: "triton" (16 bits, widths that are ``fused``, dilation at most 10, not empty), "cuda" (of those, 128 or
-            256 wide and, if guarded, no result in x's memory), "cpu" (bf16, widths that are multiples of 32, nothing
-            guarded) or "reference"; None leaves the choice to acefast.backends.
+            256 wide and, if guarded, no result in x's memory) or "reference"; None leaves the choice to
+            acefast.backends. On a CPU's kernels acefast.models.v15.vae_layers.SpectralUnit takes its place.
     Returns:
         y, [B, L, C] in x's dtype; with ``wave`` the pair of y, None unless ``keep``, and its snake.
     Raises:
@@ -212,14 +210,8 @@ def residual_unit(
     into = pair(out)
     order = _order(x, dilation, into if guarded else ())
     weights = (alpha1, inv_beta1, weight1, bias1, alpha2, inv_beta2, weight2, bias2)
-    if not guarded and cpu.fits(x, *weights, wave=wave):
-        order = [*order, "cpu"]
     if (chosen := choose_backend(OP, backend, x.device, order, f"c{C}")) != "reference":
         asked = (keep, wave is not None)
-        if chosen == "cpu":
-            written = outputs(x, x.shape, asked, into)
-            cpu.residual_unit(x, *weights, dilation=dilation, activated=activated, wave=wave, out=written)
-            return written[0] if wave is None else written
         rows = x if guarded else with_guards(x)
         written = room(rows, x.shape, asked, into, guarded)
         rest = (weight1, bias1, alpha2, inv_beta2, weight2, bias2)

@@ -25,7 +25,10 @@ from acefast.backends import choose_backend
 from acefast.checks import check_contiguous, check_shape
 from acefast.cpu import spectral_conv1d as cpu
 from acefast.cpu.conv1d import fits, outputs
+from acefast.cpu.extension import contiguous
 from acefast.ops.conv1d import Pair, check_dtype, check_results, finished
+from acefast.ops.snake import Activation, Wave, check_wave, snake_reference
+from acefast.panels import COLUMNS, from_panels
 
 OP = "spectral_conv1d"
 ORDER = ("cpu",)
@@ -67,11 +70,16 @@ def spectral_conv1d_reference(
     residual: Tensor | None = None,
     share: float = 1.0,
     total: Tensor | None = None,
-    wave: str | None = None,
+    before: Wave | None = None,
+    wave: Activation | None = None,
     keep: bool = True,
 ) -> Tensor | Pair:
     """What the op means in PyTorch, in x's dtype; every kernel is held to it."""
     B, L, C = x.shape
+    if weight.dim() == 5:
+        weight = from_panels(weight)
+    if before is not None:
+        x = snake_reference(x, *before)
     analysis, _, synthesis = tables(kernel, x.dtype)
     hop, reach = POINTS - kernel + 1, dilation * (kernel - 1) // 2
     count = -(-L // (dilation * hop))  # pieces of each of the interleaved songs
@@ -102,7 +110,8 @@ def spectral_conv1d(
     residual: Tensor | None = None,
     share: float = 1.0,
     total: Tensor | None = None,
-    wave: str | None = None,
+    before: Wave | None = None,
+    wave: Activation | None = None,
     keep: bool = True,
     backend: str | None = None,
 ) -> Tensor | Pair:
@@ -110,11 +119,13 @@ def spectral_conv1d(
 
     Args:
         x: [B, L, Cin], contiguous; fp32 or bf16.
-        weight: [47, Cout, Cin], contiguous, x's dtype: ``transformed`` of the filter [Cout, K, Cin].
+        weight: [47, Cout, Cin], contiguous, x's dtype: ``transformed`` of the filter [Cout, K, Cin]; or acefast.panels
+            of that, which the kernel reads as they are.
         bias: [Cout] in x's dtype, or None.
         kernel: K, odd, at most 31.
         dilation: rows from one tap to the next.
-        residual, share, total, wave, keep: as of acefast.ops.conv1d; the wave is "silu" or None.
+        before: alpha and inv_beta of a snake (acefast.ops.snake), [Cin] fp32 each, where x is to pass one first.
+        residual, share, total, wave, keep: as of acefast.ops.conv1d.
         backend: "cpu" (bf16, Cin a multiple of 32) or "reference"; None leaves the choice to acefast.backends.
     Returns:
         The result y, [B, L, Cout], contiguous; with a wave the pair (y, wave(y)), of which y is None unless kept.
@@ -125,10 +136,16 @@ def spectral_conv1d(
     """
     check_shape(OP, "x", x, (None, None, None), "[B, L, Cin]")
     B, L, Cin = x.shape
-    check_shape(OP, "weight", weight, (PRODUCTS, None, Cin), f"[{PRODUCTS}, Cout, Cin]")
+    if weight.dim() == 5:
+        form = (PRODUCTS, None, Cin // 2, COLUMNS, 2)
+        check_shape(OP, "weight", weight, form, f"[{PRODUCTS}, Cout / {COLUMNS}, Cin / 2, {COLUMNS}, 2]")
+        Cout = COLUMNS * weight.shape[1]
+    else:
+        check_shape(OP, "weight", weight, (PRODUCTS, None, Cin), f"[{PRODUCTS}, Cout, Cin]")
+        Cout = weight.shape[1]
     for name, tensor in (("x", x), ("weight", weight)):
         check_contiguous(OP, name, tensor)
-    shape = (B, L, weight.shape[1])
+    shape = (B, L, Cout)
     check_dtype(OP, "weight", weight, x)
     if bias is not None:
         check_shape(OP, "bias", bias, (shape[2],), "[Cout]")
@@ -143,10 +160,11 @@ def spectral_conv1d(
             check_shape(OP, name, added, shape, "[B, L, Cout]")
             check_dtype(OP, name, added, x)
     check_results(OP, shape, "[B, L, Cout]", x, wave, keep, False, None)
-    if isinstance(wave, tuple):
-        raise ValueError(f"{OP}: wave must be 'silu' or None, got a snake's")
-    options = {"dilation": dilation, "residual": residual, "share": share, "total": total, "wave": wave}
-    order = ORDER if fits(x, weight, bias, residual, total) else ()
+    for name, values in zip(("before[0]", "before[1]"), before or ()):
+        check_wave(OP, name, values, Cin)
+    options = {"dilation": dilation, "residual": residual, "share": share, "total": total}
+    options |= {"before": before, "wave": wave}
+    order = ORDER if fits(x, weight, bias, residual, total, wave=wave) and contiguous(*before or ()) else ()
     if choose_backend(OP, backend, x.device, order) == "cpu":
         written = outputs(x, shape, (keep, wave is not None), (None, None))
         cpu.spectral_conv1d(x, weight, bias, kernel, **options, out=written)

@@ -24,6 +24,8 @@ struct Engine {
   void (*pack_rows)(const bf16* w, long stride, int n, int K, void* b);
   // Packs columns of one whose j lie together, w[k * stride + j]; rows k from `valid` to K are zeros.
   void (*pack_columns)(const bf16* w, long stride, int n, int valid, int K, void* b);
+  // Packs a panel, [K / 2][32][2] (acefast.panels); null where that is how packed columns lie.
+  void (*pack_panel)(const bf16* w, int K, void* b);
   void (*tile)(const bf16* a, long stride, long tap, int taps, int K, const void* b, float* c, int rows);
 
   size_t packed(long K) const { return size_t(K) * COLUMNS * bytes; }

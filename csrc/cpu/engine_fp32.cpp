@@ -76,9 +76,15 @@ void pack_columns(const bf16* w, long stride, int n, int valid, int K, void* pac
     for (int j = 0; j < COLUMNS; j++) b[k * COLUMNS + j] = k < valid && j < n ? value(w[k * stride + j]) : 0.0f;
 }
 
+void pack_panel(const bf16* w, int K, void* packed) {
+  float* b = static_cast<float*>(packed);
+  for (int k = 0; k < K; k++)
+    for (int j = 0; j < COLUMNS; j++) b[k * COLUMNS + j] = value(w[(k / 2 * COLUMNS + j) * 2 + k % 2]);
+}
+
 }  // namespace
 
 extern const Engine fp32_engine;
-const Engine fp32_engine = {"fp32", ROWS, 4, pack_rows, pack_columns, any_tile};
+const Engine fp32_engine = {"fp32", ROWS, 4, pack_rows, pack_columns, pack_panel, any_tile};
 
 }  // namespace LEVEL

@@ -54,11 +54,9 @@ LEVELS(void snake(const bf16* x, long rows, long C, const float* alpha, const fl
 LEVELS(void conv1d(const bf16* x, long L, long Cin, const bf16* w, long Cout, int taps, int stride, int padding,
                    int dilation, long rows, const Results& to, int threads))
 LEVELS(void conv_transpose1d(const bf16* x, long L, long Cin, const bf16* w, int s, const Results& to, int threads))
-LEVELS(void spectral_conv1d(const bf16* x, long songs, long L, long C, const bf16* w, long N, int taps, long dilation,
-                            const Results& to, int threads))
-LEVELS(void residual_unit(const bf16* x, const bf16* activated, long songs, long L, long C, const float* alpha1,
-                          const float* inv_beta1, const bf16* w1, const bf16* b1, const float* alpha2,
-                          const float* inv_beta2, const bf16* w2, int dilation, const Results& to, int threads))
+LEVELS(void spectral_conv1d(const bf16* x, long songs, long L, long C, const float* alpha, const float* inv_beta,
+                            const bf16* w, bool panels, long N, int taps, long dilation, const Results& to,
+                            int threads))
 LEVELS(void winograd2d(const bf16* x, long songs, long T, long W, long C, const bf16* w, long N, const bf16* bias,
                        bool twice, bool silu, const bf16* zeros, bf16* y, int threads))
 LEVELS(void rms_residual(long rows, long C, const bf16* h, long h_row, const bf16* weight, const bf16* bias,
@@ -198,18 +196,10 @@ PYBIND11_MODULE(_cpu, m) {
       free);
   m.def(
       "spectral_conv1d",
-      [](Address x, long songs, long L, long C, Address w, long N, int taps, long dilation, const Addresses& to,
-         float share, int threads) {
-        AT_LEVEL(spectral_conv1d)(in(x), songs, L, C, in(w), N, taps, dilation, results(to, share), threads);
-      },
-      free);
-  m.def(
-      "residual_unit",
-      [](Address x, Address activated, long songs, long L, long C, const std::array<Address, 7>& weights, int dilation,
-         const Addresses& to, int threads) {
-        const auto& [alpha1, inv_beta1, w1, b1, alpha2, inv_beta2, w2] = weights;
-        AT_LEVEL(residual_unit)(in(x), in(activated), songs, L, C, floats(alpha1), floats(inv_beta1), in(w1), in(b1),
-                                floats(alpha2), floats(inv_beta2), in(w2), dilation, results(to, 1), threads);
+      [](Address x, long songs, long L, long C, Address alpha, Address inv_beta, Address w, bool panels, long N,
+         int taps, long dilation, const Addresses& to, float share, int threads) {
+        AT_LEVEL(spectral_conv1d)(in(x), songs, L, C, floats(alpha), floats(inv_beta), in(w), panels, N, taps, dilation,
+                                  results(to, share), threads);
       },
       free);
   m.def(

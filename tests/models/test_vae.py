@@ -57,10 +57,10 @@ def theirs(tensors):
     return model
 
 
-def build(kind, tensors, dtype=torch.float32, config=CONFIG):
+def build(kind, tensors, dtype=torch.float32, config=CONFIG, spectral=False):
     with torch.device("meta"):
-        model = kind(config)
-    table, state = kind.weight_table(config), model.state_dict()
+        model = kind(config, spectral)
+    table, state = kind.weight_table(config, spectral), model.state_dict()
     assert table.keys() == state.keys()
     for name, source in table.items():
         parts = [tensors[n] for n in source.names]

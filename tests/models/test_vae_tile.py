@@ -30,7 +30,7 @@ HOP = PUBLISHED.hop
 REORDERED = 3e-6  # sums of another order in fp32, see tests/models/test_vae.py
 
 
-def made(kind, config, dtype=torch.float32, seed=0):
+def made(kind, config, dtype=torch.float32, seed=0, spectral=False):
     """A decoder or encoder of random weights that keep their input's size."""
     g = torch.Generator().manual_seed(seed)
     tensors = {}
@@ -40,7 +40,7 @@ def made(kind, config, dtype=torch.float32, seed=0):
         if name.endswith("weight_g"):
             gain = 2**0.5 if "conv_t1" in name else 0.2 if "res_unit" in name and "conv2" in name else 1.0
             tensors[name] = gain * (1 + 0.1 * tensors[name])
-    return build(kind, tensors, dtype, config)
+    return build(kind, tensors, dtype, config, spectral)
 
 
 def latents(batch, frames, width=4, seed=1):

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from acefast.ops.spectral_conv1d import spectral_conv1d, tables, transformed
-from tests.cpu.convolutions import relative
+from acefast.panels import to_panels
+from tests.cpu.convolutions import relative, snaked, waves
 
 
 def inputs(rng, B, L, Cin, Cout, K, dtype=torch.float32):
@@ -45,6 +46,15 @@ def test_reference_does_what_follows(rng):
     assert none is None and torch.equal(alone, activated)
 
 
+def test_reference_passes_snakes_before_and_after(rng):
+    x, weight, bias = inputs(rng, 2, 40, 16, 8, 7)
+    before, wave = waves(16, rng), waves(8, rng)
+    given = x, transformed(weight), bias, 7
+    want = direct(snaked(x, *before), weight, bias)
+    y, activated = spectral_conv1d(*given, before=before, wave=wave, backend="reference")
+    assert relative(y, want) <= 1e-6 and relative(activated, snaked(want, *wave)) <= 1e-5  # which amplifies
+
+
 def test_tables_are_exact_and_fewer_products():
     for kernel in (7, 13):
         analysis, filters, synthesis = tables(kernel)
@@ -66,11 +76,14 @@ def test_bad_input_is_refused_in_one_sentence(rng):
         "got kernel=33": {"kernel": 33},
         "dilation=0": {"dilation": 0},
         "weight must be": {"weight": weight[:46]},
+        "weight must be .*47, any, 8, 32, 2": {"weight": to_panels(torch.ones(47, 32, 32))},
         "bias must be": {"bias": bias[:4]},
         "weight must have x's dtype": {"weight": weight.double()},
         "x must be contiguous": {"x": x.mT.contiguous().mT},
         "total must be": {"total": x},
-        "wave must be 'silu' or None": {"wave": (torch.ones(8), torch.ones(8))},
+        r"wave\[0\] must be \[C\] = \[8\], got \[7\]": {"wave": (torch.ones(7), torch.ones(8))},
+        r"before\[1\] must be \[C\] = \[16\], got \[8\]": {"before": (torch.ones(16), torch.ones(8))},
+        r"before\[0\] must be torch.float32": {"before": (torch.ones(16).half(), torch.ones(16))},
         "keep=False needs a wave": {"keep": False},
     }.items():
         given = {"x": x, "weight": weight, "bias": bias, "kernel": 7} | change

@@ -7,7 +7,8 @@ import torch
 
 from acefast.backends import BackendUnavailable
 from acefast.ops.spectral_conv1d import spectral_conv1d, spectral_conv1d_reference, transformed
-from tests.cpu.convolutions import accurate, on_threads, relative
+from acefast.panels import from_panels, to_panels
+from tests.cpu.convolutions import accurate, on_threads, relative, snaked, waves
 from tests.cpu.isas import NAMES, at_isa, extension
 from tests.ops.test_spectral_conv1d import direct, inputs
 
@@ -61,6 +62,38 @@ def test_what_follows_is_done_before_the_one_rounding(Cout, isa, rng):
         assert none is None and torch.equal(activated, alone) and relative(activated, want * want.sigmoid()) <= 2.5e-3
 
 
+@pytest.mark.parametrize("isa", NAMES)
+@pytest.mark.parametrize("pieces", (1, 20, 40))  # of fewer than a fourth of 96 columns, the threads share these
+def test_panels_give_the_same_bits(pieces, isa, rng):
+    x, weight, bias = inputs(rng, 1, 26 * pieces - 5, 64, 96, 7, torch.bfloat16)
+    filters = transformed(weight).bfloat16()
+    panels = to_panels(filters)
+    assert panels.shape == (47, 3, 32, 32, 2) and torch.equal(from_panels(panels), filters)
+    with at_isa(isa):
+        want = spectral_conv1d(x, filters, bias, 7, backend="cpu")
+        for count in (1, 3):
+            with on_threads(count):
+                assert torch.equal(spectral_conv1d(x, panels, bias, 7, backend="cpu"), want)
+    assert torch.equal(
+        spectral_conv1d(x, panels, bias, 7, backend="reference"), spectral_conv1d_reference(x, filters, bias, 7)
+    )
+
+
+@pytest.mark.parametrize("isa", NAMES)
+@pytest.mark.parametrize("Cout", (64, 40))
+def test_snakes_before_and_after_are_rounded_with_what_is_between(Cout, isa, rng):
+    x, weight, bias = inputs(rng, 2, 61, 64, Cout, 7, torch.bfloat16)
+    before, wave = waves(64, rng), waves(Cout, rng)
+    operands, options = (x, transformed(weight).bfloat16(), bias, 7), {"dilation": 3, "before": before}
+    want = direct(snaked(x, *before), weight, bias, 3)
+    near, waved = spectral_conv1d_reference(*operands, **options, wave=wave)
+    with at_isa(isa):
+        y, activated = spectral_conv1d(*operands, **options, wave=wave, backend="cpu")
+        none, alone = spectral_conv1d(*operands, **options, wave=wave, keep=False, backend="cpu")
+    assert accurate(y, want, near) and none is None and torch.equal(activated, alone)
+    assert relative(activated, snaked(want, *wave)) <= relative(waved, snaked(want, *wave))
+
+
 def test_results_do_not_depend_on_threads(rng):
     x, weight, bias, kernel, dilation = given(SHAPES["shares of pieces"], rng)
     filters, found = transformed(weight).bfloat16(), []
@@ -86,3 +119,7 @@ def test_what_the_kernel_does_not_take_is_said(rng):
     with pytest.raises(BackendUnavailable):
         spectral_conv1d(x, filters, bias, 7, backend="cpu")
     assert spectral_conv1d(x, filters, bias, 7).shape == (1, 40, 8)
+    x, weight, bias = inputs(rng, 1, 40, 32, 8, 7, torch.bfloat16)
+    apart = torch.rand(32, 2, generator=rng)[:, 0]
+    with pytest.raises(BackendUnavailable):
+        spectral_conv1d(x, transformed(weight).bfloat16(), bias, 7, before=(apart, apart), backend="cpu")

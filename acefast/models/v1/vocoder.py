@@ -23,11 +23,11 @@ from acefast.models.v1.config import VocoderConfig
 from acefast.models.v1.dcae_layers import parameter
 from acefast.models.v1.local import Rows, Step
 from acefast.models.v1.mel import MEL_SCALE, MEL_SHIFT
-from acefast.models.v15.vae_layers import fold, fold_transposed
+from acefast.models.v15.vae_layers import fold, fold_spectral, fold_transposed
 from acefast.ops.conv1d import conv1d
 from acefast.ops.conv_transpose1d import conv_transpose1d
 from acefast.ops.depthwise_norm import depthwise_norm
-from acefast.ops.spectral_conv1d import PRODUCTS, spectral_conv1d, transformed
+from acefast.ops.spectral_conv1d import PRODUCTS, spectral_conv1d
 from acefast.weights import Source, WeightTable
 
 EPS = 1e-6  # of the layer norms
@@ -285,11 +285,6 @@ class Vocoder(nn.Module):
 def _rows(weight: Tensor) -> Tensor:
     """[Cout, Cin, K] to [Cout, K, Cin]."""
     return weight.transpose(1, 2).contiguous()
-
-
-def fold_spectral(weight_g: Tensor, weight_v: Tensor) -> Tensor:
-    """Weight norm of a Conv1d, fp32, as acefast.ops.spectral_conv1d takes it."""
-    return transformed(fold(weight_g, weight_v))
 
 
 def _matrix(weight: Tensor) -> Tensor:

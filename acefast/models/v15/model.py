@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from acefast.backends import named_backend
+from acefast.backends import cpu_kernels_take, named_backend
 from acefast.conditions import Conditions
 from acefast.guidance import Guidance
 from acefast.host import host_memory, on_host
@@ -55,9 +55,11 @@ class Model(Conditioning, Sampling, model.Model):
         super().__init__(*about, **options)
 
     def _coder(self, kind: type[nn.Module]) -> nn.Module:
-        coder = load_coder(
-            lambda dtype: self._load(kind, self.checkpoint.vae_config, dtype=dtype), self.dtype, self.device
-        )
+        def load(dtype: torch.dtype) -> nn.Module:
+            spectral = cpu_kernels_take(dtype, self.device)
+            return self._load(kind, self.checkpoint.vae_config, spectral, dtype=dtype)
+
+        coder = load_coder(load, self.dtype, self.device)
         coder.graphs = self.tile_graphs
         return coder
 

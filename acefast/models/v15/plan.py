@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from acefast.backends import cpu_kernels_take
 from acefast.checkpoint import Checkpoint
 from acefast.conditions import CACHE_BYTES
 from acefast.config_files import text_config_for
@@ -66,7 +67,8 @@ class V15Networks(Networks):
         return job.or_else(steps=8 if turbo else 50, guided=not turbo, conditions=most)
 
     def weights(self, dtype: torch.dtype, device: torch.device) -> dict[str, int]:
-        return _weights(self, dtype, device.type == "cuda", compute_dtype(dtype, device))
+        vae_dtype = compute_dtype(dtype, device)
+        return _weights(self, dtype, device.type == "cuda", vae_dtype, cpu_kernels_take(vae_dtype, device))
 
     def work(
         self,
@@ -115,7 +117,9 @@ class V15Networks(Networks):
 
 
 @cache
-def _weights(networks: V15Networks, dtype: torch.dtype, rounded: bool, vae_dtype: torch.dtype) -> dict[str, int]:
+def _weights(
+    networks: V15Networks, dtype: torch.dtype, rounded: bool, vae_dtype: torch.dtype, spectral: bool
+) -> dict[str, int]:
     def of(kind: type[nn.Module], config: Any, dtype: torch.dtype, *more: Any) -> int:
         return module_bytes(kind, config, *more, dtype=dtype, rounded=rounded)
 
@@ -125,8 +129,8 @@ def _weights(networks: V15Networks, dtype: torch.dtype, rounded: bool, vae_dtype
         "transformer": of(DiT, c, dtype, networks.quantization == "int8"),
         "condition_encoder": of(ConditionEncoder, c, dtype),
         "text_encoder": tensor_bytes(((math.prod(shape), dtype) for shape in text), rounded),
-        "decoder": of(vae.Decoder, v, vae_dtype),
-        "encoder": of(vae.Encoder, v, vae_dtype),
+        "decoder": of(vae.Decoder, v, vae_dtype, spectral),
+        "encoder": of(vae.Encoder, v, vae_dtype, spectral),
         "audio_tokenizer": of(AudioTokenizer, c, dtype),
         "audio_detokenizer": of(AudioDetokenizer, c, dtype),
     }

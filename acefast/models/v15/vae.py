@@ -10,7 +10,9 @@ the song's end; consecutive ones overlap by the receptive field (decoder 9 frame
 the decoder drops rows as soon as no later layer needs them, which leaves of the overlap about one frame's work, and
 the two layers next to the audio, where a frame is 1 MB, run over *spans* of rows that fit a CPU's outer cache.
 
-On the CPU's kernels a decoded row's bits depend on neither, and a snake is the end of the layer before it.
+On the CPU's kernels a snake is the end of the layer before it, and the residual units' filters are transformed at load
+(``spectral``): a row is then rounded together with its neighbours in a piece of 32, so that its bits, but nothing more,
+depend on where its tile and its span begin.
 
 Where Triton's kernels are in force a tile is a list of launches on static memory instead, longer and computed whole:
 see acefast.models.v15.vae_tile and vae_static. There a row's bits do not depend on the tile it is in.
@@ -42,6 +44,7 @@ from acefast.models.v15.vae_layers import (
     snake_entries,
     then,
     unit_entries,
+    unit_kind,
 )
 from acefast.models.v15.vae_tile import DecoderTile, EncoderTile, Tiled
 from acefast.models.v15.vae_tiling import Window, on_kernels, tiles
@@ -67,17 +70,21 @@ def _crop(x: Tensor, start: int, first: int, end: int) -> tuple[Tensor, int]:
 
 
 class Decoder(Tiled):
-    """Latents to audio; ``halo`` is how many frames away the latents are that a frame's audio depends on (9)."""
+    """Latents to audio; ``halo`` is how many frames away the latents are that a frame's audio depends on (9).
+
+    ``spectral`` chooses the weights that suit a CPU's kernels, see SpectralUnit.
+    """
 
     kind = DecoderTile
 
-    def __init__(self, config: VAEConfig):
+    def __init__(self, config: VAEConfig, spectral: bool = False):
         super().__init__()
         widths = [config.decoder_channels * m for m in (1, *config.channel_multiples)][::-1]
         strides = config.downsampling_ratios[::-1]
+        self.spectral = spectral
         self.hop, self.channels, self.latent_channels = config.hop, config.audio_channels, config.decoder_input_channels
         self.conv1 = Conv(self.latent_channels, widths[0], 7, padding=3)
-        self.block = nn.ModuleList(DecoderBlock(*sizes) for sizes in zip(widths, widths[1:], strides))
+        self.block = nn.ModuleList(DecoderBlock(*sizes, spectral) for sizes in zip(widths, widths[1:], strides))
         self.snake1 = Snake(widths[-1])
         self.conv2 = Conv(widths[-1], self.channels, 7, padding=3, bias=False)
         rows = 3  # of conv2, then backwards: rows a side that a block's first layer and its units have to be given
@@ -145,28 +152,33 @@ class Decoder(Tiled):
         return [layer.snake1 for layer in (*self.block, self)]
 
     @staticmethod
-    def weight_table(config: VAEConfig) -> WeightTable:
+    def weight_table(config: VAEConfig, spectral: bool = False) -> WeightTable:
         """Our parameters and the checkpoint's tensors they are made of."""
         table = conv_entries("conv1", "decoder.conv1")
-        for b in range(len(config.downsampling_ratios)):
+        for b, multiple in enumerate((1, *config.channel_multiples)[-2::-1]):
             ours, theirs = f"block.{b}", f"decoder.block.{b}"
             table |= snake_entries(f"{ours}.snake1", f"{theirs}.snake1")
-            table |= conv_entries(f"{ours}.conv_t1", f"{theirs}.conv_t1", fold_transposed) | unit_entries(ours, theirs)
+            table |= conv_entries(f"{ours}.conv_t1", f"{theirs}.conv_t1", fold_transposed)
+            table |= unit_entries(ours, theirs, unit_kind(config.decoder_channels * multiple, spectral))
         return table | snake_entries("snake1", "decoder.snake1") | conv_entries("conv2", "decoder.conv2", bias=False)
 
 
 class Encoder(Tiled):
-    """Audio to latents; ``halo`` is how many frames' samples around its own a latent frame depends on (7)."""
+    """Audio to latents; ``halo`` is how many frames' samples around its own a latent frame depends on (7).
+
+    ``spectral`` as of ``Decoder``.
+    """
 
     kind = EncoderTile
 
-    def __init__(self, config: VAEConfig):
+    def __init__(self, config: VAEConfig, spectral: bool = False):
         super().__init__()
         widths = [config.encoder_hidden_size * m for m in (1, *config.channel_multiples)]
         strides = config.downsampling_ratios
+        self.spectral = spectral
         self.hop, self.channels, self.latent_channels = config.hop, config.audio_channels, config.decoder_input_channels
         self.conv1 = Conv(self.channels, widths[0], 7, padding=3)
-        self.block = nn.ModuleList(EncoderBlock(*sizes) for sizes in zip(widths, widths[1:], strides))
+        self.block = nn.ModuleList(EncoderBlock(*sizes, spectral) for sizes in zip(widths, widths[1:], strides))
         self.snake1 = Snake(widths[-1])
         self.conv2 = Conv(widths[-1], 2 * self.latent_channels, 3, padding=1)
         self.outer_hop = math.prod(strides[:SPAN_BLOCKS])
@@ -222,12 +234,13 @@ class Encoder(Tiled):
             raise ValueError(f"Encoder: audio must have at least one frame, {self.hop} samples, got {audio.shape[2]}")
 
     @staticmethod
-    def weight_table(config: VAEConfig) -> WeightTable:
+    def weight_table(config: VAEConfig, spectral: bool = False) -> WeightTable:
         """Our parameters and the checkpoint's tensors they are made of."""
         table = conv_entries("conv1", "encoder.conv1")
-        for b in range(len(config.downsampling_ratios)):
+        for b, multiple in enumerate((1, *config.channel_multiples[:-1])):
             ours, theirs = f"block.{b}", f"encoder.block.{b}"
-            table |= unit_entries(ours, theirs) | snake_entries(f"{ours}.snake1", f"{theirs}.snake1")
+            table |= unit_entries(ours, theirs, unit_kind(config.encoder_hidden_size * multiple, spectral))
+            table |= snake_entries(f"{ours}.snake1", f"{theirs}.snake1")
             table |= conv_entries(f"{ours}.conv1", f"{theirs}.conv1")
         return table | snake_entries("snake1", "encoder.snake1") | conv_entries("conv2", "encoder.conv2")
 

@@ -86,8 +86,8 @@ def even_size(length: int, largest: int, halo: int) -> int:
 
 
 def on_kernels(coder: Decoder | Encoder) -> bool:
-    """Whether tiles are a list of launches on static memory."""
-    return kernels_take(coder.conv1.weight.dtype, coder.conv1.weight.device)
+    """Whether tiles are a list of launches on static memory, of weights that are for these."""
+    return not coder.spectral and kernels_take(coder.conv1.weight.dtype, coder.conv1.weight.device)
 
 
 def tiles(
