@@ -46,13 +46,13 @@ void analyse(const bf16* x, long i, long apart, long begin, long end, const floa
   if (alpha)
     for (f32& row : rows) row = snake(row, load(alpha + i), load(inv_beta + i));
   transform<POINTS>(rows, re, im);
-  store(to, re[0]);
+  store_factor(to, re[0]);
   for (int f = 1; f < HALF; f++) {
-    store(to + (3 * f - 2) * step, re[f] + im[f]);
-    store(to + (3 * f - 1) * step, re[f]);
-    store(to + 3 * f * step, im[f]);
+    store_factor(to + (3 * f - 2) * step, re[f] + im[f]);
+    store_factor(to + (3 * f - 1) * step, re[f]);
+    store_factor(to + 3 * f * step, im[f]);
   }
-  store(to + (PRODUCTS - 1) * step, re[HALF]);
+  store_factor(to + (PRODUCTS - 1) * step, re[HALF]);
 }
 
 // 16 columns of all products c[m * step] become 32 rows y[t][32].

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from acefast.backends import cpu_kernels_take
 from acefast.conditions import ConditionCache
 from acefast.graphs import Graphs
 from acefast.lanes import Lane
 from acefast.ops.pcm import pcm
+from acefast.panels import hold_panels
 from acefast.residence import Residence
 from acefast.weights import load
 
@@ -60,6 +62,8 @@ class Model:
         with torch.device("meta"):
             module = kind(*configs)
         load(module, kind.weight_table(*configs), self.checkpoint, self.device, dtype or self.dtype)
+        if cpu_kernels_take(dtype or self.dtype, self.device):
+            hold_panels(module)
         return module.eval()
 
     def forget(self) -> None:

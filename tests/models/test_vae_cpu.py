@@ -46,9 +46,9 @@ def test_bf16_is_as_near_to_fp32_as_on_the_reference(coder, isa):
     exact = made(type(coder), CONFIG, spectral=True)
     exact.load_state_dict({name: t.float() for name, t in coder.state_dict().items()})
     with use_backend("reference"):
-        want, reference = run(exact, 2), run(coder, 2)
+        want, reference = run(exact, 10), run(coder, 10)  # of two frames' latents, the error is itself uncertain
     with at_isa(isa):
-        got = run(coder, 2)
+        got = run(coder, 10)
     assert relative(got, want) <= min(0.05, 1.1 * relative(reference, want))
 
 

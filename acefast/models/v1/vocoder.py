@@ -70,6 +70,8 @@ class Conv(nn.Module):
 class SpectralConv(nn.Module):
     """The same as ``Conv`` by acefast.ops.spectral_conv1d, with its weight, [47, Cout, Cin]: faster on a CPU."""
 
+    in_panels = True  # on a CPU's kernels, see acefast.panels
+
     def __init__(self, cin: int, cout: int, kernel: int, dilation: int = 1):
         super().__init__()
         self.kernel, self.dilation = kernel, dilation

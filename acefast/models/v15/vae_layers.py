@@ -18,7 +18,6 @@ from acefast.ops.conv_transpose1d import conv_transpose1d, conv_transpose_weight
 from acefast.ops.residual_unit import TAPS, residual_unit
 from acefast.ops.snake import snake
 from acefast.ops.spectral_conv1d import PRODUCTS, spectral_conv1d, transformed
-from acefast.panels import COLUMNS, to_panels
 from acefast.weights import Source, WeightTable
 
 DILATIONS = (1, 3, 9)
@@ -101,6 +100,16 @@ class ResidualUnit(nn.Module):
         return _result(residual_unit(x, *first, *second, dilation=self.dilation, **_last(snake)))
 
 
+class SpectralFilter(nn.Module):
+    """The weights of acefast.ops.spectral_conv1d."""
+
+    in_panels = True  # see acefast.panels
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight, self.bias = _parameter(PRODUCTS, channels, channels), _parameter(channels)
+
+
 class SpectralUnit(nn.Module):
     """The same as ``ResidualUnit``, with conv1's weight for acefast.ops.spectral_conv1d: faster on a CPU's kernels."""
 
@@ -108,8 +117,7 @@ class SpectralUnit(nn.Module):
         super().__init__()
         self.dilation = dilation
         self.snake1, self.snake2 = Snake(channels), Snake(channels)
-        self.conv1, shape = nn.Module(), (PRODUCTS, channels // COLUMNS, channels // 2, COLUMNS, 2)
-        self.conv1.weight, self.conv1.bias = _parameter(*shape), _parameter(channels)
+        self.conv1 = SpectralFilter(channels)
         self.conv2 = nn.Module()
         self.conv2.weight, self.conv2.bias = _parameter(channels, channels), _parameter(channels)
 
@@ -164,11 +172,6 @@ def fold_spectral(weight_g: Tensor, weight_v: Tensor) -> Tensor:
     return transformed(fold(weight_g, weight_v))
 
 
-def fold_panels(weight_g: Tensor, weight_v: Tensor) -> Tensor:
-    """The same in panels, see acefast.panels."""
-    return to_panels(fold_spectral(weight_g, weight_v))
-
-
 def fold_pointwise(weight_g: Tensor, weight_v: Tensor) -> Tensor:
     """Weight norm of a Conv1d of one tap, fp32, [Cout, Cin]."""
     return _folded(weight_g, weight_v).squeeze(2)
@@ -207,7 +210,7 @@ def conv_entries(ours: str, theirs: str, combine: Callable[..., Tensor] = fold, 
 
 def unit_entries(ours: str, theirs: str, kind: type[nn.Module] = ResidualUnit) -> WeightTable:
     table: WeightTable = {}
-    filters = fold_panels if kind is SpectralUnit else fold
+    filters = fold_spectral if kind is SpectralUnit else fold
     for u in range(len(DILATIONS)):
         unit, official = f"{ours}.units.{u}", f"{theirs}.res_unit{u + 1}"
         table |= snake_entries(f"{unit}.snake1", f"{official}.snake1")

@@ -1,0 +1,53 @@
+"""Proof of acefast.panels: what lies where, which layers' weights are brought there, and when."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import acefast
+from acefast.models.v15.config import VAEConfig
+from acefast.models.v15.vae_layers import SpectralUnit
+from acefast.panels import from_panels, hold_panels, to_panels
+from acefast.testing import write_checkpoint
+from tests.cpu.isas import extension
+
+WIDE = VAEConfig(encoder_hidden_size=32, decoder_channels=32, decoder_input_channels=8)
+
+
+class Layer(nn.Module):
+    in_panels = True
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.weight = nn.Parameter(torch.arange(torch.Size(shape).numel()).float().view(shape), requires_grad=False)
+
+
+def test_two_k_of_32_rows_lie_together():
+    weight = torch.randn(3, 64, 10)
+    panels = to_panels(weight)
+    assert panels.shape == (3, 2, 5, 32, 2) and panels.is_contiguous()
+    for which, n, k in ((0, 0, 0), (2, 31, 9), (1, 32, 4), (2, 63, 7)):
+        assert panels[which, n // 32, k // 2, n % 32, k % 2] == weight[which, n, k]
+    assert torch.equal(from_panels(panels), weight) and from_panels(panels).is_contiguous()
+
+
+def test_layers_that_say_so_are_brought_there_where_their_sizes_allow_it():
+    layers = nn.ModuleList([Layer(47, 32, 6), Layer(48, 6), Layer(32, 7), nn.Linear(32, 32)])
+    before = [layer.weight.clone() for layer in layers]
+    hold_panels(layers)
+    assert torch.equal(layers[0].weight, to_panels(before[0])) and not layers[0].weight.requires_grad
+    for layer, weight in zip(layers[1:], before[1:]):
+        assert torch.equal(layer.weight, weight)
+
+
+@pytest.mark.parametrize("dtype", ("bfloat16", "float32"))
+def test_a_model_holds_panels_where_the_cpus_kernels_read_them(dtype, tmp_path, monkeypatch):
+    extension()
+    monkeypatch.setattr("acefast.models.v15.vae_range.cpu_multiplies", lambda dtype: True)
+    folder = write_checkpoint(tmp_path, vae_config=WIDE, dtype=torch.bfloat16)
+    decoder = acefast.load(folder, device="cpu", dtype=dtype).model.decoder
+    units = [unit for unit in decoder.modules() if isinstance(unit, SpectralUnit)]
+    assert len(units) == (15 if dtype == "bfloat16" else 0)
+    assert all(unit.conv1.weight.dim() == 5 for unit in units)
