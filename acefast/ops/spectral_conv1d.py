@@ -26,7 +26,7 @@ from acefast.checks import check_contiguous, check_shape
 from acefast.cpu import spectral_conv1d as cpu
 from acefast.cpu.conv1d import fits, outputs
 from acefast.cpu.extension import contiguous
-from acefast.ops.conv1d import Pair, check_dtype, check_results, finished
+from acefast.ops.conv1d import Pair, check_dtype, check_results, finished, pair
 from acefast.ops.snake import Activation, Wave, check_wave, snake_reference
 from acefast.panels import COLUMNS, from_panels
 
@@ -73,6 +73,7 @@ def spectral_conv1d_reference(
     before: Wave | None = None,
     wave: Activation | None = None,
     keep: bool = True,
+    out: Tensor | Pair | None = None,
 ) -> Tensor | Pair:
     """What the op means in PyTorch, in x's dtype; every kernel is held to it."""
     B, L, C = x.shape
@@ -97,7 +98,7 @@ def spectral_conv1d_reference(
         made[0] += bias  # of the constant part
     y = torch.matmul(synthesis, made.transpose(0, 1)).view(B, dilation, count * hop, -1)
     y = y.transpose(1, 2).flatten(1, 2)[:, :L].contiguous()
-    return finished(y, residual, share, total, wave, keep)
+    return finished(y, residual, share, total, wave, keep, out=out)
 
 
 def spectral_conv1d(
@@ -113,6 +114,7 @@ def spectral_conv1d(
     before: Wave | None = None,
     wave: Activation | None = None,
     keep: bool = True,
+    out: Tensor | Pair | None = None,
     backend: str | None = None,
 ) -> Tensor | Pair:
     """Convolve rows over time with an odd filter, of which ``weight`` is the transform; zeros lie beyond the ends.
@@ -125,7 +127,7 @@ def spectral_conv1d(
         kernel: K, odd, at most 31.
         dilation: rows from one tap to the next.
         before: alpha and inv_beta of a snake (acefast.ops.snake), [Cin] fp32 each, where x is to pass one first.
-        residual, share, total, wave, keep: as of acefast.ops.conv1d.
+        residual, share, total, wave, keep, out: as of acefast.ops.conv1d.
         backend: "cpu" (bf16, Cin a multiple of 32) or "reference"; None leaves the choice to acefast.backends.
     Returns:
         The result y, [B, L, Cout], contiguous; with a wave the pair (y, wave(y)), of which y is None unless kept.
@@ -159,14 +161,15 @@ def spectral_conv1d(
         if added is not None:
             check_shape(OP, name, added, shape, "[B, L, Cout]")
             check_dtype(OP, name, added, x)
-    check_results(OP, shape, "[B, L, Cout]", x, wave, keep, False, None)
+    check_results(OP, shape, "[B, L, Cout]", x, wave, keep, False, out)
     for name, values in zip(("before[0]", "before[1]"), before or ()):
         check_wave(OP, name, values, Cin)
     options = {"dilation": dilation, "residual": residual, "share": share, "total": total}
     options |= {"before": before, "wave": wave}
-    order = ORDER if fits(x, weight, bias, residual, total, wave=wave) and contiguous(*before or ()) else ()
+    into = pair(out)
+    order = ORDER if fits(x, weight, bias, residual, total, *into, wave=wave) and contiguous(*before or ()) else ()
     if choose_backend(OP, backend, x.device, order) == "cpu":
-        written = outputs(x, shape, (keep, wave is not None), (None, None))
+        written = outputs(x, shape, (keep, wave is not None), into)
         cpu.spectral_conv1d(x, weight, bias, kernel, **options, out=written)
         return written[0] if wave is None else written
-    return spectral_conv1d_reference(x, weight, bias, kernel, **options, keep=keep)
+    return spectral_conv1d_reference(x, weight, bias, kernel, **options, keep=keep, out=out)

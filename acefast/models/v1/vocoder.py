@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,24 +46,7 @@ class Conv(nn.Module):
     def reach(self) -> int:
         return self.dilation * (self.kernel - 1) // 2
 
-    def forward(
-        self,
-        x: Tensor,
-        residual: Tensor | None = None,
-        share: float = 1.0,
-        total: Tensor | None = None,
-        guarded: bool = False,
-    ) -> Tensor:
-        """``share`` of the result and the residual, plus ``total``."""
-        return self._run(x, residual=residual, share=share, total=total, guarded=guarded)
-
-    def activated(
-        self, x: Tensor, residual: Tensor | None = None, keep: bool = True, guarded: bool = False
-    ) -> tuple[Tensor | None, Tensor]:
-        """The result y, None unless kept, and SiLU(y)."""
-        return self._run(x, residual=residual, wave="silu", keep=keep, guarded=guarded)
-
-    def _run(self, x: Tensor, **options: Any) -> Any:
+    def forward(self, x: Tensor, **options: Any) -> Any:
         return conv1d(x, self.weight, self.bias, padding=self.reach, dilation=self.dilation, **options)
 
 
@@ -78,24 +61,8 @@ class SpectralConv(nn.Module):
         self.weight, self.bias = parameter(PRODUCTS, cout, cin), parameter(cout)
         self.reach = dilation * (kernel - 1) // 2
 
-    def forward(
-        self,
-        x: Tensor,
-        residual: Tensor | None = None,
-        share: float = 1.0,
-        total: Tensor | None = None,
-        guarded: bool = False,
-    ) -> Tensor:
-        """As of ``Conv``."""
-        return self._run(x, residual=residual, share=share, total=total)
-
-    def activated(
-        self, x: Tensor, residual: Tensor | None = None, keep: bool = True, guarded: bool = False
-    ) -> tuple[Tensor | None, Tensor]:
-        """As of ``Conv``."""
-        return self._run(x, residual=residual, wave="silu", keep=keep)
-
-    def _run(self, x: Tensor, **options: Any) -> Any:
+    def forward(self, x: Tensor, guarded: bool = False, **options: Any) -> Any:
+        """Rows that are ``guarded``, as a GPU's kernels want them, never come here."""
         return spectral_conv1d(x, self.weight, self.bias, self.kernel, dilation=self.dilation, **options)
 
 
@@ -114,8 +81,9 @@ class ConvTranspose(nn.Module):
         self.stride = stride
         self.weight, self.bias = parameter(2 * cin, stride * cout), parameter(cout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return conv_transpose1d(x, self.weight, self.bias, stride=self.stride)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The result and SiLU of it."""
+        return conv_transpose1d(x, self.weight, self.bias, stride=self.stride, wave="silu")
 
 
 class LayerNorm(nn.Module):
@@ -172,18 +140,25 @@ class Stack(nn.Module):
         self.convs2 = nn.ModuleList(conv(channels, channels, kernel) for _ in dilations)
         self.reach = sum(conv.reach for conv in (*self.convs1, *self.convs2))
 
-    def forward(self, x: Tensor, active: Tensor, share: float, total: Tensor | None, guarded: bool) -> Tensor:
-        """``share`` of the result plus ``total``; ``active`` is SiLU(x). ``guarded``: all lie as acefast.guarded."""
-        last = len(self.convs1) - 1
-        for i, (conv1, conv2) in enumerate(zip(self.convs1, self.convs2)):
-            _, h = conv1.activated(active, keep=False, guarded=guarded)
-            if i < last:
-                x, active = conv2.activated(h, x, guarded=guarded)
-        return conv2(h, x, share, total, guarded)
+    def forward(self, x: Tensor, active: Tensor, rooms: Rooms, **last: Any) -> Any:
+        """What conv2 makes of its ``last`` options in its last call; ``active`` is SiLU(x)."""
+        for conv1, conv2 in zip(self.convs1, self.convs2):
+            _, h = conv1(active, wave="silu", keep=False, guarded=rooms.guarded, out=rooms.hidden)
+            if conv2 is not self.convs2[-1]:
+                x, active = conv2(h, residual=x, wave="silu", guarded=rooms.guarded, out=rooms.pair)
+        return conv2(h, residual=x, guarded=rooms.guarded, **last)
+
+
+class Rooms(NamedTuple):
+    """Memory that the stacks of one input use again, one after another; None: each time new memory."""
+
+    guarded: bool  # whether all rows lie as acefast.guarded
+    hidden: tuple[None, Tensor] | None = None
+    pair: tuple[Tensor, Tensor] | None = None
 
 
 class Upsample(nn.Module):
-    """One row becomes ``stride``, then the mean of parallel stacks."""
+    """One row becomes ``stride``, then the mean of parallel stacks; SiLU was before, and is the last of what it does."""
 
     def __init__(self, cin: int, stride: int, config: VocoderConfig, spectral: bool):
         super().__init__()
@@ -191,19 +166,24 @@ class Upsample(nn.Module):
         kernels, dilations = config.resblock_kernel_sizes, config.resblock_dilations
         self.stacks = nn.ModuleList(Stack(cin // 2, kernel, dilations, spectral) for kernel in kernels)
 
-    def steps(self) -> list[Step]:
+    def step(self) -> Step:
         stride = self.up.stride
-        reach = max(stack.reach for stack in self.stacks)
-        return [Step(lambda x: self.up(F.silu(x)), stride // 2, up=stride), Step(self._mean, reach)]
+        return Step(self, max(stack.reach for stack in self.stacks) + stride // 2, up=stride)
 
-    def _mean(self, x: Tensor) -> Tensor:
-        active, total = F.silu(x), None
-        guarded = kernels_take(x.dtype, x.device) and x.shape[2] % 16 == 0
-        if guarded:  # once, so that no convolution copies its rows
-            x, active = with_guards(x), with_guards(active)
-        for stack in self.stacks:
-            total = stack(x, active, 1 / len(self.stacks), total, guarded)
-        return total.contiguous()
+    def forward(self, x: Tensor) -> Tensor:
+        x, active = self.up(x)
+        if kernels_take(x.dtype, x.device):
+            rooms = Rooms(x.shape[2] % 16 == 0)
+            if rooms.guarded:  # once, so that no convolution copies its rows
+                x, active = with_guards(x), with_guards(active)
+        else:
+            hidden, *both = (torch.empty_like(x) for _ in range(3))
+            rooms = Rooms(False, (None, hidden), tuple(both))
+        share, total = 1 / len(self.stacks), None
+        for stack in self.stacks[:-1]:
+            total = stack(x, active, rooms, share=share, total=total, out=total)
+        _, mean = self.stacks[-1](x, active, rooms, share=share, total=total, wave="silu", keep=False)
+        return mean.contiguous()
 
 
 class Vocoder(nn.Module):
@@ -231,10 +211,12 @@ class Vocoder(nn.Module):
                 norm, linear = self.widen[i - 1]
                 steps.append(Step(lambda x, norm=norm, linear=linear: linear(norm(x))))
             steps += [Step(block, KERNEL // 2) for block in stage]
-        steps.append(Step(lambda x: self.conv_pre(self.norm(x)), self.conv_pre.reach))
-        for up in self.ups:
-            steps += up.steps()
-        return [*steps, Step(lambda x: self.conv_post(F.silu(x)).float().tanh_(), self.conv_post.reach)]
+        steps.append(Step(self._pre, self.conv_pre.reach))
+        steps += [up.step() for up in self.ups]
+        return [*steps, Step(lambda x: self.conv_post(x).float().tanh_(), self.conv_post.reach)]
+
+    def _pre(self, x: Tensor) -> Tensor:
+        return self.conv_pre(self.norm(x), wave="silu", keep=False)[1]
 
     def _stem(self, mel: Tensor) -> Tensor:
         ends = [mel[:, i : i + 1 or None].expand(-1, KERNEL // 2, -1) for i in (0, -1)]

@@ -24,13 +24,13 @@ CONFIG = dataclasses.replace(VocoderConfig(), resblock_kernel_sizes=(3, 13), res
 CASES = {
     "stacks": (
         lambda: Upsample(64, 2, CONFIG, False),
-        lambda m, x: chained(m, x),
+        lambda m, x: m(x),
         (2, 70, 64),
         {"conv1d", "conv_transpose1d"},
     ),
     "stacks too narrow for kernels": (
         lambda: Upsample(16, 2, CONFIG, False),
-        lambda m, x: chained(m, x),
+        lambda m, x: m(x),
         (2, 40, 16),
         set(),
     ),
@@ -44,12 +44,6 @@ CASES = {
         {"depthwise2d", "rms_residual", "vit_linear_attention"},
     ),
 }
-
-
-def chained(module, x):
-    for step in module.steps():
-        x = step.run(x)
-    return x
 
 
 def filled(build, dtype):
