@@ -8,17 +8,19 @@ from acefast.checks import is_rows
 from acefast.cpu.extension import K_STEP, address, extension, is_bf16, rows, threads
 
 
-def fits(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None) -> bool:
-    """Whether the kernel takes this."""
-    tensors = (x, weight) if out is None else (x, weight, out)
+def fits(x: Tensor, weight: Tensor, bias: Tensor | None, *others: Tensor | None) -> bool:
+    """Whether the kernel takes this; ``others`` are the residual and the result, where there are any."""
+    tensors = [t for t in (x, weight, *others) if t is not None]
     inner = x.shape[-1] % K_STEP == 0 and x.numel() > 0 and weight.numel() > 0
     return is_bf16(*tensors, bias) and inner and all(map(is_rows, tensors)) and (bias is None or bias.stride(0) == 1)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, *, add: bool = False) -> None:
-    """``out = x @ weight.T + bias``, with ``add`` ``out +=``; see acefast.ops.linear."""
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, *, gelu: bool = False, residual: Tensor | None = None
+) -> None:
+    """Writes ``out``, which may be the residual; see acefast.ops.linear."""
     count, stride = rows(x)
     extension().linear(
-        *(address(x), count, x.shape[-1], stride, address(weight), weight.stride(0), len(weight)),
-        *(address(bias), address(out), rows(out)[1], add, threads()),
+        *(address(x), count, x.shape[-1], stride, address(weight), weight.stride(0), len(weight), address(bias), gelu),
+        *(address(residual), 0 if residual is None else rows(residual)[1], address(out), rows(out)[1], threads()),
     )

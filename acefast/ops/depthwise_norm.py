@@ -14,9 +14,10 @@ from torch import Tensor
 
 from acefast.backends import choose_backend
 from acefast.checks import check_contiguous, check_dtype, check_shape
+from acefast.cpu import depthwise_norm as cpu
 
 OP = "depthwise_norm"
-ORDER = ("triton",)
+ORDER = ("triton", "cpu")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 WIDEST = 1024  # channels that stay in the registers of a Triton program
 
@@ -58,8 +59,8 @@ def depthwise_norm(
         weight, bias: [C] of the norm. These four are of x's dtype or fp32.
         eps: added to the variance.
         out: [B, L, C] in x's dtype, written and returned; shares no memory with x. None: new memory.
-        backend: "triton" (rows of neighbouring channels, C up to 1024) or "reference"; None leaves the choice to
-            acefast.backends.
+        backend: "triton" (rows of neighbouring channels, C up to 1024), "cpu" (of those, all bf16, C any multiple of
+            16) or "reference"; None leaves the choice to acefast.backends.
     Returns:
         y, [B, L, C] in x's dtype, rounded once.
     Raises:
@@ -81,12 +82,16 @@ def depthwise_norm(
     if out is not None:
         check_shape(OP, "out", out, (B, L, C), "[B, L, C]")
         check_dtype(OP, "out", out, x.dtype)
-    rows = [t for t in (x, out) if t is not None]
-    fits = 0 < C <= WIDEST and x.dtype in FLOATS and all(t.stride(-1) == 1 for t in rows)
-    if choose_backend(OP, backend, x.device, ORDER if fits else ()) == "triton":
-        from acefast.kernels.depthwise_norm import depthwise_norm as kernel
+    given = x, conv_weight, conv_bias, weight, bias
+    neighbours = all(t is None or t.stride(-1) == 1 for t in (x, out))
+    fits = {"triton": 0 < C <= WIDEST and x.dtype in FLOATS and neighbours, "cpu": cpu.fits(*given, out=out)}
+    chosen = choose_backend(OP, backend, x.device, [name for name in ORDER if fits[name]])
+    if chosen == "reference":
+        y = depthwise_norm_reference(*given, eps=eps)
+        return y if out is None else out.copy_(y)
+    out = x.new_empty(B, L, C) if out is None else out
+    if chosen == "cpu":
+        return cpu.depthwise_norm(*given, eps=eps, out=out)
+    from acefast.kernels.depthwise_norm import depthwise_norm as kernel
 
-        out = x.new_empty(B, L, C) if out is None else out
-        return kernel(x, conv_weight, conv_bias, weight, bias, eps=eps, out=out) if x.numel() else out
-    y = depthwise_norm_reference(x, conv_weight, conv_bias, weight, bias, eps=eps)
-    return y if out is None else out.copy_(y)
+    return kernel(*given, eps=eps, out=out) if x.numel() else out

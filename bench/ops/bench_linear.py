@@ -27,6 +27,17 @@ def bench_linear(op_benchmark, device, dtype, backend, rows, layer):
     op_benchmark(linear, x, weight, reference=linear_reference, backend=backend, bytes=bytes, flops=flops)
 
 
+@pytest.mark.parametrize("C", (128, 256, 384, 512))
+def bench_linear_with_what_follows(op_benchmark, device, dtype, backend, C):
+    """Both layers' shapes of a block of v1's vocoder, 128 latent frames of two channels."""
+    x = torch.randn(2048, C, device=device, dtype=dtype)
+    weight, bias = torch.randn(4 * C, C, device=device, dtype=dtype) / C**0.5, x.new_zeros(4 * C)
+    residual = x.new_ones(2048, 4 * C)
+    bytes, flops = x.nbytes + weight.nbytes + 2 * residual.nbytes, 2 * weight.numel() * len(x)
+    options = {"gelu": True, "residual": residual, "reference": linear_reference, "backend": backend}
+    op_benchmark(linear, x, weight, bias, **options, bytes=bytes, flops=flops)
+
+
 @pytest.mark.parametrize("rows", (125, 375, 1500))
 def bench_add_linear(op_benchmark, device, dtype, backend, rows):
     y, weight, bytes, flops = operands(rows, "2b o", device, dtype)

@@ -29,7 +29,8 @@ namespace py = pybind11;
 #endif
 
 LEVELS(void linear(const bf16* x, long rows, long K, long x_stride, const bf16* w, long w_stride, long N,
-                   const bf16* bias, bf16* y, long y_stride, bool add, int threads))
+                   const bf16* bias, bool with_gelu, const bf16* residual, long residual_stride, bf16* y, long y_stride,
+                   int threads))
 LEVELS(void quantize_rows(const bf16* x, long R, long K, int8_t* q, float* scale, int threads))
 LEVELS(void linear_int8(const int8_t* x, const float* x_scale, long R, long K, const int8_t* w, const float* w_scale,
                         long N, const float* bias, const float* gate, bf16* y, bool swiglu, bool add, int threads))
@@ -72,6 +73,9 @@ LEVELS(void vit_linear_attention(const bf16* x, long x_batch, long x_row, bf16* 
                                  long places, int heads, int D, int threads))
 LEVELS(void depthwise2d(const bf16* x, long batch, long H, long W, long C, int K, const bf16* weight, const bf16* bias,
                         bool silu_input, bool gate, bf16* y, int threads))
+LEVELS(void depthwise_norm(const bf16* x, long x_song, long x_row, long batch, long rows, long C, int K,
+                           const bf16* taps, const bf16* tap_bias, const bf16* weight, const bf16* bias, float eps,
+                           bf16* y, long y_song, long y_row, int threads))
 
 namespace {
 
@@ -108,9 +112,10 @@ PYBIND11_MODULE(_cpu, m) {
   const auto free = py::call_guard<py::gil_scoped_release>();
   m.def(
       "linear",
-      [](Address x, long rows, long K, long x_stride, Address w, long w_stride, long N, Address bias, Address y,
-         long y_stride, bool add, int threads) {
-        AT_LEVEL(linear)(in(x), rows, K, x_stride, in(w), w_stride, N, in(bias), out(y), y_stride, add, threads);
+      [](Address x, long rows, long K, long x_stride, Address w, long w_stride, long N, Address bias, bool gelu,
+         Address residual, long residual_stride, Address y, long y_stride, int threads) {
+        AT_LEVEL(linear)(in(x), rows, K, x_stride, in(w), w_stride, N, in(bias), gelu, in(residual), residual_stride,
+                         out(y), y_stride, threads);
       },
       free);
   m.def(
@@ -255,6 +260,14 @@ PYBIND11_MODULE(_cpu, m) {
       [](Address x, long batch, long H, long W, long C, int K, Address weight, Address bias, bool silu_input, bool gate,
          Address y, int threads) {
         AT_LEVEL(depthwise2d)(in(x), batch, H, W, C, K, in(weight), in(bias), silu_input, gate, out(y), threads);
+      },
+      free);
+  m.def(
+      "depthwise_norm",
+      [](Address x, long x_song, long x_row, long batch, long rows, long C, int K, Address taps, Address tap_bias,
+         Address weight, Address bias, float eps, Address y, long y_song, long y_row, int threads) {
+        AT_LEVEL(depthwise_norm)(in(x), x_song, x_row, batch, rows, C, K, in(taps), in(tap_bias), in(weight), in(bias),
+                                 eps, out(y), y_song, y_row, threads);
       },
       free);
 }

@@ -24,7 +24,7 @@ spec = importlib.util.spec_from_file_location("acefast._cpu", sys.argv[1])
 cpu = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(cpu)
 x, w, y = (torch.full((33, 64), value, dtype=torch.bfloat16) for value in (1, 2, 0))
-cpu.linear(x.data_ptr(), 33, 64, 64, w.data_ptr(), 64, 33, 0, y.data_ptr(), 64, False, 2)
+cpu.linear(x.data_ptr(), 33, 64, 64, w.data_ptr(), 64, 33, 0, False, 0, 0, y.data_ptr(), 64, 2)
 print(cpu.supported(), (y[:, :33] == 128).all().item(), y[:, 33:].any().item())
 """
 

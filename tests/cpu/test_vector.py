@@ -57,6 +57,16 @@ def test_silu_is_right_to_what_it_says(vector):
     assert vector("silu", np.array([-1e30, -100, 1e30])).tolist() == [0, 0, np.float32(1e30)]
 
 
+def test_gelu_is_right_to_what_it_says(vector):
+    x = np.concatenate([between(-6, 6), between(-1, 1), between(6, 1e3), [0, 1e-30, -1e-30]])
+    want = x * torch.special.log_ndtr(torch.tensor(x, dtype=torch.float64)).exp().numpy()
+    assert np.max(np.abs(vector("gelu", x) - want) / np.maximum(np.abs(want), 1e-30)) <= 8e-6
+    below = vector("gelu", np.concatenate([between(-20, -6), between(-1e3, -20), [-1e30]]))
+    assert np.max(np.abs(below)) <= 1e-8 and np.max(below) <= 0
+    assert vector("gelu", np.array([1e30])) == np.float32(1e30)
+    assert np.isnan(vector("gelu", np.array([np.nan, -np.nan, np.inf, -np.inf]))).all()
+
+
 def test_squares_of_sines_are_right_to_4e_7(vector):
     x = np.concatenate([between(-1e4, 1e4), between(-10, 10), np.arange(-50, 51) * np.pi / 2]).astype(np.float32)
     assert np.max(np.abs(vector("sine_squared", x) - np.sin(x.astype(np.float64)) ** 2)) <= 4e-7

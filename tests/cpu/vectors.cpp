@@ -17,7 +17,12 @@ int main(int, char** words) {
     } else if (is("sum") || is("most")) {
       x = all(is("sum") ? sum(x) : most(x));
     } else {
-      x = is("exp2") ? exp2(x) : is("exp") ? exp(x) : is("silu") ? silu(x) : is("nearest") ? nearest(x) : sine_squared(x);
+      x = is("exp2")      ? exp2(x)
+          : is("exp")     ? exp(x)
+          : is("silu")    ? silu(x)
+          : is("gelu")    ? gelu(x)
+          : is("nearest") ? nearest(x)
+                          : sine_squared(x);
     }
     store(v, x);
     std::fwrite(v, sizeof v, 1, stdout);

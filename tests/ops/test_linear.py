@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from acefast.backends import use_backend
 from acefast.ops import linear as room
@@ -48,6 +49,36 @@ def test_linear_writes_where_it_is_told_what_it_would_return(slow, rows, biased,
     assert linear(x, weight, bias, out=out) is out
     torch.testing.assert_close(out, linear(x, weight, bias))
     assert memory[0].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", (*GATE, torch.float32), ids=str)
+@pytest.mark.parametrize("gelu", (True, False))
+@pytest.mark.parametrize("added", (True, False))
+def test_gelu_and_a_residual_follow(slow, added, gelu, dtype, rng):
+    x, weight, bias = (torch.randn(s, generator=rng).to(dtype) for s in ((2, 40, 96), (200, 96), (200,)))
+    residual = torch.randn(2, 40, 200, generator=rng).to(dtype) if added else None
+    before = [t.clone() for t in (x, weight, bias)]
+    want = x.double() @ weight.double().T + bias.double()
+    want = F.gelu(want) if gelu else want
+    want = want + residual.double() if added else want
+    options = {"gelu": gelu, "residual": residual}
+    got = linear(x, weight, bias, **options)
+    assert got.dtype == dtype and float((got.double() - want).norm() / want.norm()) <= 2 * GATE.get(dtype, 1e-6)
+    out = residual if added else torch.empty_like(got)
+    assert linear(x, weight, bias, **options, out=out) is out and torch.equal(out, got)  # over the residual
+    assert all(map(torch.equal, before, (x, weight, bias)))
+
+
+@pytest.mark.parametrize(
+    "residual, message",
+    [
+        (torch.ones(1, 4), r"linear: residual must be \[..., O\] = \[2, 4\], got \[1, 4\]"),
+        (torch.ones(2, 4).half(), "linear: residual must be torch.float32, got torch.float16"),
+    ],
+)
+def test_a_wrong_residual_is_named(residual, message):
+    with pytest.raises(ValueError, match=message):
+        linear(torch.ones(2, 8), torch.ones(4, 8), residual=residual)
 
 
 @pytest.mark.parametrize("residual", (torch.bfloat16, torch.float32), ids=str)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from acefast.backends import BackendUnavailable
 from acefast.cpu import linear as launcher
@@ -52,6 +53,20 @@ def test_adds_in_place_and_rounds_once(isa, rows, K, N, rng):
     assert error(x, want) <= GATE and float((x.double() - want).abs().max()) <= 2**-8 * float(want.abs().max())
 
 
+@pytest.mark.parametrize("added", (True, False), ids=("residual", "no residual"))
+@pytest.mark.parametrize("rows, K, N", SIZES)
+def test_takes_gelu_then_adds_and_rounds_once(isa, rows, K, N, added, rng):
+    x, weight, bias = tensors(rng, rows, K, N)
+    residual = torch.randn(rows, N, generator=rng).bfloat16() if added else None
+    options = {"gelu": True, "residual": residual, "backend": "cpu"}
+    want = F.gelu(x.double() @ weight.double().T + bias.double())
+    want = want + residual.double() if added else want
+    got = linear(x, weight, bias, **options)
+    assert error(got, want) <= 1.05 * error(want.bfloat16(), want)  # a rounding before GELU or the sum: 1.2 at least
+    out = residual if added else torch.empty_like(got)
+    assert linear(x, weight, bias, **options, out=out) is out and torch.equal(out, got)  # over the residual
+
+
 def test_a_sum_is_rounded_once():
     """1 + 2**-8 + 2**-16 of three terms: a sum rounded before the bias is there, or before x is, would end at 1."""
     one, weight = torch.zeros(1, 32).bfloat16(), torch.zeros(1, 32).bfloat16()
@@ -68,11 +83,14 @@ def test_keeps_to_its_rows_and_columns(isa, rows, K, N, rng):
     """Each operand lies in a wider one that is NaN all around."""
     given = tensors(rng, rows, K, N)
     want = linear(*given, backend="cpu")
-    memory = [torch.full((n + 3, m + 48), torch.nan).bfloat16() for n, m in ((rows, K), (N, K), (rows, N))]
-    x, weight, out = (t[2:-1, 16:-32] for t in memory)
+    sizes = (rows, K), (N, K), (rows, N), (rows, N)
+    memory = [torch.full((n + 3, m + 48), torch.nan).bfloat16() for n, m in sizes]
+    x, weight, out, residual = (t[2:-1, 16:-32] for t in memory)
     x.copy_(given[0])
     weight.copy_(given[1])
     assert linear(x, weight, given[2], out=out, backend="cpu") is out and torch.equal(out, want)
+    residual.zero_()
+    assert torch.equal(linear(x, weight, given[2], residual=residual, backend="cpu"), want)
     out.fill_(torch.nan)
     assert memory[2].isnan().all()
 
@@ -91,9 +109,10 @@ def test_a_bad_row_stays_one_and_inputs_stay_as_they_were(isa, rng):
 def test_is_the_same_on_any_number_of_threads(monkeypatch, rows, K, N, rng):
     """Few columns are shared out by rows, many by columns."""
     given, found = tensors(rng, rows, K, N), []
+    residual = torch.randn(rows, N, generator=rng).bfloat16()
     for threads in (1, 2, 3):
         monkeypatch.setattr(launcher, "threads", lambda threads=threads: threads)
-        found.append(linear(*given, backend="cpu"))
+        found.append(torch.stack([linear(*given, gelu=g, residual=residual, backend="cpu") for g in (False, True)]))
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 

@@ -20,13 +20,14 @@ from acefast.backends import kernels_take
 from acefast.guarded import with_guards
 from acefast.models.v1 import local
 from acefast.models.v1.config import VocoderConfig
-from acefast.models.v1.dcae_layers import parameter
+from acefast.models.v1.dcae_layers import on_kernels, parameter
 from acefast.models.v1.local import Rows, Step
 from acefast.models.v1.mel import MEL_SCALE, MEL_SHIFT
 from acefast.models.v15.vae_layers import fold, fold_spectral, fold_transposed
 from acefast.ops.conv1d import conv1d
 from acefast.ops.conv_transpose1d import conv_transpose1d
 from acefast.ops.depthwise_norm import depthwise_norm
+from acefast.ops.linear import linear
 from acefast.ops.spectral_conv1d import PRODUCTS, spectral_conv1d
 from acefast.weights import Source, WeightTable
 
@@ -98,14 +99,14 @@ class LayerNorm(nn.Module):
 
 
 class Linear(nn.Module):
-    """A linear layer."""
+    """A linear layer, with what acefast.ops.linear does of its result."""
 
     def __init__(self, cin: int, cout: int):
         super().__init__()
         self.weight, self.bias = parameter(cout, cin), parameter(cout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+    def forward(self, x: Tensor, gelu: bool = False, residual: Tensor | None = None) -> Tensor:
+        return linear(x, self.weight, self.bias, gelu=gelu, residual=residual)
 
 
 class ConvNeXt(nn.Module):
@@ -118,11 +119,11 @@ class ConvNeXt(nn.Module):
         self.up, self.down = Linear(channels, 4 * channels), Linear(4 * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(self._mixed(x)))).add_(x)
+        return self.down(self.up(self._mixed(x), gelu=True), residual=x)
 
     def _mixed(self, x: Tensor) -> Tensor:
         """Taps and norm."""
-        if kernels_take(x.dtype, x.device):
+        if on_kernels(x):
             return depthwise_norm(x, self.depth, self.depth_bias, self.norm.weight, self.norm.bias, eps=EPS)
         image = x.transpose(1, 2).unsqueeze(2)  # [B, C, 1, L], channels-last in memory
         filters = self.depth.t()[:, None, None].contiguous()
@@ -208,8 +209,8 @@ class Vocoder(nn.Module):
         steps = [Step(self._stem, KERNEL // 2)]
         for i, stage in enumerate(self.stages):
             if i:
-                norm, linear = self.widen[i - 1]
-                steps.append(Step(lambda x, norm=norm, linear=linear: linear(norm(x))))
+                norm, widen = self.widen[i - 1]
+                steps.append(Step(lambda x, norm=norm, widen=widen: widen(norm(x))))
             steps += [Step(block, KERNEL // 2) for block in stage]
         steps.append(Step(self._pre, self.conv_pre.reach))
         steps += [up.step() for up in self.ups]
@@ -220,8 +221,8 @@ class Vocoder(nn.Module):
 
     def _stem(self, mel: Tensor) -> Tensor:
         ends = [mel[:, i : i + 1 or None].expand(-1, KERNEL // 2, -1) for i in (0, -1)]
-        x = self.stem(torch.cat([ends[0], mel, ends[1]], 1))[:, KERNEL // 2 : -(KERNEL // 2)]
-        return self.stem_norm(x)
+        x = torch.cat([ends[0], mel, ends[1]], 1)
+        return self.stem_norm(conv1d(x, self.stem.weight, self.stem.bias))
 
     def forward(self, mel: Tensor) -> Tensor:
         """All of it at once: [B, M, 128] in the weights' dtype to [B, 512 * M, 1] fp32 within +-1."""

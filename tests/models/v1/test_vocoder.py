@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from acefast.backends import use_backend
 from acefast.models.v1 import local
 from acefast.models.v1.config import VocoderConfig
 from acefast.models.v1.local import Rows
-from acefast.models.v1.vocoder import SpectralConv, Vocoder
+from acefast.models.v1.vocoder import ConvNeXt, SpectralConv, Vocoder
+from tests.cpu.isas import extension
 from tests.models.v1.codec_fill import SHORT, VOCODER, fill, mel, normal, relative, vocoder_shapes, vocoder_tensors
 
 GOLDEN = Path(__file__).parents[2] / "golden/v1/codec.safetensors"
@@ -62,6 +64,26 @@ def test_only_the_stem_goes_on_where_the_song_ends(short):
     y = F.conv1d(normal(5, 2, 16, 9), block.depth.t()[:, None], block.depth_bias, padding=3, groups=16)
     y = block.down(F.gelu(block.up(block.norm(y.transpose(1, 2))))) + normal(5, 2, 16, 9).transpose(1, 2)
     assert relative(block(normal(5, 2, 16, 9).transpose(1, 2).contiguous()), y) <= 1e-6
+
+
+def test_a_block_on_the_cpus_kernels_rounds_less_than_the_librarys(rng):
+    """In bf16, against its equations in fp64."""
+    extension()
+    block = ConvNeXt(64)
+    for p in block.parameters():
+        p.data = (torch.randn(p.shape, generator=rng) / p.shape[-1] ** 0.5).bfloat16()
+    x, found = torch.randn(2, 33, 64, generator=rng).bfloat16(), {}
+    before = x.clone()
+    for backend in ("cpu", "reference"):
+        with use_backend(backend):
+            found[backend] = block(x)
+    assert torch.equal(x, before)
+    block, x = block.double(), x.double()
+    taps = F.conv1d(x.mT, block.depth.t()[:, None], block.depth_bias, padding=3, groups=64).mT
+    up = F.linear(block.norm(taps), block.up.weight, block.up.bias)
+    want = x + F.linear(F.gelu(up), block.down.weight, block.down.bias)
+    errors = {backend: relative(y.double(), want) for backend, y in found.items()}
+    assert errors["cpu"] < min(4e-3, errors["reference"])
 
 
 def test_the_halo_is_what_a_frame_hears(short):
