@@ -22,8 +22,20 @@ def from_panels(panels: Tensor) -> Tensor:
     return panels.transpose(-3, -2).reshape(*lead, blocks * COLUMNS, pairs * 2)
 
 
+def rows_of(weight: Tensor) -> int:
+    """N of a weight [N, K], or of its panels."""
+    return len(weight) if weight.dim() == 2 else COLUMNS * len(weight)
+
+
+def some_rows(weight: Tensor, first: int, last: int) -> Tensor:
+    """Rows ``first`` to ``last`` of [N, K], or of its panels, where both are multiples of 32."""
+    return weight[first:last] if weight.dim() == 2 else weight[first // COLUMNS : last // COLUMNS]
+
+
 def hold_panels(module: nn.Module) -> None:
-    """Bring the weights of all layers in panels whose class says ``in_panels``, where their sizes allow it."""
+    """Bring the weights in panels that a layer's class names in ``in_panels``, where their sizes allow it."""
     for layer in module.modules():
-        if getattr(layer, "in_panels", False) and not (layer.weight.shape[-2] % COLUMNS or layer.weight.shape[-1] % 2):
-            layer.weight = nn.Parameter(to_panels(layer.weight), requires_grad=False)
+        for name in getattr(layer, "in_panels", ()):
+            weight = getattr(layer, name)
+            if weight.shape[-2] % COLUMNS == 0 and weight.shape[-1] % 2 == 0:
+                setattr(layer, name, nn.Parameter(to_panels(weight), requires_grad=False))

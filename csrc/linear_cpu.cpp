@@ -2,7 +2,8 @@
 //
 // Math     y[t, n] = sum_k x[t, k] w[n, k] (+ bias[n]), GELU of that where it is asked for (+ residual[t, n])
 //                                                                                            fp32, rounded once
-// Tiling   a thread packs a few blocks of 32 rows of w, to half of its second cache, and takes all rows of x past them
+// Tiling   a thread takes a few blocks of 32 rows of w, packed unless they are panels, which fill half of its second
+//          cache, and takes all rows of x past them
 // Bytes    w once from memory; x once for each group of blocks, from the last cache
 // Bound    the engine's products: 2 T N K; packing adds N K transposed numbers, 2 % at 375 rows of AVX-512 BF16;
 //          GELU a tenth at K = 384 (measured, Zen 4)

@@ -9,7 +9,7 @@ from torch import nn
 import acefast
 from acefast.models.v15.config import VAEConfig
 from acefast.models.v15.vae_layers import SpectralUnit
-from acefast.panels import from_panels, hold_panels, to_panels
+from acefast.panels import from_panels, hold_panels, rows_of, some_rows, to_panels
 from acefast.testing import write_checkpoint
 from tests.cpu.isas import extension
 
@@ -17,7 +17,7 @@ WIDE = VAEConfig(encoder_hidden_size=32, decoder_channels=32, decoder_input_chan
 
 
 class Layer(nn.Module):
-    in_panels = True
+    in_panels = ("weight",)
 
     def __init__(self, *shape):
         super().__init__()
@@ -31,6 +31,14 @@ def test_two_k_of_32_rows_lie_together():
     for which, n, k in ((0, 0, 0), (2, 31, 9), (1, 32, 4), (2, 63, 7)):
         assert panels[which, n // 32, k // 2, n % 32, k % 2] == weight[which, n, k]
     assert torch.equal(from_panels(panels), weight) and from_panels(panels).is_contiguous()
+
+
+def test_rows_are_taken_of_a_weight_as_of_its_panels():
+    weight = torch.randn(96, 10)
+    panels = to_panels(weight)
+    assert rows_of(weight) == rows_of(panels) == 96
+    assert torch.equal(from_panels(some_rows(panels, 32, 96)), some_rows(weight, 32, 96))
+    assert torch.equal(some_rows(weight, 32, 96), weight[32:])
 
 
 def test_layers_that_say_so_are_brought_there_where_their_sizes_allow_it():

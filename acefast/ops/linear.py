@@ -14,6 +14,7 @@ from torch import Tensor
 from acefast.backends import choose_backend, cpu_multiplies
 from acefast.checks import check_dtype, check_shape
 from acefast.cpu import linear as cpu
+from acefast.panels import COLUMNS, from_panels, rows_of
 
 OP = "linear"
 ORDER = ("cpu",)
@@ -48,6 +49,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None 
     16-bit weights on a CPU that is slow at them are multiplied in fp32, one slice of the weight at a time. Measured on
     2 cores with AVX-512 alone, [rows, 2048] x [2048, 12288] bf16: 375 rows 117 -> 71 ms, 1500 rows 458 -> 253 ms.
     """
+    weight = from_panels(weight) if weight.dim() == 4 else weight
     rows = x.numel() // x.shape[-1]
     O, I = weight.shape  # noqa: E741
     if x.device.type != "cpu" or x.dtype == torch.float32 or rows < FEW_ROWS or cpu_multiplies(x.dtype):
@@ -91,7 +93,7 @@ def linear(
 
     Args:
         x: [..., I].
-        weight: [O, I] of x's dtype.
+        weight: [O, I] of x's dtype; or acefast.panels of that, which the kernel reads as they are.
         bias: [O] or None.
         gelu: whether the exact GELU is taken of the result so far.
         residual: [..., O] of x's dtype, added at last; None for none.
@@ -102,16 +104,19 @@ def linear(
     Returns:
         [..., O].
     Raises:
-        ValueError: the residual's shape or dtype is not as above.
+        ValueError: panels are not of such a weight, or the residual's shape or dtype is not as above.
         BackendUnavailable: the backend named cannot take this input.
     Source: nn.Linear and nn.GELU in pytorch/pytorch.
     """
+    if weight.dim() == 4:
+        check_shape(OP, "weight", weight, (None, x.shape[-1] // 2, COLUMNS, 2), f"[O / {COLUMNS}, I / 2, {COLUMNS}, 2]")
+    outputs = rows_of(weight)
     if residual is not None:
-        check_shape(OP, "residual", residual, (*x.shape[:-1], len(weight)), "[..., O]")
+        check_shape(OP, "residual", residual, (*x.shape[:-1], outputs), "[..., O]")
         check_dtype(OP, "residual", residual, x.dtype)
     order = ORDER if cpu.fits(x, weight, bias, residual, out) else ()
     if choose_backend(OP, backend, x.device, order) == "cpu":
-        out = x.new_empty(*x.shape[:-1], len(weight)) if out is None else out
+        out = x.new_empty(*x.shape[:-1], outputs) if out is None else out
         cpu.linear(x, weight, bias, out, gelu=gelu, residual=residual)
         return out
     return linear_reference(x, weight, bias, gelu=gelu, residual=residual, out=out)

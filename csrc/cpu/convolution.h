@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "engine.h"
 #include "machine.h"
@@ -72,12 +73,15 @@ void convolve(const Convolution& a, long N, int threads, const Pack& pack, const
   });
 }
 
-// Of so few numbers that a call of memcpy would take longer.
+// n rows of `width` numbers, of which there are so few that a call of memcpy for each would take longer.
 template <typename T>
-void copy_few(const T* from, long n, T* to) {
-  long i = 0;
-  for (; i + 8 <= n; i += 8) std::memcpy(to + i, from + i, 8 * sizeof(T));
-  for (; i < n; i++) to[i] = from[i];
+void copy_rows(const T* from, long from_apart, long n, long width, T* to, long to_apart) {
+  const auto copy = [=](auto width) {
+    for (long i = 0; i < n; i++) std::memcpy(to + i * to_apart, from + i * from_apart, width * sizeof(T));
+  };
+  if (width == 8) return copy(std::integral_constant<long, 8>());
+  if (width == 16) return copy(std::integral_constant<long, 16>());
+  copy(width);
 }
 
 // A convolution of stride 1 to N results a row, a divisor of 32: 32 / N neighbouring rows of the result are the columns
@@ -90,7 +94,7 @@ void convolve_narrow(const Convolution& of, long N, int threads, const Filter& f
   constexpr long BLOCK = 32 << 10;  // bytes of rows and sums that a thread works on at a time
   const Engine& e = engine();
   const long group = COLUMNS / N, window = (of.taps + group - 1) * of.C;
-  const long K = (window + K_STEP - 1) / K_STEP * K_STEP;
+  const long K = (window + K_STEP - 1) / K_STEP * K_STEP, depth = (window + e.step - 1) / e.step * e.step;
   static thread_local Scratch filters, packed;
   bf16* w = filters.get<bf16>(COLUMNS * K);
   char* b = packed.get<char>(e.packed(K));
@@ -108,23 +112,26 @@ void convolve_narrow(const Convolution& of, long N, int threads, const Filter& f
     float* sums = results.get<float>(block * N);
     alignas(64) float c[MOST_ROWS * COLUMNS];
     const bool in_place = a.dilation == 1 && begin >= 0 && (begin + length) * a.C + K_STEP <= a.L * a.C;
-    for (long i = 0, row = begin; i < length && !in_place; i++)  // one pass over x; the next block comes meanwhile
-      for (long song = 0; song < a.dilation; song++, row++)
-        if (row < 0 || row >= a.L)
-          std::memset(copy + song * size + i * a.C, 0, a.C * sizeof(bf16));
-        else
-          __builtin_prefetch(a.x + (row + block) * a.C), copy_few(a.x + row * a.C, a.C, copy + song * size + i * a.C);
+    for (long line = 0; line < block * a.C && !in_place; line += COLUMNS)  // of the next block
+      __builtin_prefetch(a.x + (begin + block) * a.C + line);
+    for (long song = 0; song < std::min(a.dilation, rows) && !in_place; song++) {
+      const long row = begin + song, d = a.dilation;  // its first of x; zeros are beyond the ends
+      const long lo = row < 0 ? std::min((-row + d - 1) / d, length) : 0;
+      const long hi = std::clamp((a.L - row + d - 1) / d, lo, length);
+      bf16* to = copy + song * size;
+      std::memset(to, 0, lo * a.C * sizeof(bf16));
+      copy_rows(a.x + (row + lo * d) * a.C, d * a.C, hi - lo, a.C, to + lo * a.C, a.C);
+      std::memset(to + hi * a.C, 0, (size - hi * a.C) * sizeof(bf16));
+    }
     for (long song = 0; song < std::min(a.dilation, rows); song++, copy += size) {
-      std::memset(copy + length * a.C, 0, K_STEP * sizeof(bf16));
       const bf16* at = in_place ? a.x + begin * a.C : copy;
       const long count = (rows - song + a.dilation - 1) / a.dilation;  // of its results
       for (long i = 0; i < count; i += whole) {
         const long end = std::min(i + whole, count);
         const int tile = int((end - i + group - 1) / group);
         float* to = a.dilation == 1 ? sums + i * N : c;
-        e.tile(at + i * a.C, group * a.C, 0, 1, int(K), b, to, tile);
-        if (a.dilation > 1)
-          for (long r = i; r < end; r++) copy_few(c + (r - i) * N, N, sums + (song + r * a.dilation) * N);
+        e.tile(at + i * a.C, group * a.C, 0, 1, int(depth), b, to, tile);
+        if (a.dilation > 1) copy_rows(c, N, end - i, N, sums + (song + i * a.dilation) * N, a.dilation * N);
       }
     }
     finish(from, rows, sums);

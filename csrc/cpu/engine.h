@@ -20,6 +20,7 @@ struct Engine {
   const char* name;
   int rows;   // most of a tile
   int bytes;  // a packed number takes
+  int step;   // of which a tile's K may be a multiple where packing, whose is not, rounds it up
   // Packs columns j < n of a weight whose k lie together, w[j * stride + k]; columns from n to 32 are zeros.
   void (*pack_rows)(const bf16* w, long stride, int n, int K, void* b);
   // Packs columns of one whose j lie together, w[k * stride + j]; rows k from `valid` to K are zeros.

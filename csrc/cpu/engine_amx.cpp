@@ -100,7 +100,7 @@ void pack8(const int8_t* w, long stride, int n, int K, int8_t* b) { pack_rows(w,
 }  // namespace
 
 extern const Engine amx_engine;
-const Engine amx_engine = {"amx", ROWS, 2, pack_rows, pack_columns, nullptr, tile};
+const Engine amx_engine = {"amx", ROWS, 2, K_STEP, pack_rows, pack_columns, nullptr, tile};
 
 extern const Engine8 amx8_engine;
 const Engine8 amx8_engine = {"amx", ROWS, 0, pack8, tile8};

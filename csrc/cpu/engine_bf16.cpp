@@ -50,4 +50,4 @@ void any_tile(const bf16* a, long stride, long tap, int taps, int K, const void*
 }  // namespace
 
 extern const Engine bf16_engine;
-const Engine bf16_engine = {"bf16", ROWS, 2, pack_rows, pack_columns, nullptr, any_tile};
+const Engine bf16_engine = {"bf16", ROWS, 2, 16, pack_rows, pack_columns, nullptr, any_tile};

@@ -85,6 +85,6 @@ void pack_panel(const bf16* w, int K, void* packed) {
 }  // namespace
 
 extern const Engine fp32_engine;
-const Engine fp32_engine = {"fp32", ROWS, 4, pack_rows, pack_columns, pack_panel, any_tile};
+const Engine fp32_engine = {"fp32", ROWS, 4, LANES, pack_rows, pack_columns, pack_panel, any_tile};
 
 }  // namespace LEVEL

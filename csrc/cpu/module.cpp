@@ -72,7 +72,7 @@ LEVELS(void linear_attention(const bf16* qkv, long x_batch, long x_row, const fl
 LEVELS(void vit_linear_attention(const bf16* x, long x_batch, long x_row, bf16* out, long y_batch, long y_row, long batch,
                                  long places, int heads, int D, int threads))
 LEVELS(void depthwise2d(const bf16* x, long batch, long H, long W, long C, int K, const bf16* weight, const bf16* bias,
-                        bool silu_input, bool gate, bf16* y, int threads))
+                        bool silu_input, bool gate, const bf16* mix, bf16* y, int threads))
 LEVELS(void depthwise_norm(const bf16* x, long x_song, long x_row, long batch, long rows, long C, int K,
                            const bf16* taps, const bf16* tap_bias, const bf16* weight, const bf16* bias, float eps,
                            bf16* y, long y_song, long y_row, int threads))
@@ -258,8 +258,9 @@ PYBIND11_MODULE(_cpu, m) {
   m.def(
       "depthwise2d",
       [](Address x, long batch, long H, long W, long C, int K, Address weight, Address bias, bool silu_input, bool gate,
-         Address y, int threads) {
-        AT_LEVEL(depthwise2d)(in(x), batch, H, W, C, K, in(weight), in(bias), silu_input, gate, out(y), threads);
+         Address mix, Address y, int threads) {
+        AT_LEVEL(depthwise2d)
+        (in(x), batch, H, W, C, K, in(weight), in(bias), silu_input, gate, in(mix), out(y), threads);
       },
       free);
   m.def(

@@ -44,7 +44,7 @@ inline Rows spread(Rows a, Scratch& scratch, int threads) {
 }
 
 // finish(row, rows, column, columns, c) gets c[PARTS][rows][32], the products of `rows` rows with `columns` rows of each
-// of PARTS weights [N, K].
+// of PARTS weights [N, K], whose rows lie `stride` apart, or which are panels where that is 0.
 template <int PARTS, typename Finish>
 void product(Rows a, const bf16* const (&w)[PARTS], long stride, long N, int threads, const Finish& finish) {
   static thread_local Scratch copy;
@@ -52,21 +52,30 @@ void product(Rows a, const bf16* const (&w)[PARTS], long stride, long N, int thr
   const Engine& e = engine();
   const size_t bytes = e.packed(a.K);
   const Cut cut(N, a.count, PARTS * bytes, threads);
+  const bool panels = stride == 0, in_place = panels && !e.pack_panel;
   in_parallel(cut.groups * cut.shares, threads, [&](long task) {
     static thread_local Scratch packed;
     const long first = task / cut.shares * cut.group, last = std::min(first + cut.group, cut.blocks);
     const long begin = task % cut.shares * cut.rows, end = std::min(begin + cut.rows, a.count);
-    char* b = packed.get<char>((last - first) * PARTS * bytes);
-    for (long i = first; i < last; i++)
-      for (int part = 0; part < PARTS; part++)
-        e.pack_rows(w[part] + i * COLUMNS * stride, stride, int(std::min<long>(COLUMNS, N - i * COLUMNS)), int(a.K),
-                    b + ((i - first) * PARTS + part) * bytes);
+    const char* b[PARTS];
+    for (int part = 0; part < PARTS; part++) {
+      b[part] = reinterpret_cast<const char*>(w[part] + first * COLUMNS * a.K);
+      if (in_place) continue;
+      char* own = packed.get<char>((last - first) * PARTS * bytes) + part * (last - first) * bytes;
+      b[part] = own;
+      for (long i = first; i < last; i++, own += bytes)
+        if (panels)
+          e.pack_panel(w[part] + i * COLUMNS * a.K, int(a.K), own);
+        else
+          e.pack_rows(w[part] + i * COLUMNS * stride, stride, int(std::min<long>(COLUMNS, N - i * COLUMNS)), int(a.K),
+                      own);
+    }
     alignas(64) float c[PARTS * MOST_ROWS * COLUMNS];
     for (long row = begin; row < end; row += e.rows) {
       const int rows = int(std::min<long>(e.rows, end - row));
       for (long i = first; i < last; i++) {
         for (int part = 0; part < PARTS; part++)
-          e.tile(a.at + row * a.stride, a.stride, 0, 1, int(a.K), b + ((i - first) * PARTS + part) * bytes,
+          e.tile(a.at + row * a.stride, a.stride, 0, 1, int(a.K), b[part] + (i - first) * bytes,
                  c + part * rows * COLUMNS, rows);
         finish(row, rows, i * COLUMNS, int(std::min<long>(COLUMNS, N - i * COLUMNS)), c);
       }

@@ -49,16 +49,17 @@ std::vector<bf16> rows_of(long count, long K, long stride, bool integers) {
 void check(int rows, int K, int taps, int columns, int missing, bool transposed, bool integers) {
   const Engine& e = ENGINE;
   const long stride = K + 16, tap = 2 * stride, valid = K - missing;  // two rows from tap to tap, as a dilation of 2
+  const int packed = (K + K_STEP - 1) / K_STEP * K_STEP;
   const std::vector<bf16> a = rows_of(rows + 2 * (taps - 1), K, stride, integers);
   std::vector<std::vector<bf16>> w;
-  std::vector<char> b(taps * e.packed(K), 1);
-  const long apart = transposed ? columns + 3 : K + 5;
+  std::vector<char> b(taps * e.packed(packed), 1);
+  const long apart = transposed ? columns + 3 : packed + 5;
   for (int t = 0; t < taps; t++) {
-    w.push_back(transposed ? rows_of(valid, columns, apart, integers) : rows_of(columns, K, apart, integers));
+    w.push_back(transposed ? rows_of(valid, columns, apart, integers) : rows_of(columns, packed, apart, integers));
     if (transposed)
-      e.pack_columns(w[t].data(), apart, columns, int(valid), K, b.data() + t * e.packed(K));
+      e.pack_columns(w[t].data(), apart, columns, int(valid), packed, b.data() + t * e.packed(packed));
     else
-      e.pack_rows(w[t].data(), apart, columns, K, b.data() + t * e.packed(K));
+      e.pack_rows(w[t].data(), apart, columns, packed, b.data() + t * e.packed(packed));
   }
   std::vector<float> c(rows * COLUMNS, std::numeric_limits<float>::quiet_NaN());
   e.tile(a.data(), stride, tap, taps, K, b.data(), c.data(), rows);
@@ -90,6 +91,7 @@ void check_all() {
   for (int columns : {1, 15, 16, 17, 31})
     for (bool transposed : {false, true}) check(e.rows, 32, 2, columns, 0, transposed, true);
   for (int missing : {1, 7, 31}) check(e.rows, 64, 1, 32, missing, true, true);
+  for (int K = e.step; K < 100; K += e.step) check(e.rows, K, 1, 32, 0, false, true);
 }
 #endif
 

@@ -45,7 +45,11 @@ def inputs(B, H, W, channels, K, dtype, rng, gate=False):
     return x.to(dtype), (weight / K).to(dtype), bias.to(dtype)
 
 
-def exact(x, weight, bias=None, silu_input=False, gate=False):
+def matrices(C, D, dtype, rng):
+    return (torch.randn(C // D, D, D, generator=rng) / D**0.5).to(dtype)
+
+
+def exact(x, weight, bias=None, silu_input=False, gate=False, mix=None):
     """Tap by tap."""
     B, H, W, C = x.shape
     K, u = len(weight), x.double()
@@ -57,6 +61,8 @@ def exact(x, weight, bias=None, silu_input=False, gate=False):
     if gate:
         a, g = y.chunk(2, -1)
         y = a * g * g.sigmoid()
+    if mix is not None:
+        y = torch.einsum("...gi,gio->...go", y.unflatten(3, mix.shape[:2]), mix.double()).flatten(3)
     return y
 
 
@@ -82,6 +88,15 @@ def test_bias_gate_and_silu_are_asked_for_one_by_one(backend, variant, rng):
     out = torch.full((1, 3, 5, 16), torch.nan)
     assert depthwise2d(x, weight, **options, out=out, backend=backend) is out
     assert relative(out, exact(x, weight, **options)) <= 1e-6
+
+
+@pytest.mark.parametrize("D", (4, 8))
+def test_groups_of_channels_are_mixed(backend, D, rng):
+    x, weight, bias = inputs(2, 3, 9, 16, 5, torch.float32, rng)
+    mix, out = matrices(16, D, torch.float32, rng), torch.full((2, 3, 9, 16), torch.nan)
+    want = exact(x, weight, bias, mix=mix)
+    assert relative(depthwise2d(x, weight, bias, mix=mix, backend=backend), want) <= 1e-6
+    assert depthwise2d(x, weight, bias, mix=mix, out=out, backend=backend) is out and relative(out, want) <= 1e-6
 
 
 def test_images_and_pixels_far_apart_do_not_meet(backend, rng):
@@ -122,6 +137,12 @@ def test_what_does_not_fit_the_kernel_goes_to_the_library_unless_it_is_named(bac
         (dict(bias=torch.ones(4)), r"depthwise2d: bias must be \[C\] = \[8\]"),
         (dict(bias=torch.ones(8).half()), r"depthwise2d: bias must be torch.float32"),
         (dict(x=torch.ones(1, 3, 4, 7), weight=torch.ones(3, 3, 7), gate=True), r"a gate needs an even number .*got 7"),
+        *(
+            (dict(mix=torch.ones(size)) | more, rf"mix must be \[C / D, D, D\] of C = 8, .*got \[{size[0]}, ")
+            for size, more in (((4, 2, 3), {}), ((2, 2, 2), {}), ((2, 4), {}), ((4, 2, 2), {"gate": True}))
+        ),
+        (dict(mix=torch.ones(4, 2, 2).mT), r"depthwise2d: mix must be contiguous"),
+        (dict(mix=torch.ones(4, 2, 2).half()), r"depthwise2d: mix must be torch.float32"),
         (dict(out=torch.ones(1, 3, 4, 8), gate=True), r"out must be \[B, H, W, channels\] = \[1, 3, 4, 4\]"),
         (dict(out=torch.ones(1, 3, 4, 8).half()), r"depthwise2d: out must be torch.float32"),
         (dict(out=torch.ones(1, 3, 4, 16)[..., ::2]), r"depthwise2d: out must be contiguous"),

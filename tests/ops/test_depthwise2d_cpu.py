@@ -9,13 +9,13 @@ from acefast.backends import BackendUnavailable
 from acefast.ops.depthwise2d import depthwise2d
 from tests.cpu.convolutions import on_threads
 from tests.cpu.isas import NAMES, at_isa, extension
-from tests.ops.test_depthwise2d import GATE, VARIANTS, exact, inputs, relative
+from tests.ops.test_depthwise2d import GATE, VARIANTS, exact, inputs, matrices, relative
 
 extension()
 
 BF16 = torch.bfloat16
-# B, H, W, channels out, K: one pixel; less than the taps; a single tap; several blocks of channels and images
-SIZES = [(1, 1, 1, 32, 3), (2, 2, 3, 32, 5), (1, 3, 2, 32, 1), (2, 9, 16, 96, 3), (1, 6, 5, 64, 5)]
+# B, H, W, channels out, K: one pixel; less than the taps; several blocks of channels and images
+SIZES = [(1, 1, 1, 32, 3), (2, 2, 3, 32, 5), (2, 9, 16, 96, 3), (1, 6, 5, 64, 5)]
 
 
 @pytest.mark.parametrize("isa", NAMES)
@@ -32,9 +32,20 @@ def test_equals_the_equation_in_fp64(size, variant, isa, rng):
             assert relative(y, exact(x, weight, b, **options)) <= GATE[BF16]
 
 
-def test_images_do_not_meet_and_threads_change_nothing(rng):
-    x, weight, bias = inputs(2, 7, 5, 96, 5, BF16, rng, True)
-    options = {"silu_input": True, "gate": True, "backend": "cpu"}
+@pytest.mark.parametrize("isa", NAMES)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_groups_of_channels_are_mixed(size, isa, rng):
+    x, weight, bias = inputs(*size, BF16, rng)
+    mix = matrices(x.shape[3], 32, BF16, rng)
+    with at_isa(isa):
+        y = depthwise2d(x, weight, bias, mix=mix, backend="cpu")
+    assert y.shape == x.shape and relative(y, exact(x, weight, bias, mix=mix)) <= 1.5 * GATE[BF16]  # two roundings
+
+
+@pytest.mark.parametrize("gate", (True, False), ids=("gate", "mix"))
+def test_images_do_not_meet_and_threads_change_nothing(gate, rng):
+    x, weight, bias = inputs(2, 7, 5, 96, 5, BF16, rng, gate)
+    options = {"silu_input": True, "gate": gate, "mix": None if gate else matrices(96, 32, BF16, rng), "backend": "cpu"}
     want = depthwise2d(x, weight, bias, **options)
     x[0] = torch.nan
     for threads in (1, 2, 3):
@@ -51,9 +62,12 @@ def test_results_are_written_where_they_are_told_and_nowhere_else(rng):
     assert torch.equal(out, depthwise2d(x, weight, bias, backend="cpu")) and memory[::3].isnan().all()
 
 
-@pytest.mark.parametrize("channels, dtype", [(48, BF16), (32, torch.float32)])
-def test_what_does_not_fit_goes_to_the_reference_unless_the_kernel_is_named(channels, dtype, rng):
-    given = inputs(1, 2, 3, channels, 3, dtype, rng)
+@pytest.mark.parametrize(
+    "channels, K, head, dtype", [(48, 3, 0, BF16), (32, 3, 0, torch.float32), (32, 7, 0, BF16), (32, 3, 16, BF16)]
+)
+def test_what_does_not_fit_goes_to_the_reference_unless_the_kernel_is_named(channels, K, head, dtype, rng):
+    given = inputs(1, 2, 3, channels, K, dtype, rng)
+    mix = matrices(channels, head, dtype, rng) if head else None
     with pytest.raises(BackendUnavailable, match="it has no cpu kernel"):
-        depthwise2d(*given, backend="cpu")
-    assert torch.equal(depthwise2d(*given), depthwise2d(*given, backend="reference"))
+        depthwise2d(*given, mix=mix, backend="cpu")
+    assert torch.equal(depthwise2d(*given, mix=mix), depthwise2d(*given, mix=mix, backend="reference"))

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from acefast.backends import BackendUnavailable
 from acefast.cpu import linear as launcher
 from acefast.ops.linear import add_linear, linear, linear_reference
+from acefast.panels import to_panels
+from tests.cpu.convolutions import on_threads
 from tests.cpu.isas import NAMES, at_isa, extension
 
 GATE = 4e-3  # relative L2 of bf16
@@ -93,6 +95,25 @@ def test_keeps_to_its_rows_and_columns(isa, rows, K, N, rng):
     assert torch.equal(linear(x, weight, given[2], residual=residual, backend="cpu"), want)
     out.fill_(torch.nan)
     assert memory[2].isnan().all()
+
+
+@pytest.mark.parametrize("rows, K, N", [(1, 32, 32), (40, 2048, 96), (375, 160, 1312)])
+def test_panels_give_the_same_bits(isa, rows, K, N, rng):
+    x, weight, bias = tensors(rng, rows, K, N)
+    want, panels = linear(x, weight, bias, backend="cpu"), to_panels(weight)
+    for threads in (1, 3):
+        with on_threads(threads):
+            assert torch.equal(linear(x, panels, bias, backend="cpu"), want)
+    assert torch.equal(linear(x, panels, bias, backend="reference"), linear_reference(x, weight, bias))
+
+
+def test_panels_of_another_weight_are_refused():
+    panels = to_panels(torch.ones(64, 32).bfloat16())
+    with pytest.raises(ValueError, match=r"linear: weight must be \[O / 32, I / 2, 32, 2\] = \[any, 32, 32, 2\], got"):
+        linear(torch.ones(4, 64).bfloat16(), panels)
+    apart = torch.ones(2, 16, 64, 2).bfloat16()[:, :, ::2]
+    with pytest.raises(BackendUnavailable, match="linear: backend='cpu' cannot run"):
+        linear(torch.ones(4, 32).bfloat16(), apart, backend="cpu")
 
 
 def test_a_bad_row_stays_one_and_inputs_stay_as_they_were(isa, rng):

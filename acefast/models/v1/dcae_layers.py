@@ -22,6 +22,7 @@ from acefast.ops.linear import linear as linear_op
 from acefast.ops.rms_residual import rms_residual
 from acefast.ops.vit_linear_attention import vit_linear_attention
 from acefast.ops.winograd2d import transformed, winograd2d
+from acefast.panels import some_rows
 from acefast.weights import Source, WeightTable, stack
 
 EPS = 1e-5  # of the RMS norms
@@ -57,8 +58,8 @@ def depthwise2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A product of [..., Cin] with [Cout, Cin], as one of rows: of a slice in time torch makes a batch of products."""
-    return linear_op(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], len(weight))
+    """A product of [..., Cin] with [Cout, Cin], or its panels, as one of rows: torch makes many of a slice in time."""
+    return linear_op(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], -1)
 
 
 class Conv2d(nn.Module):
@@ -158,6 +159,8 @@ class Attention(nn.Module):
     3 * ``head`` consecutive channels are a head: its queries, its keys and its values. All of it in fp32.
     """
 
+    in_panels = "qkv", "out"  # on a CPU's kernels, see acefast.panels
+
     def __init__(self, channels: int, head: int):
         super().__init__()
         self.head = head
@@ -195,11 +198,9 @@ class Attention(nn.Module):
 
     def _heads_on_kernels(self, x: Tensor, lo: int, hi: int, y: Tensor) -> None:
         """Writes the channels ``lo`` to ``hi`` of the heads of u and of those of m to y [B, T * F, 2, hi - lo]."""
-        u = linear(x, self.qkv[3 * lo : 3 * hi])
-        m = depthwise2d(u, self.depth[..., 3 * lo : 3 * hi].contiguous())
-        m = m.view(-1, 3 * (hi - lo) // self.head, self.head).transpose(0, 1)
-        m = torch.bmm(m, self.mix[3 * lo // self.head : 3 * hi // self.head])
-        m = m.transpose(0, 1).reshape(u.shape)
+        u = linear(x, some_rows(self.qkv, 3 * lo, 3 * hi))
+        mix = self.mix[3 * lo // self.head : 3 * hi // self.head]
+        m = op.depthwise2d(u, self.depth[..., 3 * lo : 3 * hi].contiguous(), mix=mix)
         for i, part in enumerate((u, m)):
             vit_linear_attention(part.flatten(1, 2), head_dim=self.head, out=y[:, :, i])
 
@@ -221,6 +222,8 @@ class Attention(nn.Module):
 
 class FeedForward(nn.Module):
     """1x1 taps to eight times the channels, SiLU, 3x3 depthwise, half of it gated by the other, 1x1 taps back."""
+
+    in_panels = "up", "down"  # on a CPU's kernels
 
     def __init__(self, channels: int):
         super().__init__()

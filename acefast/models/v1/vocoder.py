@@ -54,7 +54,7 @@ class Conv(nn.Module):
 class SpectralConv(nn.Module):
     """The same as ``Conv`` by acefast.ops.spectral_conv1d, with its weight, [47, Cout, Cin]: faster on a CPU."""
 
-    in_panels = True  # on a CPU's kernels, see acefast.panels
+    in_panels = ("weight",)  # on a CPU's kernels, see acefast.panels
 
     def __init__(self, cin: int, cout: int, kernel: int, dilation: int = 1):
         super().__init__()
@@ -159,7 +159,7 @@ class Rooms(NamedTuple):
 
 
 class Upsample(nn.Module):
-    """One row becomes ``stride``, then the mean of parallel stacks; SiLU was before, and is the last of what it does."""
+    """One row becomes ``stride``, then the mean of parallel stacks. SiLU comes before, and ends what it does."""
 
     def __init__(self, cin: int, stride: int, config: VocoderConfig, spectral: bool):
         super().__init__()

@@ -103,7 +103,7 @@ class ResidualUnit(nn.Module):
 class SpectralFilter(nn.Module):
     """The weights of acefast.ops.spectral_conv1d."""
 
-    in_panels = True  # see acefast.panels
+    in_panels = ("weight",)  # see acefast.panels
 
     def __init__(self, channels: int):
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import ClassVar
 
 import pytest
@@ -12,6 +13,8 @@ from acefast.models.v1 import dcae, dcae_layers, local
 from acefast.models.v1.config import DCAEConfig
 from acefast.models.v1.dcae import MelDecoder, MelEncoder
 from acefast.models.v1.local import Rows
+from acefast.panels import hold_panels
+from tests.cpu.isas import extension
 from tests.models.v1.codec_fill import DCAE, dcae_tensors, diffusers_dcae, fill, normal, relative
 
 
@@ -176,3 +179,17 @@ def test_pieces_of_a_song_are_one_product_of_rows():
     with torch.no_grad(), Products():
         block(normal(99, 1, dcae_layers.PIECE + 9, 4, 16))
     assert Products.shapes and all(batch < 16 for batch, *_ in Products.shapes)
+
+
+def test_a_block_on_the_cpus_kernels_is_the_block():
+    extension()
+    block = dcae_layers.EfficientViT(64, 32)
+    for i, parameter in enumerate(block.parameters()):
+        parameter.data = normal(i, *parameter.shape) / parameter.shape[-1] ** 0.5
+    twin, x = copy.deepcopy(block).bfloat16(), normal(98, 2, dcae_layers.PIECE + 9, 4, 64)
+    assert dcae_layers.on_kernels(x.bfloat16()) and not dcae_layers.on_kernels(x)
+    got = twin(x.bfloat16())
+    assert relative(got.float(), block(x.clone())) <= 0.01
+    hold_panels(twin)
+    assert {getattr(twin.attn, n).dim() for n in ("qkv", "out")} == {getattr(twin.ff, n).dim() for n in ("up", "down")}
+    assert twin.ff.up.dim() == 4 and torch.equal(twin(x.bfloat16()), got)
