@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from acefast.panels import COLUMNS, rows_of, to_panels
 from acefast.weights import CheckpointError, Index, Source, Stamp, Stored, read, stack, stamp
 
 
@@ -107,6 +108,11 @@ def merge_into(target: Tensor, source: Source, index: Index, adapters: Mapping[s
 
     Of layers that are stacked one is there in fp32 at a time.
     """
+    if target.shape[2:] == (COLUMNS, 2):  # panels
+        rows = target.new_empty(rows_of(target), 2 * target.shape[1])
+        merge_into(rows, source, index, adapters)
+        target.copy_(to_panels(rows))
+        return
     stored, device = [index[name] for name in source.names], target.device
     if adapters.keys().isdisjoint(source.names):
         target.copy_(read(source, index, tuple(target.shape), device, target.dtype))

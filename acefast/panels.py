@@ -5,7 +5,11 @@ A weight [..., N, K] is then [..., N / 32, K / 2, 32, 2]: for two k at a time th
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+
+from acefast.backends import why_unavailable
+from acefast.cpu.extension import K_STEP, address, extension, is_bf16, threads
 
 COLUMNS = 32  # rows of a weight side by side
 
@@ -13,6 +17,10 @@ COLUMNS = 32  # rows of a weight side by side
 def to_panels(weight: Tensor) -> Tensor:
     """[..., N, K] in panels, contiguous; N has to be a multiple of 32 and K of 2."""
     *lead, N, K = weight.shape
+    if is_bf16(weight) and weight.is_contiguous() and K % K_STEP == 0 and not why_unavailable("cpu"):
+        panels = weight.new_empty(*lead, N // COLUMNS, K // 2, COLUMNS, 2)
+        extension().to_panels(address(weight), weight.numel() // K, K, address(panels), threads())
+        return panels
     return weight.reshape(*lead, N // COLUMNS, COLUMNS, K // 2, 2).transpose(-3, -2).contiguous()
 
 
@@ -28,14 +36,21 @@ def rows_of(weight: Tensor) -> int:
 
 
 def some_rows(weight: Tensor, first: int, last: int) -> Tensor:
-    """Rows ``first`` to ``last`` of [N, K], or of its panels, where both are multiples of 32."""
-    return weight[first:last] if weight.dim() == 2 else weight[first // COLUMNS : last // COLUMNS]
+    """Rows ``first`` to ``last`` of [N, K], or of its panels, panels too where both are multiples of 32."""
+    if weight.dim() == 2:
+        return weight[first:last]
+    if first % COLUMNS or last % COLUMNS:
+        return from_panels(weight)[first:last]
+    return weight[first // COLUMNS : last // COLUMNS]
 
 
+@torch.no_grad()
 def hold_panels(module: nn.Module) -> None:
-    """Bring the weights in panels that a layer's class names in ``in_panels``, where their sizes allow it."""
+    """Bring the weights in panels that a layer's class names in ``in_panels``, where their sizes and dtype allow it."""
     for layer in module.modules():
-        for name in getattr(layer, "in_panels", ()):
-            weight = getattr(layer, name)
-            if weight.shape[-2] % COLUMNS == 0 and weight.shape[-1] % 2 == 0:
-                setattr(layer, name, nn.Parameter(to_panels(weight), requires_grad=False))
+        for path in getattr(layer, "in_panels", ()):
+            owner, _, name = path.rpartition(".")
+            owner = layer.get_submodule(owner)
+            weight = getattr(owner, name)
+            if weight.is_floating_point() and weight.shape[-2] % COLUMNS == 0 and weight.shape[-1] % K_STEP == 0:
+                setattr(owner, name, nn.Parameter(to_panels(weight), requires_grad=False))

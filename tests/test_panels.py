@@ -11,7 +11,8 @@ from acefast.models.v15.config import VAEConfig
 from acefast.models.v15.vae_layers import SpectralUnit
 from acefast.panels import from_panels, hold_panels, rows_of, some_rows, to_panels
 from acefast.testing import write_checkpoint
-from tests.cpu.isas import extension
+from tests.cpu.convolutions import on_threads
+from tests.cpu.isas import NAMES, at_isa, extension
 
 WIDE = VAEConfig(encoder_hidden_size=32, decoder_channels=32, decoder_input_channels=8)
 
@@ -22,6 +23,14 @@ class Layer(nn.Module):
     def __init__(self, *shape):
         super().__init__()
         self.weight = nn.Parameter(torch.arange(torch.Size(shape).numel()).float().view(shape), requires_grad=False)
+
+
+class Outer(nn.Module):
+    in_panels = ("inner.weight",)
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(32, 64, bias=False)
 
 
 def test_two_k_of_32_rows_lie_together():
@@ -39,15 +48,30 @@ def test_rows_are_taken_of_a_weight_as_of_its_panels():
     assert rows_of(weight) == rows_of(panels) == 96
     assert torch.equal(from_panels(some_rows(panels, 32, 96)), some_rows(weight, 32, 96))
     assert torch.equal(some_rows(weight, 32, 96), weight[32:])
+    assert torch.equal(some_rows(panels, 16, 90), weight[16:90])  # rows, where no panel begins or ends
 
 
 def test_layers_that_say_so_are_brought_there_where_their_sizes_allow_it():
-    layers = nn.ModuleList([Layer(47, 32, 6), Layer(48, 6), Layer(32, 7), nn.Linear(32, 32)])
-    before = [layer.weight.clone() for layer in layers]
+    whole = Layer(32, 32)
+    whole.weight = nn.Parameter(whole.weight.to(torch.int8), requires_grad=False)
+    layers = nn.ModuleList([Layer(47, 32, 64), Outer(), Layer(48, 32), Layer(32, 48), whole, nn.Linear(32, 32)])
+    layers[1].inner.weight.data.fill_(3)
+    before = [layer.weight.clone() for layer in layers if layer is not layers[1]]
     hold_panels(layers)
     assert torch.equal(layers[0].weight, to_panels(before[0])) and not layers[0].weight.requires_grad
-    for layer, weight in zip(layers[1:], before[1:]):
+    assert layers[1].inner.weight.shape == (2, 16, 32, 2)
+    for layer, weight in zip(layers[2:], before[1:]):
         assert torch.equal(layer.weight, weight)
+
+
+@pytest.mark.parametrize("isa", NAMES)
+@pytest.mark.parametrize("shape", [(32, 32), (96, 160), (3, 64, 96)])
+def test_the_kernel_lays_them_as_the_library_does(isa, shape, rng):
+    weight = torch.randn(shape, generator=rng).bfloat16()
+    with at_isa(isa):
+        for count in (1, 3):
+            with on_threads(count):
+                assert torch.equal(to_panels(weight), to_panels(weight.float()).bfloat16())
 
 
 @pytest.mark.parametrize("dtype", ("bfloat16", "float32"))
@@ -55,7 +79,10 @@ def test_a_model_holds_panels_where_the_cpus_kernels_read_them(dtype, tmp_path, 
     extension()
     monkeypatch.setattr("acefast.models.v15.vae_range.cpu_multiplies", lambda dtype: True)
     folder = write_checkpoint(tmp_path, vae_config=WIDE, dtype=torch.bfloat16)
-    decoder = acefast.load(folder, device="cpu", dtype=dtype).model.decoder
+    model = acefast.load(folder, device="cpu", dtype=dtype).model
+    layer, decoder = model.transformer.layers[0], model.decoder
+    weights = layer.self_attention.qkv, layer.cross_attention.kv, layer.mlp.gate_up, layer.mlp.down
+    assert {weight.dim() for weight in weights} == {4 if dtype == "bfloat16" else 2}
     units = [unit for unit in decoder.modules() if isinstance(unit, SpectralUnit)]
     assert len(units) == (15 if dtype == "bfloat16" else 0)
     assert all(unit.conv1.weight.dim() == 5 for unit in units)

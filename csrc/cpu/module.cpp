@@ -7,6 +7,7 @@
 
 #include "engine.h"
 #include "machine.h"
+#include "parallel.h"
 #include "results.h"
 
 namespace py = pybind11;
@@ -110,6 +111,18 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("engine8", [] { return engine8().name; });
 
   const auto free = py::call_guard<py::gil_scoped_release>();
+  m.def(  // acefast.panels: of weights whose rows are a multiple of 32, as are their numbers
+      "to_panels",
+      [](Address w, long rows, long K, Address panels, int threads) {
+        portable::in_parallel(rows / COLUMNS, threads, [=](long i) {
+          const bf16* from = in(w) + i * COLUMNS * K;
+          bf16* to = out(panels) + i * COLUMNS * K;
+          if (!engine().pack_panel) return engine().pack_rows(from, K, COLUMNS, int(K), to);
+          for (long k = 0; k < K; k++)
+            for (long j = 0; j < COLUMNS; j++) to[(k / 2 * COLUMNS + j) * 2 + k % 2] = from[j * K + k];
+        });
+      },
+      free);
   m.def(
       "linear",
       [](Address x, long rows, long K, long x_stride, Address w, long w_stride, long N, Address bias, bool gelu,

@@ -8,6 +8,7 @@ import torch
 from acefast.backends import BackendUnavailable
 from acefast.cpu import linear_swiglu as launcher
 from acefast.ops.linear_swiglu import linear_swiglu, linear_swiglu_reference
+from acefast.panels import to_panels
 from tests.cpu.isas import NAMES, at_isa, extension
 from tests.ops.test_linear_swiglu import error, exact, tensors
 
@@ -37,6 +38,23 @@ def test_a_gate_apart_from_the_other_rows_changes_no_bit(isa, rows, H, I, rng): 
     x, weight = tensors(rng, rows, H, I, torch.bfloat16)
     gate, up = (half.clone() for half in weight.chunk(2))
     assert torch.equal(linear_swiglu(x, gate, up, backend="cpu"), linear_swiglu(x, weight, backend="cpu"))
+
+
+@pytest.mark.parametrize("rows, H, I", [(1, 32, 32), (40, 1024, 96)])
+def test_panels_give_the_same_bits(isa, rows, H, I, rng):  # noqa: E741
+    x, weight = tensors(rng, rows, H, I, torch.bfloat16)
+    want, halves = linear_swiglu(x, weight, backend="cpu"), map(to_panels, weight.chunk(2))
+    assert torch.equal(linear_swiglu(x, to_panels(weight), backend="cpu"), want)
+    assert torch.equal(linear_swiglu(x, *halves, backend="cpu"), want)
+    near = linear_swiglu(x, weight, backend="reference")
+    assert torch.equal(linear_swiglu(x, to_panels(weight), backend="reference"), near)
+
+
+def test_panels_whose_halves_share_one_go_to_the_library(rng):
+    x, weight = tensors(rng, 13, 64, 48, torch.bfloat16)  # 48 rows of the gate: the second panel has some of both
+    with pytest.raises(BackendUnavailable):
+        linear_swiglu(x, to_panels(weight), backend="cpu")
+    assert torch.equal(linear_swiglu(x, to_panels(weight)), linear_swiglu(x, weight, backend="reference"))
 
 
 def test_rounds_once_where_the_library_rounds_twice(isa, rng):

@@ -47,6 +47,8 @@ def stacked(ours: str, official: str, names: str) -> WeightTable:
 class SelfAttention(nn.Module):
     """ReLU linear attention of the frames: its cost grows with their number, not with its square."""
 
+    in_panels = "qkv.weight", "o.weight"  # on a CPU's kernels, see acefast.panels
+
     def __init__(self, c: Config):
         super().__init__()
         self.heads = c.num_attention_heads
@@ -67,6 +69,8 @@ class SelfAttention(nn.Module):
 
 class CrossAttention(nn.Module):
     """Attention of the frames to the conditions: queries every step, keys and values once per song."""
+
+    in_panels = "q.weight", "kv.weight", "o.weight"  # on a CPU's kernels
 
     def __init__(self, c: Config):
         super().__init__()
@@ -114,6 +118,8 @@ class CrossAttention(nn.Module):
 
 class GatedConvolution(nn.Module):
     """Feed-forward with a look at the neighbouring frames: linear, SiLU, depthwise convolution of 3, gate, linear."""
+
+    in_panels = "up.weight", "down"  # on a CPU's kernels
 
     def __init__(self, c: Config):
         super().__init__()

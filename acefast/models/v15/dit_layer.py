@@ -15,6 +15,7 @@ from acefast.ops.cross_attention import cross_attention
 from acefast.ops.linear import linear
 from acefast.ops.qk_norm_rope import qk_norm_rope
 from acefast.ops.residual_norm import residual_norm
+from acefast.panels import rows_of, some_rows
 from acefast.weights import Source, WeightTable, stack
 
 
@@ -46,6 +47,8 @@ class Evaluation(NamedTuple):
 class CrossAttention(nn.Module):
     """Attention to the conditions: queries every step; keys and values once per song, so those are never of 8 bits."""
 
+    in_panels = "q", "kv", "o"  # on a CPU's kernels, see acefast.panels
+
     def __init__(self, c: Config, int8: bool = False):
         super().__init__()
         self.heads, self.kv_heads, self.eps = c.num_attention_heads, c.num_key_value_heads, c.rms_norm_eps
@@ -76,7 +79,8 @@ class CrossAttention(nn.Module):
 
     def constant(self, null: Tensor) -> Tensor:
         """Output where every key is the same embedded condition [1, H]: whatever the query, its value. [H]"""
-        v = linear(null, self.kv[self.kv.shape[0] // 2 :]).view(self.kv_heads, -1)
+        rows = rows_of(self.kv)
+        v = linear(null, some_rows(self.kv, rows // 2, rows)).view(self.kv_heads, -1)
         return product(v.repeat_interleave(self.heads // self.kv_heads, 0).view(1, -1), self.o, self.o_scale)[0]
 
     def forward(

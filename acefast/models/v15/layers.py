@@ -22,6 +22,7 @@ from acefast.ops.linear import linear
 from acefast.ops.qk_norm_rope import qk_norm_rope, rope_table
 from acefast.ops.residual_norm import residual_norm
 from acefast.ops.self_attention import self_attention
+from acefast.panels import rows_of, some_rows
 from acefast.weights import Source, WeightTable
 
 TIME_FEATURES = 256
@@ -35,6 +36,8 @@ def parameter(*shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
 
 class SelfAttention(nn.Module):
     """Grouped-query self-attention with normed and rotated queries and keys."""
+
+    in_panels = "qkv", "o"  # on a CPU's kernels, see acefast.panels
 
     def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int, eps: float, int8: bool = False):
         super().__init__()
@@ -76,14 +79,16 @@ class SelfAttention(nn.Module):
         if window is not None:
             h, rope = h[:, : window + 1], tuple(t[: window + 1] for t in rope)
         split = self.heads * self.q_norm.shape[0]
-        kv = linear(h, self.qkv[split:])
+        kv = linear(h, some_rows(self.qkv, split, rows_of(self.qkv)))
         _, k, v = qk_norm_rope(kv, self.q_norm, self.k_norm, *rope, 0, self.kv_heads, eps=self.eps)
-        q = linear(h[:, :1], self.qkv[:split])  # position 0 is not rotated, so this is a query of cross-attention
+        q = linear(h[:, :1], some_rows(self.qkv, 0, split))  # not rotated at position 0: a query of cross-attention
         return linear(cross_attention(q, self.q_norm, k.transpose(1, 2), v.transpose(1, 2), eps=self.eps), self.o)
 
 
 class MLP(nn.Module):
     """SwiGLU feed-forward block without biases."""
+
+    in_panels = "gate_up", "down"  # on a CPU's kernels
 
     def __init__(self, width: int, intermediate: int, int8: bool = False):
         super().__init__()
