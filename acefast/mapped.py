@@ -11,6 +11,7 @@ and lets products fetch rows ahead: a prompt takes 3 to 5 % less (measured, one 
 from __future__ import annotations
 
 import ctypes
+import functools
 import mmap
 import sys
 from collections.abc import Iterable
@@ -28,14 +29,26 @@ def only_while_used(layers: Iterable[nn.Module], files: Iterable[Path]) -> None:
     A weight that was written to since is kept, and one that was loaded in inference mode, where nobody counts that.
     Nothing happens where the system is not Linux.
     """
-    mappings = _mappings({str(file.resolve()) for file in files})
+    mappings = Mappings(files)
     for layer in layers:
         weights = (tensor for tensor in layer.parameters() if not tensor.is_inference())
-        views = [(tensor, tensor._version) for tensor in weights if _inside(tensor, mappings)]
+        views = [(tensor, tensor._version) for tensor in weights if _inside(tensor, mappings.ranges)]
         if views:
             pages = Pages(views)
             layer.register_forward_pre_hook(lambda *_, pages=pages: pages.advise(POPULATE_READ))
             layer.register_forward_hook(lambda *_, pages=pages: pages.advise(mmap.MADV_DONTNEED))
+
+
+class Mappings:
+    """Where this process has ``files`` mapped."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self.ranges = _mappings({str(file.resolve()) for file in files})
+
+    def give_back(self, tensor: Tensor) -> None:
+        """Memory of a tensor that is a view of a file and was never written to."""
+        if _inside(tensor, self.ranges):
+            _advise(_range(tensor), mmap.MADV_DONTNEED)
 
 
 class Pages:
@@ -46,14 +59,24 @@ class Pages:
         Args:
             views: each with its version.
         """
-        self.views, self.libc = views, ctypes.CDLL(None, use_errno=True)
+        self.views = views
 
     def advise(self, advice: int) -> None:
         """Tell the system; to give back what was written would be to forget it."""
-        for begin, end in joined([_range(t) for t, version in self.views if t._version == version]):
-            first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
-            if last > first:  # the pages that hold nothing else
-                self.libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), advice)
+        for pages in joined([_range(t) for t, version in self.views if t._version == version]):
+            _advise(pages, advice)
+
+
+def _advise(memory: Range, advice: int) -> None:
+    """Tell the system of the pages that hold nothing else."""
+    first, last = -(-memory[0] // mmap.PAGESIZE) * mmap.PAGESIZE, memory[1] // mmap.PAGESIZE * mmap.PAGESIZE
+    if last > first:
+        _libc().madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), advice)
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def joined(ranges: list[Range]) -> list[Range]:

@@ -5,11 +5,15 @@ A weight [..., N, K] is then [..., N / 32, K / 2, 32, 2]: for two k at a time th
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
 from acefast.backends import why_unavailable
 from acefast.cpu.extension import K_STEP, address, extension, is_bf16, threads
+from acefast.mapped import Mappings
 
 COLUMNS = 32  # rows of a weight side by side
 
@@ -45,8 +49,13 @@ def some_rows(weight: Tensor, first: int, last: int) -> Tensor:
 
 
 @torch.no_grad()
-def hold_panels(module: nn.Module) -> None:
-    """Bring the weights in panels that a layer's class names in ``in_panels``, where their sizes and dtype allow it."""
+def hold_panels(module: nn.Module, files: Iterable[Path] = ()) -> None:
+    """Bring the weights in panels that a layer's class names in ``in_panels``, where their sizes and dtype allow it.
+
+    ``files``: of the checkpoint. Pages of weights that were views of these are given back at once, so that no weight
+    takes memory twice.
+    """
+    mappings = Mappings(files)
     for layer in module.modules():
         for path in getattr(layer, "in_panels", ()):
             owner, _, name = path.rpartition(".")
@@ -54,3 +63,4 @@ def hold_panels(module: nn.Module) -> None:
             weight = getattr(owner, name)
             if weight.is_floating_point() and weight.shape[-2] % COLUMNS == 0 and weight.shape[-1] % K_STEP == 0:
                 setattr(owner, name, nn.Parameter(to_panels(weight), requires_grad=False))
+                mappings.give_back(weight)

@@ -12,6 +12,7 @@ from safetensors.torch import safe_open, save_file
 from torch import nn
 
 from acefast.mapped import joined, only_while_used
+from acefast.panels import hold_panels, to_panels
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is given back on Linux only")
 SIDE = 1024  # a weight of 4 MiB
@@ -50,6 +51,18 @@ def test_what_a_layer_has_read_is_given_back_and_read_again(layer):
     for _ in range(2):
         assert torch.equal(layer(x), want)
         assert resident(layer.weight) < 200_000
+
+
+def test_what_now_lies_in_panels_is_given_back_and_nothing_else(layer):
+    layer, path = layer
+    weight, want, own = layer.weight, to_panels(layer.weight), nn.Linear(SIDE, SIDE)
+    kept = own.weight.clone()
+    for each in (layer, own):
+        each.in_panels = ("weight",)
+        hold_panels(each, [path])
+    assert torch.equal(layer.weight, want) and torch.equal(own.weight, to_panels(kept))
+    assert resident(weight) < 200_000
+    assert torch.equal(to_panels(weight), want)  # the file's again
 
 
 def test_a_layer_has_its_weights_before_it_runs(layer):

@@ -63,7 +63,7 @@ class Model:
             module = kind(*configs)
         load(module, kind.weight_table(*configs), self.checkpoint, self.device, dtype or self.dtype)
         if cpu_kernels_take(dtype or self.dtype, self.device):
-            hold_panels(module)
+            hold_panels(module, module.origin.stamps)
         return module.eval()
 
     def forget(self) -> None:
