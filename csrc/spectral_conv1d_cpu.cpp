@@ -13,8 +13,7 @@
 
 #include "cpu/finish.h"
 #include "cpu/fourier.h"
-#include "cpu/machine.h"
-#include "cpu/parallel.h"
+#include "cpu/panels.h"
 
 namespace LEVEL {
 
@@ -76,20 +75,7 @@ void spectral_conv1d(const bf16* x, long songs, long L, long C, const float* alp
   const long each = ((L + dilation - 1) / dilation + hop - 1) / hop, pieces = songs * dilation * each;
   const long blocks = (N + COLUMNS - 1) / COLUMNS, apart = C + COLUMNS;
   const size_t bytes = e.packed(C);
-  static thread_local Scratch packed;
-  const char* b = reinterpret_cast<const char*>(w);
-  if (!panels || e.pack_panel) {
-    char* own = packed.get<char>(PRODUCTS * blocks * bytes);
-    in_parallel(PRODUCTS * blocks, threads, [&](long i) {
-      const long column = i % blocks * COLUMNS;
-      if (panels)
-        e.pack_panel(w + i * COLUMNS * C, int(C), own + i * bytes);
-      else
-        e.pack_rows(w + (i / blocks * N + column) * C, C, int(std::min<long>(COLUMNS, N - column)), int(C),
-                    own + i * bytes);
-    });
-    b = own;
-  }
+  const char* b = packed_columns(w, panels, PRODUCTS, N, C, threads);
   // Of piece from + p, to its place among `count`.
   const auto frequencies = [&](long from, long p, long count, bf16* spectra) {
     const Piece piece(from + p, each, dilation, hop, L);

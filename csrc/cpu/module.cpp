@@ -59,8 +59,10 @@ LEVELS(void conv_transpose1d(const bf16* x, long L, long Cin, const bf16* w, int
 LEVELS(void spectral_conv1d(const bf16* x, long songs, long L, long C, const float* alpha, const float* inv_beta,
                             const bf16* w, bool panels, long N, int taps, long dilation, const Results& to,
                             int threads))
-LEVELS(void winograd2d(const bf16* x, long songs, long T, long W, long C, const bf16* w, long N, const bf16* bias,
-                       bool twice, bool silu, const bf16* zeros, bf16* y, int threads))
+LEVELS(void spectral_conv2d(const bf16* x, long songs, long T, long W, long C, const bf16* w, bool panels,
+                            const Results& to, int threads))
+LEVELS(void winograd2d(const bf16* x, long songs, long T, long W, const bf16* w, bool panels, long N,
+                       const bf16* bias, bf16* y, int threads))
 LEVELS(void rms_residual(long rows, long C, const bf16* h, long h_row, const bf16* weight, const bf16* bias,
                          const bf16* x, long x_row, bool relu, float eps, bf16* y, long y_row, int threads))
 LEVELS(void depthwise_glu(const bf16* x, long x_batch, long x_row, const bf16* weight, long tap, const bf16* bias,
@@ -221,10 +223,16 @@ PYBIND11_MODULE(_cpu, m) {
       },
       free);
   m.def(
+      "spectral_conv2d",
+      [](Address x, long songs, long T, long W, long C, Address w, bool panels, const Addresses& to, int threads) {
+        AT_LEVEL(spectral_conv2d)(in(x), songs, T, W, C, in(w), panels, results(to, 1), threads);
+      },
+      free);
+  m.def(
       "winograd2d",
-      [](Address x, long songs, long T, long W, long C, Address w, long N, Address bias, bool twice, bool silu,
-         Address zeros, Address y, int threads) {
-        AT_LEVEL(winograd2d)(in(x), songs, T, W, C, in(w), N, in(bias), twice, silu, in(zeros), out(y), threads);
+      [](Address x, long songs, long T, long W, Address w, bool panels, long N, Address bias, Address y,
+         int threads) {
+        AT_LEVEL(winograd2d)(in(x), songs, T, W, in(w), panels, N, in(bias), out(y), threads);
       },
       free);
   m.def(

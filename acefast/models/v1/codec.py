@@ -43,7 +43,7 @@ TILE_FRAMES, GPU_TILE_FRAMES = 128, 64  # latent frames that are coded at a time
 class Decoder(nn.Module):
     """Latents to 44.1 kHz audio, both channels as one batch.
 
-    ``fast_filters`` are a CPU's: of fewer products, ``winograd`` in DCAE and ``spectral`` in the vocoder.
+    ``fast_filters`` are a CPU's: of fewer products, see acefast.models.v1.dcae_layers, and ``spectral`` in the vocoder.
     """
 
     def __init__(self, dcae: DCAEConfig, vocoder: VocoderConfig, fast_filters: bool = False):

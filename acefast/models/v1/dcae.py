@@ -34,16 +34,16 @@ from acefast.weights import WeightTable
 
 
 class MelDecoder(nn.Module):
-    """Latents to mel: ``latent`` for the whole song, then ``steps``, which are local; ``winograd`` for a CPU."""
+    """Latents to mel: ``latent`` for the whole song, then ``steps``, which are local; ``fast_filters`` for a CPU."""
 
-    def __init__(self, config: DCAEConfig, winograd: bool = False):
+    def __init__(self, config: DCAEConfig, fast_filters: bool = False):
         super().__init__()
         self.widths = config.block_out_channels[::-1]
         *layers, blocks = config.decoder_layers_per_block
         self.conv_in = Conv2d(config.latent_channels, self.widths[0])
         self.blocks = nn.ModuleList(EfficientViT(self.widths[0], config.attention_head_dim) for _ in range(blocks))
         self.levels = nn.ModuleList(
-            nn.ModuleList([Up(width, winograd), *(ResBlock(width, winograd) for _ in range(count))])
+            nn.ModuleList([Up(width, fast_filters), *(ResBlock(width, fast_filters) for _ in range(count))])
             for width, count in zip(self.widths[1:], layers[::-1])
         )
         self.norm = RMSNorm(self.widths[-1])
@@ -81,29 +81,29 @@ class MelDecoder(nn.Module):
         return local.run(self.steps(), Rows(self.latent(z), 0, T), 0, T << len(self.levels)).x
 
     @staticmethod
-    def weight_table(config: DCAEConfig, winograd: bool = False) -> WeightTable:
+    def weight_table(config: DCAEConfig, fast_filters: bool = False) -> WeightTable:
         """Our parameters and the checkpoint's tensors they are made of."""
         table, deepest = conv_entries("conv_in", "dcae.decoder.conv_in"), len(config.block_out_channels) - 1
         for b in range(config.decoder_layers_per_block[-1]):
             table |= vit_entries(f"blocks.{b}", f"dcae.decoder.up_blocks.{deepest}.{b}", config.attention_head_dim)
         for i in range(deepest):  # stored with the lowest rate last
             theirs = f"dcae.decoder.up_blocks.{deepest - 1 - i}"
-            table |= up_entries(f"levels.{i}.0", f"{theirs}.0", winograd)
+            table |= up_entries(f"levels.{i}.0", f"{theirs}.0", fast_filters)
             for b in range(config.decoder_layers_per_block[deepest - 1 - i]):
-                table |= res_entries(f"levels.{i}.{b + 1}", f"{theirs}.{b + 1}", winograd)
+                table |= res_entries(f"levels.{i}.{b + 1}", f"{theirs}.{b + 1}", fast_filters)
         return table | norm_entries("norm", "dcae.decoder.norm_out") | conv_entries("conv_out", "dcae.decoder.conv_out")
 
 
 class MelEncoder(nn.Module):
-    """Mel to latents: ``steps``, which are local, then ``latent`` for the whole song; ``winograd`` for a CPU."""
+    """Mel to latents: ``steps``, which are local, then ``latent`` for the whole song; ``fast_filters`` for a CPU."""
 
-    def __init__(self, config: DCAEConfig, winograd: bool = False):
+    def __init__(self, config: DCAEConfig, fast_filters: bool = False):
         super().__init__()
         self.widths, self.latent_channels = config.block_out_channels, config.latent_channels
         *layers, blocks = config.encoder_layers_per_block
         self.conv_in = Conv2d(config.in_channels, self.widths[0])
         self.levels = nn.ModuleList(
-            nn.ModuleList([*(ResBlock(width, winograd) for _ in range(count)), Down(width)])
+            nn.ModuleList([*(ResBlock(width, fast_filters) for _ in range(count)), Down(width)])
             for width, count in zip(self.widths, layers)
         )
         self.blocks = nn.ModuleList(EfficientViT(self.widths[-1], config.attention_head_dim) for _ in range(blocks))
@@ -133,13 +133,13 @@ class MelEncoder(nn.Module):
         return self.latent(torch.cat(made, 1))
 
     @staticmethod
-    def weight_table(config: DCAEConfig, winograd: bool = False) -> WeightTable:
+    def weight_table(config: DCAEConfig, fast_filters: bool = False) -> WeightTable:
         """Our parameters and the checkpoint's tensors they are made of."""
         table = conv_entries("conv_in", "dcae.encoder.conv_in")
         *layers, blocks = config.encoder_layers_per_block
         for i, count in enumerate(layers):
             for b in range(count):
-                table |= res_entries(f"levels.{i}.{b}", f"dcae.encoder.down_blocks.{i}.{b}", winograd)
+                table |= res_entries(f"levels.{i}.{b}", f"dcae.encoder.down_blocks.{i}.{b}", fast_filters)
             table |= conv_entries(f"levels.{i}.{count}.conv", f"dcae.encoder.down_blocks.{i}.{count}.conv")
         for b in range(blocks):
             theirs = f"dcae.encoder.down_blocks.{len(layers)}.{b}"

@@ -6,7 +6,8 @@ because then a 1x1 convolution is a matrix product and no library reorders an im
 
 Widths double from level to level: a level's shortcut hands on pairs of values.
 
-``winograd`` chooses filters of acefast.ops.winograd2d, which are faster on a CPU, for ResBlock and Up.
+``fast_filters`` chooses those of acefast.ops.spectral_conv2d for ResBlock and of acefast.ops.winograd2d for Up, which
+are faster on a CPU.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from torch import Tensor, nn
 from acefast.backends import cpu_kernels_take, kernels_take
 from acefast.models.v1.local import pieces
 from acefast.ops import depthwise2d as op
+from acefast.ops import spectral_conv2d as spectral
+from acefast.ops import winograd2d as winograd
 from acefast.ops.linear import linear as linear_op
 from acefast.ops.rms_residual import rms_residual
 from acefast.ops.vit_linear_attention import vit_linear_attention
-from acefast.ops.winograd2d import transformed, winograd2d
 from acefast.panels import some_rows
 from acefast.weights import Source, WeightTable, stack
 
@@ -63,19 +65,30 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class Conv2d(nn.Module):
-    """A convolution of 3x3 taps, weight [Cout, 3, 3, Cin], or [16, Cout, Cin] of ``winograd``."""
+    """A convolution of 3x3 taps, weight [Cout, 3, 3, Cin]."""
 
-    def __init__(self, cin: int, cout: int, bias: bool = True, winograd: bool = False):
+    def __init__(self, cin: int, cout: int, bias: bool = True):
         super().__init__()
-        self.winograd = winograd
-        self.weight = parameter(16, cout, cin) if winograd else parameter(cout, 3, 3, cin)
+        self.weight = parameter(cout, 3, 3, cin)
         self.bias = parameter(cout) if bias else None
 
     def forward(self, x: Tensor, silu: bool = False) -> Tensor:
-        if self.winograd:
-            return winograd2d(x, self.weight, self.bias, silu=silu)
         y = conv2d(x, self.weight, self.bias)
         return F.silu(y, inplace=True) if silu else y
+
+
+class SpectralConv2d(nn.Module):
+    """The same as ``Conv2d`` by acefast.ops.spectral_conv2d, with its weight, [142, Cout, Cin]: faster on a CPU."""
+
+    in_panels = ("weight",)  # on a CPU's kernels, see acefast.panels
+
+    def __init__(self, cin: int, cout: int, bias: bool = True):
+        super().__init__()
+        self.weight = parameter(spectral.PRODUCTS, cout, cin)
+        self.bias = parameter(cout) if bias else None
+
+    def forward(self, x: Tensor, silu: bool = False) -> Tensor:
+        return spectral.spectral_conv2d(x, self.weight, self.bias, silu=silu)
 
 
 class RMSNorm(nn.Module):
@@ -99,10 +112,10 @@ class RMSNorm(nn.Module):
 class ResBlock(nn.Module):
     """Two convolutions, a norm and the input."""
 
-    def __init__(self, channels: int, winograd: bool = False):
+    def __init__(self, channels: int, fast_filters: bool = False):
         super().__init__()
-        self.conv1 = Conv2d(channels, channels, winograd=winograd)
-        self.conv2 = Conv2d(channels, channels, bias=False, winograd=winograd)
+        kind = SpectralConv2d if fast_filters else Conv2d
+        self.conv1, self.conv2 = kind(channels, channels), kind(channels, channels, bias=False)
         self.norm = RMSNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -129,18 +142,20 @@ class Up(nn.Module):
 
     Two of three taps fall on the same input, so that each of the four results of an input is a convolution of 2x2
     taps; they run as one of four times the channels, weight [2 * 2 * C, 2, 2, 2C], with a result more than inputs on
-    each axis, of which the first belongs to no second and the last to no first. With ``winograd`` weight [9, C, 2C].
+    each axis, of which the first belongs to no second and the last to no first. With ``fast_filters`` [9, C, 2C].
     """
 
-    def __init__(self, cout: int, winograd: bool = False):
+    in_panels = ("weight",)  # that of ``fast_filters`` on a CPU's kernels, see acefast.panels
+
+    def __init__(self, cout: int, fast_filters: bool = False):
         super().__init__()
-        self.winograd = winograd
-        self.weight = parameter(9, cout, 2 * cout) if winograd else parameter(4 * cout, 2, 2, 2 * cout)
+        self.fast_filters = fast_filters
+        self.weight = parameter(9, cout, 2 * cout) if fast_filters else parameter(4 * cout, 2, 2, 2 * cout)
         self.bias = parameter(cout)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.winograd:
-            return winograd2d(x, self.weight, self.bias)
+        if self.fast_filters:
+            return winograd.winograd2d(x, self.weight, self.bias)
         B, T, W, _ = x.shape
         C = len(self.bias)
         taps = conv2d(x, self.weight, None).view(B, T + 1, W + 1, 2, 2, C)
@@ -282,16 +297,16 @@ def _up_filter(weight: Tensor) -> Tensor:
     return four.flatten(0, 2).contiguous()
 
 
-def _winograd_filter(weight: Tensor) -> Tensor:
-    return transformed(_filter(weight))
+def _spectral_filter(weight: Tensor) -> Tensor:
+    return spectral.transformed(_filter(weight))
 
 
 def _winograd_up_filter(weight: Tensor) -> Tensor:
-    return transformed(_filter(weight), twice=True)
+    return winograd.transformed(_filter(weight))
 
 
-def conv_entries(ours: str, theirs: str, bias: bool = True, winograd: bool = False) -> WeightTable:
-    table = {f"{ours}.weight": Source((f"{theirs}.weight",), _winograd_filter if winograd else _filter)}
+def conv_entries(ours: str, theirs: str, bias: bool = True, fast_filters: bool = False) -> WeightTable:
+    table = {f"{ours}.weight": Source((f"{theirs}.weight",), _spectral_filter if fast_filters else _filter)}
     return table | ({f"{ours}.bias": Source((f"{theirs}.bias",))} if bias else {})
 
 
@@ -299,15 +314,15 @@ def norm_entries(ours: str, theirs: str) -> WeightTable:
     return {f"{ours}.{leaf}": Source((f"{theirs}.{leaf}",)) for leaf in ("weight", "bias")}
 
 
-def res_entries(ours: str, theirs: str, winograd: bool = False) -> WeightTable:
-    table = conv_entries(f"{ours}.conv1", f"{theirs}.conv1", winograd=winograd)
-    table |= conv_entries(f"{ours}.conv2", f"{theirs}.conv2", bias=False, winograd=winograd)
+def res_entries(ours: str, theirs: str, fast_filters: bool = False) -> WeightTable:
+    table = conv_entries(f"{ours}.conv1", f"{theirs}.conv1", fast_filters=fast_filters)
+    table |= conv_entries(f"{ours}.conv2", f"{theirs}.conv2", bias=False, fast_filters=fast_filters)
     return table | norm_entries(f"{ours}.norm", f"{theirs}.norm")
 
 
-def up_entries(ours: str, theirs: str, winograd: bool = False) -> WeightTable:
+def up_entries(ours: str, theirs: str, fast_filters: bool = False) -> WeightTable:
     return {
-        f"{ours}.weight": Source((f"{theirs}.conv.weight",), _winograd_up_filter if winograd else _up_filter),
+        f"{ours}.weight": Source((f"{theirs}.conv.weight",), _winograd_up_filter if fast_filters else _up_filter),
         f"{ours}.bias": Source((f"{theirs}.conv.bias",)),
     }
 

@@ -28,25 +28,25 @@ def theirs(tensors):
     return diffusers_dcae(DCAE, tensors)
 
 
-def build(kind, tensors, winograd, dtype=torch.float32):
+def build(kind, tensors, fast_filters, dtype=torch.float32):
     with torch.device("meta"):
-        module = kind(DCAE, winograd)
-    return fill(module, kind.weight_table(DCAE, winograd), tensors, dtype)
+        module = kind(DCAE, fast_filters)
+    return fill(module, kind.weight_table(DCAE, fast_filters), tensors, dtype)
 
 
-@pytest.fixture(scope="module", params=(False, True), ids=("direct", "winograd"))
-def winograd(request):
+@pytest.fixture(scope="module", params=(False, True), ids=("direct", "fast"))
+def fast_filters(request):
     return request.param
 
 
 @pytest.fixture(scope="module")
-def decoder(tensors, winograd):
-    return build(MelDecoder, tensors, winograd)
+def decoder(tensors, fast_filters):
+    return build(MelDecoder, tensors, fast_filters)
 
 
 @pytest.fixture(scope="module")
-def encoder(tensors, winograd):
-    return build(MelEncoder, tensors, winograd)
+def encoder(tensors, fast_filters):
+    return build(MelEncoder, tensors, fast_filters)
 
 
 def first(x):
@@ -90,7 +90,7 @@ def test_pieces_of_the_global_blocks_leave_no_seam(decoder, encoder, monkeypatch
     assert relative(encoder.latent(x.clone()), whole[1]) <= 1e-6
 
 
-def test_attention_is_what_hears_the_whole_song_and_nothing_behind_it(decoder):
+def test_attention_is_what_hears_the_whole_song_and_nothing_behind_it(decoder, fast_filters):
     z = normal(8, 1, 40, 16, 8)
     other = z.clone()
     other[:, 0] += 1
@@ -98,8 +98,11 @@ def test_attention_is_what_hears_the_whole_song_and_nothing_behind_it(decoder):
     halo, steps = local.halo(decoder.steps(), 8), decoder.steps()
     x = decoder.latent(z)
     whole = local.run(steps, Rows(x, 0, 40), 0, 320).x
-    x[:, 20 + halo :], x[:, : 19 - halo] = torch.nan, torch.nan
-    assert torch.equal(local.run(steps, Rows(x, 0, 40), 0, 320).x[:, 19 * 8 : 20 * 8], whole[:, 19 * 8 : 20 * 8])
+    change, gate = (-1, 1e-6) if fast_filters else (torch.nan, 0)  # those round a tile's pixels together
+    x[:, 20 + halo :] *= change
+    x[:, : 19 - halo] *= change
+    got = local.run(steps, Rows(x, 0, 40), 0, 320).x
+    assert relative(got[:, 19 * 8 : 20 * 8], whole[:, 19 * 8 : 20 * 8]) <= gate
     x[:, 19 - halo + 1] = torch.nan  # a frame nearer is heard
     assert not local.run(steps, Rows(x, 0, 40), 0, 320).x[:, 19 * 8 : 20 * 8].isfinite().all()
 
@@ -140,21 +143,21 @@ def test_songs_of_a_batch_do_not_meet(decoder, encoder):
     assert decoder(z)[1].isfinite().all() and encoder(mel)[1].isfinite().all()
 
 
-def test_bf16_stays_near_fp32(tensors, winograd, decoder, encoder):
+def test_bf16_stays_near_fp32(tensors, fast_filters, decoder, encoder):
     z, mel = normal(16, 1, 6, 16, 8), normal(17, 1, 48, 128, 2)
     for kind, x, exact in ((MelDecoder, z, decoder), (MelEncoder, mel, encoder)):
-        got = build(kind, tensors, winograd, torch.bfloat16)(x.bfloat16())
+        got = build(kind, tensors, fast_filters, torch.bfloat16)(x.bfloat16())
         assert relative(got.float(), exact(x)) <= 0.03
 
 
-def test_weight_tables_take_every_tensor_of_the_published_size(winograd):
+def test_weight_tables_take_every_tensor_of_the_published_size(fast_filters):
     config = DCAEConfig()
     with torch.device("meta"):
         shapes = {f"dcae.{k}": v.shape for k, v in diffusers_dcae(config).state_dict().items()}
-        modules = {kind: kind(config, winograd) for kind in (MelEncoder, MelDecoder)}
+        modules = {kind: kind(config, fast_filters) for kind in (MelEncoder, MelDecoder)}
     taken = []
     for kind, module in modules.items():
-        table = kind.weight_table(config, winograd)
+        table = kind.weight_table(config, fast_filters)
         assert table.keys() == module.state_dict().keys()
         taken += [name for source in table.values() for name in source.names]
     assert sorted(taken) == sorted(shapes) and len(taken) == 192

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import acefast.ops.spectral_conv1d as spectral
+import acefast.ops.spectral_conv2d as spectral2d
 import acefast.ops.winograd2d as winograd2d
 from acefast.backends import use_backend
 from acefast.memory import GB, Job, Networks, plan
@@ -76,9 +77,8 @@ def test_the_codecs_memory_is_within_the_plan(networks, seconds, kernels, monkey
     """As on a CPU, with the vocoder's transformed weights, and with kernels, whose launches do nothing."""
     launched = request.getfixturevalue("no_launches") if kernels else {}
     device = torch.device("cuda") if kernels else CPU
-    monkeypatch.setattr(
-        spectral, "tables", lambda *given, tables=spectral.tables: [t.to("meta") for t in tables(*given)]
-    )
+    for op in (spectral, spectral2d):
+        monkeypatch.setattr(op, "tables", lambda *given, tables=op.tables: [t.to("meta") for t in tables(*given)])
     monkeypatch.setattr(winograd2d, "NUMBERS", 1 << 23)  # steps to be counted one by one: 16 times fewer
     decoder = full_size(lambda n: codec.Decoder(*codec.decoder_configs(n, device)), networks)
     encoder = full_size(lambda n: codec.Encoder(*codec.encoder_configs(n, device)), networks)
