@@ -1,13 +1,13 @@
 // 1-D convolution of rows with a long filter on a CPU, by Fourier transforms of 32 rows.
 //
-// Math     acefast.ops.spectral_conv1d: a piece of 32 rows, or of a snake of them, becomes 17 frequencies, which are
-//          multiplied by the filter's as 47 real products, and 33 - K results; then as conv1d_cpu.cpp
-//                                                                             fp32, but for the frequencies of x: rounded
+// Math     acefast.ops.spectral_conv1d: a piece of 34 rows, or of a snake of them, becomes 17 frequencies and two
+//          differences of its ends, which are multiplied by the filter's as 49 real products, and 35 - K results; then as
+//          conv1d_cpu.cpp                                                      fp32, but for what is multiplied: rounded
 // Tiling   a thread takes a few pieces of rows from x to y: their frequencies, then for each block of 32 columns all
 //          products and the way back. The frequencies of 48 pieces of 128 channels fill half of a second cache, those of
 //          512 come from the last one, once for each block. Where w is much more than these, threads share its blocks
 // Bytes    w once from memory, to be packed unless it is panels; packed, once from the last cache for each share of pieces
-// Bound    the engine's products, 94 / (33 - K) Cin Cout for each row in place of 2 K Cin Cout; the transforms, near 1.5
+// Bound    the engine's products, 98 / (35 - K) Cin Cout for each row in place of 2 K Cin Cout; the transforms, near 1.5
 //          cycles for each number of x and of y
 #include <algorithm>
 
@@ -19,13 +19,14 @@ namespace LEVEL {
 
 namespace {
 
-constexpr int POINTS = 32, HALF = POINTS / 2, PRODUCTS = 2 + 3 * (HALF - 1);
+constexpr int POINTS = 32, HALF = POINTS / 2, FREQUENCIES = 2 + 3 * (HALF - 1), PRODUCTS = FREQUENCIES + 2;
+constexpr int ROWS = POINTS + 2;  // of a piece: those of the transform, and one before and behind
 constexpr long FEW = 48;  // pieces that a thread takes at a time, about
 
 // Where piece `piece` of `each` a phase lies: a dilated filter sees interleaved rows, phase by phase, as songs of their own.
 struct Piece {
   long first;    // row of the song in which its results begin
-  long count;    // of these, at most 33 - K
+  long count;    // of these, at most 35 - K
   long song;
 
   Piece(long piece, long each, long phases, long hop, long L) {
@@ -36,34 +37,40 @@ struct Piece {
   }
 };
 
-// 16 channels, from channel i on, of 32 rows x[n * apart], those from `begin` to `end` of them, zeros elsewhere, or of a
+// 16 channels, from channel i on, of 34 rows x[n * apart], those from `begin` to `end` of them, zeros elsewhere, or of a
 // snake of these: the factors of all products, `step` numbers from each other.
 void analyse(const bf16* x, long i, long apart, long begin, long end, const float* alpha, const float* inv_beta, bf16* to,
              long step) {
-  f32 rows[POINTS], re[HALF + 1], im[HALF + 1];
-  for (long n = 0; n < POINTS; n++) rows[n] = n >= begin && n < end ? load(x + n * apart + i) : f32{};
+  f32 rows[ROWS], re[HALF + 1], im[HALF + 1];
+  for (long n = 0; n < ROWS; n++) rows[n] = n >= begin && n < end ? load(x + n * apart + i) : f32{};
   if (alpha)
     for (f32& row : rows) row = snake(row, load(alpha + i), load(inv_beta + i));
-  transform<POINTS>(rows, re, im);
+  store_factor(to + FREQUENCIES * step, rows[0] - rows[POINTS]);
+  store_factor(to + (FREQUENCIES + 1) * step, rows[ROWS - 1] - rows[1]);
+  transform<POINTS>(rows + 1, re, im);
   store_factor(to, re[0]);
   for (int f = 1; f < HALF; f++) {
     store_factor(to + (3 * f - 2) * step, re[f] + im[f]);
     store_factor(to + (3 * f - 1) * step, re[f]);
     store_factor(to + 3 * f * step, im[f]);
   }
-  store_factor(to + (PRODUCTS - 1) * step, re[HALF]);
+  store_factor(to + (FREQUENCIES - 1) * step, re[HALF]);
 }
 
-// 16 columns of all products c[m * step] become 32 rows y[t][32].
-void synthesise(const float* c, long step, float* y) {
+// 16 columns of all products c[m * step] become `hop` results y[t][32]. Those of the transform begin with the second one,
+// and its last row is that before: it and the one behind the results have a tap that came from the other end.
+void synthesise(const float* c, long step, long hop, float* y) {
   f32 rows[POINTS], re[HALF + 1], im[HALF + 1];
-  re[0] = load(c), re[HALF] = load(c + (PRODUCTS - 1) * step);
+  re[0] = load(c), re[HALF] = load(c + (FREQUENCIES - 1) * step);
   for (int f = 1; f < HALF; f++) {
     const f32 both = load(c + (3 * f - 2) * step);
     re[f] = both - load(c + 3 * f * step), im[f] = both + load(c + (3 * f - 1) * step);
   }
   invert<POINTS>(re, im, rows);
-  for (int t = 0; t < POINTS; t++) store(y + t * COLUMNS, rows[t]);
+  store(y, rows[POINTS - 1] + load(c + FREQUENCIES * step));
+  for (int t = 0; t <= POINTS; t++) store(y + (t + 1) * COLUMNS, rows[t % POINTS]);
+  float* last = y + (hop - 1) * COLUMNS;
+  store(last, load(last) + load(c + (FREQUENCIES + 1) * step));
 }
 
 }  // namespace
@@ -71,7 +78,7 @@ void synthesise(const float* c, long step, float* y) {
 void spectral_conv1d(const bf16* x, long songs, long L, long C, const float* alpha, const float* inv_beta, const bf16* w,
                      bool panels, long N, int taps, long dilation, const Results& to, int threads) {
   const Engine& e = engine();
-  const long hop = POINTS - taps + 1, reach = dilation * (taps - 1) / 2;
+  const long hop = ROWS - taps + 1, reach = dilation * (taps - 1) / 2;
   const long each = ((L + dilation - 1) / dilation + hop - 1) / hop, pieces = songs * dilation * each;
   const long blocks = (N + COLUMNS - 1) / COLUMNS, apart = C + COLUMNS;
   const size_t bytes = e.packed(C);
@@ -98,8 +105,8 @@ void spectral_conv1d(const bf16* x, long songs, long L, long C, const float* alp
     for (long p = 0; p < count; p++) {
       const Piece piece(from + p, each, dilation, hop, L);
       for (long column = block * COLUMNS; column < std::min(N, (block + 1) * COLUMNS); column += LANES) {
-        alignas(64) float y[POINTS * COLUMNS];
-        synthesise(c + p * COLUMNS + column % COLUMNS, step, y);
+        alignas(64) float y[ROWS * COLUMNS];
+        synthesise(c + p * COLUMNS + column % COLUMNS, step, hop, y);
         finish(to, y, int(piece.count), column, int(std::min<long>(LANES, N - column)),
                (piece.song * L + piece.first) * N + column, dilation * N);
       }

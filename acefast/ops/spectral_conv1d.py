@@ -1,16 +1,18 @@
-"""1-D convolution of rows with a long filter, by Fourier transforms of 32 rows: exact, with a third of the products.
+"""1-D convolution of rows with a long filter, by Fourier transforms of 32 rows: exact, with a fourth of the products.
 
     X[f] = Σ_n x[n] exp(-2πi f n / 32),  Y[f] = X[f] @ W[f],  y[t] = 1/32 Σ_f Y[f] exp(2πi f t / 32)
 
-A piece of 32 rows gives 33 - K results. Of its 17 frequencies two are real, and the product of the other 15 is made of
-three real ones, (a + ib)(c + id) = c(a + b) - b(c + d) + i (c(a + b) + a(d - c)), so that all is 47 matrix products
-[pieces, Cin] @ [Cin, Cout]. For 13 taps that is 2.35 products a result in place of 13. The transforms are orthogonal:
+Of 17 frequencies two are real, and the product of the other 15 is made of three real ones, (a + ib)(c + id) =
+c(a + b) - b(c + d) + i (c(a + b) + a(d - c)). So 47 matrix products [pieces, Cin] @ [Cin, Cout] give the 33 - K results
+that see these 32 rows alone. The one before them and the one behind see a row more, d[0] and d[33], where the transform
+has the one of its other end, d[32] and d[1]: two products more, (d[0] - d[32]) w[0] and (d[33] - d[1]) w[K - 1], make
+them right. For 13 taps that is 49 / 22 = 2.23 products a result in place of 13. The transforms are orthogonal:
 in fp32 the result is closer to the exact one than a direct sum's; in bf16 the kernel, which rounds a + b, a and b, is
 1.4 times as far from it, and the reference, which rounds the products too, 2.0 times (measured, relative L2 against
 fp64, normal numbers). A dilated filter sees interleaved rows as so many songs.
 
-The reference says the same by two small matrices over the rows: ``analysis`` [47, 32], which makes a + b too, and
-``synthesis`` [33 - K, 47].
+The reference says the same by two small matrices over the rows: ``analysis`` [49, 34], which makes a + b too, and
+``synthesis`` [35 - K, 49].
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import functools
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from acefast.backends import choose_backend
@@ -33,14 +36,16 @@ from acefast.panels import COLUMNS, from_panels
 OP = "spectral_conv1d"
 ORDER = ("cpu",)
 POINTS = 32
-PRODUCTS = 2 + 3 * (POINTS // 2 - 1)
+ROWS = POINTS + 2  # of a piece
+PRODUCTS = 2 + 3 * (POINTS // 2 - 1) + 2
 
 
 @functools.cache
 def tables(kernel: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
-    """Analysis [47, 32], the taps' own [47, kernel], which have the 1/32, and synthesis [33 - kernel, 47]."""
-    angle = 2 * math.pi / POINTS * torch.arange(POINTS, dtype=torch.float64)
-    taps, results = angle[:kernel], angle[: POINTS - kernel + 1]
+    """Analysis [49, 34], the taps' own [49, kernel], which have the 1/32, and synthesis [35 - kernel, 49]."""
+    angle = 2 * math.pi / POINTS * torch.arange(-1, POINTS + 1, dtype=torch.float64)
+    taps, results = angle[1 : kernel + 1], angle[: ROWS - kernel + 1]  # the result before the transform's first row
+    angle = angle[1:-1]
     analysis, filters, synthesis = [torch.ones(POINTS)], [torch.ones(kernel)], [torch.ones(len(results))]
     for f in range(1, POINTS // 2):
         a, b = (f * angle).cos(), -(f * angle).sin()
@@ -52,11 +57,16 @@ def tables(kernel: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Ten
     analysis.append((POINTS // 2 * angle).cos())
     filters.append((POINTS // 2 * taps).cos())
     synthesis.append((POINTS // 2 * results).cos())
-    return torch.stack(analysis).to(dtype), torch.stack(filters).to(dtype) / POINTS, torch.stack(synthesis, 1).to(dtype)
+    analysis = F.pad(torch.stack(analysis), (1, 1, 0, 2))
+    filters = F.pad(torch.stack(filters) / POINTS, (0, 0, 0, 2))
+    synthesis = F.pad(torch.stack(synthesis, 1), (0, 2))
+    analysis[-2, 0], analysis[-2, -2], analysis[-1, -1], analysis[-1, 1] = 1, -1, 1, -1
+    filters[-2, 0] = filters[-1, -1] = synthesis[0, -2] = synthesis[-1, -1] = 1
+    return analysis.to(dtype), filters.to(dtype), synthesis.to(dtype)
 
 
 def transformed(weight: Tensor) -> Tensor:
-    """[47, Cout, Cin], in fp32, of a filter [Cout, K, Cin]."""
+    """[49, Cout, Cin], in fp32, of a filter [Cout, K, Cin]."""
     return torch.einsum("mk,oki->moi", tables(weight.shape[1])[1].float(), weight.float()).contiguous()
 
 
@@ -82,7 +92,7 @@ def spectral_conv1d_reference(
     if before is not None:
         x = snake_reference(x, *before)
     analysis, _, synthesis = tables(kernel, x.dtype)
-    hop, reach = POINTS - kernel + 1, dilation * (kernel - 1) // 2
+    hop, reach = ROWS - kernel + 1, dilation * (kernel - 1) // 2
     count = -(-L // (dilation * hop))  # pieces of each of the interleaved songs
     rows = dilation * (count * hop + kernel - 1)
     padded = x.new_empty(B, rows, C)
@@ -91,9 +101,9 @@ def spectral_conv1d_reference(
     spectra = x.new_empty(B, dilation, count, PRODUCTS, C)
     for song, own in zip(padded, spectra):
         for phase in range(dilation):
-            pieces = song[phase:].as_strided((count, POINTS, C), (hop * dilation * C, dilation * C, 1))
+            pieces = song[phase:].as_strided((count, ROWS, C), (hop * dilation * C, dilation * C, 1))
             torch.matmul(analysis, pieces, out=own[phase])
-    made = torch.bmm(spectra.view(-1, PRODUCTS, C).transpose(0, 1), weight.mT)  # [47, B * dilation * count, Cout]
+    made = torch.bmm(spectra.view(-1, PRODUCTS, C).transpose(0, 1), weight.mT)  # [49, B * dilation * count, Cout]
     if bias is not None:
         made[0] += bias  # of the constant part
     y = torch.matmul(synthesis, made.transpose(0, 1)).view(B, dilation, count * hop, -1)
@@ -121,7 +131,7 @@ def spectral_conv1d(
 
     Args:
         x: [B, L, Cin], contiguous; fp32 or bf16.
-        weight: [47, Cout, Cin], contiguous, x's dtype: ``transformed`` of the filter [Cout, K, Cin]; or acefast.panels
+        weight: [49, Cout, Cin], contiguous, x's dtype: ``transformed`` of the filter [Cout, K, Cin]; or acefast.panels
             of that, which the kernel reads as they are.
         bias: [Cout] in x's dtype, or None.
         kernel: K, odd, at most 31.

@@ -52,7 +52,7 @@ class Conv(nn.Module):
 
 
 class SpectralConv(nn.Module):
-    """The same as ``Conv`` by acefast.ops.spectral_conv1d, with its weight, [47, Cout, Cin]: faster on a CPU."""
+    """The same as ``Conv`` by acefast.ops.spectral_conv1d, with its weight, [49, Cout, Cin]: faster on a CPU."""
 
     in_panels = ("weight",)  # on a CPU's kernels, see acefast.panels
 
