@@ -11,7 +11,7 @@ the decoder drops rows as soon as no later layer needs them, which leaves of the
 the two layers next to the audio, where a frame is 1 MB, run over *spans* of rows that fit a CPU's outer cache.
 
 On the CPU's kernels a snake is the end of the layer before it, and the residual units' filters are transformed at load
-(``spectral``): a row is then rounded together with its neighbours in a piece of 32, so that its bits, but nothing more,
+(``spectral``): a row is then rounded together with its neighbours in a piece of 34, so that its bits, but nothing more,
 depend on where its tile and its span begin.
 
 Where Triton's kernels are in force a tile is a list of launches on static memory instead, longer and computed whole:
