@@ -34,8 +34,8 @@ def bench_linear_with_what_follows(op_benchmark, device, dtype, backend, C):
     weight, bias = torch.randn(4 * C, C, device=device, dtype=dtype) / C**0.5, x.new_zeros(4 * C)
     residual = x.new_ones(2048, 4 * C)
     bytes, flops = x.nbytes + weight.nbytes + 2 * residual.nbytes, 2 * weight.numel() * len(x)
-    options = {"gelu": True, "residual": residual, "reference": linear_reference}
-    op_benchmark(linear, x, weight, bias, **options, backend=backend, bytes=bytes, flops=flops)
+    operands, options = (x, weight, bias), {"gelu": True, "residual": residual}
+    op_benchmark(linear, *operands, **options, reference=linear_reference, backend=backend, bytes=bytes, flops=flops)
 
 
 @pytest.mark.parametrize("rows", (125, 375, 1500))
