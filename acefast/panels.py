@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from acefast.backends import why_unavailable
+from acefast.checks import check_contiguous, check_shape
 from acefast.cpu.extension import K_STEP, address, extension, is_bf16, threads
 from acefast.mapped import Mappings
 
@@ -32,6 +33,20 @@ def from_panels(panels: Tensor) -> Tensor:
     """``to_panels`` undone: [..., N, K], contiguous."""
     *lead, blocks, pairs, _, _ = panels.shape
     return panels.transpose(-3, -2).reshape(*lead, blocks * COLUMNS, pairs * 2)
+
+
+def check_products(op: str, weight: Tensor, products: int, K: int, inputs: str = "Cin") -> int:
+    """N of ``products`` weights [N, K], or of their panels; ValueError unless ``weight`` is such and contiguous.
+
+    ``inputs``: what K is called in the message.
+    """
+    if weight.dim() == 5:
+        form = f"[{products}, Cout / {COLUMNS}, ({inputs}) / 2, {COLUMNS}, 2]"
+        check_shape(op, "weight", weight, (products, None, K // 2, COLUMNS, 2), form)
+    else:
+        check_shape(op, "weight", weight, (products, None, K), f"[{products}, Cout, {inputs}]")
+    check_contiguous(op, "weight", weight)
+    return rows_of(weight[0])
 
 
 def rows_of(weight: Tensor) -> int:

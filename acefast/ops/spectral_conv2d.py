@@ -33,7 +33,7 @@ from acefast.backends import choose_backend
 from acefast.checks import check_contiguous, check_dtype, check_shape
 from acefast.cpu import spectral_conv2d as cpu
 from acefast.cpu.conv1d import fits
-from acefast.panels import COLUMNS, from_panels
+from acefast.panels import check_products, from_panels
 
 OP = "spectral_conv2d"
 ORDER = ("cpu",)
@@ -127,15 +127,8 @@ def spectral_conv2d(
     """
     check_shape(OP, "x", x, (None, None, None, None), "[B, T, F, Cin]")
     B, T, W, C = x.shape
-    if weight.dim() == 5:
-        form = (PRODUCTS, None, C // 2, COLUMNS, 2)
-        check_shape(OP, "weight", weight, form, f"[{PRODUCTS}, Cout / {COLUMNS}, Cin / 2, {COLUMNS}, 2]")
-        N = COLUMNS * weight.shape[1]
-    else:
-        check_shape(OP, "weight", weight, (PRODUCTS, None, C), f"[{PRODUCTS}, Cout, Cin]")
-        N = weight.shape[1]
-    for name, tensor in (("x", x), ("weight", weight)):
-        check_contiguous(OP, name, tensor)
+    check_contiguous(OP, "x", x)
+    N = check_products(OP, weight, PRODUCTS, C)
     check_dtype(OP, "weight", weight, x.dtype)
     if bias is not None:
         check_shape(OP, "bias", bias, (N,), "[Cout]")

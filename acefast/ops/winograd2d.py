@@ -22,7 +22,7 @@ from acefast.backends import choose_backend
 from acefast.checks import check_contiguous, check_dtype, check_shape
 from acefast.cpu import winograd2d as cpu
 from acefast.cpu.conv1d import fits
-from acefast.panels import COLUMNS, from_panels
+from acefast.panels import check_products, from_panels
 
 OP = "winograd2d"
 ORDER = ("cpu",)
@@ -90,16 +90,9 @@ def winograd2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend
     check_shape(OP, "x", x, (None, None, None, None), "[B, T, F, 2 * Cout]")
     check_contiguous(OP, "x", x)
     B, T, W, C = x.shape
-    if weight.dim() == 5:
-        form = (PRODUCTS, None, C // 2, COLUMNS, 2)
-        check_shape(OP, "weight", weight, form, f"[{PRODUCTS}, Cout / {COLUMNS}, Cout, {COLUMNS}, 2]")
-        N = COLUMNS * weight.shape[1]
-    else:
-        check_shape(OP, "weight", weight, (PRODUCTS, None, C), f"[{PRODUCTS}, Cout, 2 * Cout]")
-        N = weight.shape[1]
+    N = check_products(OP, weight, PRODUCTS, C, "2 * Cout")
     if C != 2 * N:
         raise ValueError(f"{OP}: x must have two channels for each of weight's Cout = {N}, got {C}")
-    check_contiguous(OP, "weight", weight)
     check_dtype(OP, "weight", weight, x.dtype)
     if bias is not None:
         check_shape(OP, "bias", bias, (N,), "[Cout]")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -141,21 +141,16 @@ class Stack(nn.Module):
         self.convs2 = nn.ModuleList(conv(channels, channels, kernel) for _ in dilations)
         self.reach = sum(conv.reach for conv in (*self.convs1, *self.convs2))
 
-    def forward(self, x: Tensor, active: Tensor, rooms: Rooms, **last: Any) -> Any:
-        """What conv2 makes of its ``last`` options in its last call; ``active`` is SiLU(x)."""
+    def forward(self, x: Tensor, active: Tensor, guarded: bool, **last: Any) -> Any:
+        """What conv2 makes of its ``last`` options in its last call; ``active`` is SiLU(x).
+
+        ``guarded``: all lie as acefast.guarded.
+        """
         for conv1, conv2 in zip(self.convs1, self.convs2):
-            _, h = conv1(active, wave="silu", keep=False, guarded=rooms.guarded, out=rooms.hidden)
+            _, h = conv1(active, wave="silu", keep=False, guarded=guarded)
             if conv2 is not self.convs2[-1]:
-                x, active = conv2(h, residual=x, wave="silu", guarded=rooms.guarded, out=rooms.pair)
-        return conv2(h, residual=x, guarded=rooms.guarded, **last)
-
-
-class Rooms(NamedTuple):
-    """Memory that the stacks of one input use again, one after another; None: each time new memory."""
-
-    guarded: bool  # whether all rows lie as acefast.guarded
-    hidden: tuple[None, Tensor] | None = None
-    pair: tuple[Tensor, Tensor] | None = None
+                x, active = conv2(h, residual=x, wave="silu", guarded=guarded)
+        return conv2(h, residual=x, guarded=guarded, **last)
 
 
 class Upsample(nn.Module):
@@ -173,17 +168,13 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x, active = self.up(x)
-        if kernels_take(x.dtype, x.device):
-            rooms = Rooms(x.shape[2] % 16 == 0)
-            if rooms.guarded:  # once, so that no convolution copies its rows
-                x, active = with_guards(x), with_guards(active)
-        else:
-            hidden, *both = (torch.empty_like(x) for _ in range(3))
-            rooms = Rooms(False, (None, hidden), tuple(both))
+        guarded = kernels_take(x.dtype, x.device) and x.shape[2] % 16 == 0
+        if guarded:  # once, so that no convolution copies its rows
+            x, active = with_guards(x), with_guards(active)
         share, total = 1 / len(self.stacks), None
         for stack in self.stacks[:-1]:
-            total = stack(x, active, rooms, share=share, total=total, out=total)
-        _, mean = self.stacks[-1](x, active, rooms, share=share, total=total, wave="silu", keep=False)
+            total = stack(x, active, guarded, share=share, total=total, out=total)
+        _, mean = self.stacks[-1](x, active, guarded, share=share, total=total, wave="silu", keep=False)
         return mean.contiguous()
 
 
