@@ -14,6 +14,7 @@
 #include "cpu/finish.h"
 #include "cpu/fourier.h"
 #include "cpu/panels.h"
+#include "cpu/pieces.h"
 
 namespace LEVEL {
 
@@ -21,7 +22,6 @@ namespace {
 
 constexpr int POINTS = 32, HALF = POINTS / 2, FREQUENCIES = 2 + 3 * (HALF - 1), PRODUCTS = FREQUENCIES + 2;
 constexpr int ROWS = POINTS + 2;  // of a piece: those of the transform, and one before and behind
-constexpr long FEW = 48;  // pieces that a thread takes at a time, about
 
 // Where piece `piece` of `each` a phase lies: a dilated filter sees interleaved rows, phase by phase, as songs of their own.
 struct Piece {
@@ -116,20 +116,7 @@ void spectral_conv1d(const bf16* x, long songs, long L, long C, const float* alp
     static thread_local Scratch of_x;
     return of_x.get<bf16>(PRODUCTS * (count * apart + COLUMNS));
   };
-  if (4 * pieces < N) {  // w is most of what is read
-    bf16* spectra = room(pieces);
-    in_parallel(pieces, threads, [&](long p) { frequencies(0, p, pieces, spectra); });
-    in_parallel(blocks, threads, [&](long block) { columns(0, pieces, spectra, block); });
-    return;
-  }
-  const long shares = (pieces + FEW * threads - 1) / (FEW * threads) * threads;
-  const long share = ((pieces + shares - 1) / shares + e.rows - 1) / e.rows * e.rows;
-  in_parallel((pieces + share - 1) / share, threads, [&](long task) {
-    const long from = task * share, count = std::min(share, pieces - from);
-    bf16* spectra = room(count);
-    for (long p = 0; p < count; p++) frequencies(from, p, count, spectra);
-    for (long block = 0; block < blocks; block++) columns(from, count, spectra, block);
-  });
+  by_pieces(pieces, N, threads, room, frequencies, columns);
 }
 
 }  // namespace LEVEL

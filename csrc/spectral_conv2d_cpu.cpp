@@ -14,6 +14,7 @@
 #include "cpu/finish.h"
 #include "cpu/fourier.h"
 #include "cpu/panels.h"
+#include "cpu/pieces.h"
 
 namespace LEVEL {
 
@@ -21,7 +22,6 @@ namespace {
 
 constexpr int POINTS = 8, HALF = POINTS / 2, SIDE = POINTS + 2;
 constexpr int PRODUCTS = 4 * (4 + 3 * (HALF - 1)) + (HALF - 1) * 3 * SIDE;
-constexpr long FEW = 48;  // tiles that a thread takes at a time, about
 
 // Where tile `index` lies among all of a batch, `across` in a row and `down` in a column.
 struct Tile {
@@ -158,15 +158,15 @@ void spectral_conv2d(const bf16* x, long songs, long T, long W, long C, const bf
   static thread_local Scratch nothing;
   bf16* beyond = nothing.get<bf16>(C);  // an image
   std::memset(beyond, 0, C * sizeof(bf16));
-  const auto factors = [&](long index, bf16* v) {
-    const Tile tile(down, across, index);
+  const auto factors = [&](long from, long i, long, bf16* v) {
+    const Tile tile(down, across, from + i);
     const bf16* pixels[SIDE * SIDE];
     for (int k = 0; k < SIDE * SIDE; k++) {
       const long t = tile.t - 1 + k / SIDE, f = tile.f - 1 + k % SIDE;
       const bool inside = t >= 0 && t < T && f >= 0 && f < W;
       pixels[k] = inside ? x + ((tile.song * T + t) * W + f) * C : beyond;
     }
-    for (long i = 0; i < C; i += LANES) analyse(pixels, i, v + i, C);
+    for (long c = 0; c < C; c += LANES) analyse(pixels, c, v + i * apart + c, C);
   };
   // A block of columns of `count` tiles, from their factors to y.
   const auto columns = [&](long from, long count, const bf16* v, long block) {
@@ -193,20 +193,7 @@ void spectral_conv2d(const bf16* x, long songs, long T, long W, long C, const bf
     static thread_local Scratch of_x;
     return of_x.get<bf16>(count * apart);
   };
-  if (threads > 1 && 4 * tiles < N) {  // w is most of what is read
-    bf16* v = room(tiles);
-    in_parallel(tiles, threads, [&](long i) { factors(i, v + i * apart); });
-    in_parallel(blocks, threads, [&](long block) { columns(0, tiles, v, block); });
-    return;
-  }
-  const long shares = (tiles + FEW * threads - 1) / (FEW * threads) * threads;
-  const long share = ((tiles + shares - 1) / shares + e.rows - 1) / e.rows * e.rows;
-  in_parallel((tiles + share - 1) / share, threads, [&](long task) {
-    const long from = task * share, count = std::min(share, tiles - from);
-    bf16* v = room(count);
-    for (long i = 0; i < count; i++) factors(from + i, v + i * apart);
-    for (long block = 0; block < blocks; block++) columns(from, count, v, block);
-  });
+  by_pieces(tiles, N, threads, room, factors, columns);
 }
 
 }  // namespace LEVEL
