@@ -25,8 +25,7 @@ void conv1d(const bf16* x, long L, long Cin, const bf16* w, long Cout, int taps,
       convolution, Cout, threads,
       [=](long column, int count, void* packed) { engine().pack_rows(w + column * K, K, count, int(K), packed); },
       [&](long row, int count, long column, int columns, const float* c) {
-        for (int j = 0; j < columns; j += LANES)
-          finish(to, c + j, count, column + j, std::min(columns - j, LANES), row * Cout + column + j, Cout);
+        finish(to, c, count, column, columns, row * Cout + column, Cout);
       });
 }
 

@@ -37,14 +37,9 @@ struct Piece {
   }
 };
 
-// 16 channels, from channel i on, of 34 rows x[n * apart], those from `begin` to `end` of them, zeros elsewhere, or of a
-// snake of these: the factors of all products, `step` numbers from each other.
-void analyse(const bf16* x, long i, long apart, long begin, long end, const float* alpha, const float* inv_beta, bf16* to,
-             long step) {
-  f32 rows[ROWS], re[HALF + 1], im[HALF + 1];
-  for (long n = 0; n < ROWS; n++) rows[n] = n >= begin && n < end ? load(x + n * apart + i) : f32{};
-  if (alpha)
-    for (f32& row : rows) row = snake(row, load(alpha + i), load(inv_beta + i));
+// 16 channels of 34 rows: the factors of all products, `step` numbers from each other.
+void analyse(const f32* rows, bf16* to, long step) {
+  f32 re[HALF + 1], im[HALF + 1];
   store_factor(to + FREQUENCIES * step, rows[0] - rows[POINTS]);
   store_factor(to + (FREQUENCIES + 1) * step, rows[ROWS - 1] - rows[1]);
   transform<POINTS>(rows + 1, re, im);
@@ -89,9 +84,21 @@ void spectral_conv1d(const bf16* x, long songs, long L, long C, const float* alp
     const long first = piece.first - reach;  // of x
     const long begin = first < 0 ? (-first + dilation - 1) / dilation : 0;
     const long end = piece.count ? (L - first + dilation - 1) / dilation : 0;
-    for (long i = 0; i < C; i += LANES)
-      analyse(x + (piece.song * L + first) * C, i, dilation * C, begin, end, alpha, inv_beta, spectra + p * apart + i,
-              count * apart + COLUMNS);
+    const bf16* at = x + (piece.song * L + first) * C;
+    for (long i = 0; i < C; i += COLUMNS) {  // a line of memory, of which a row may be gone before it is needed again
+      f32 rows[2][ROWS];
+      for (long n = 0; n < ROWS; n++)
+        for (long j = 0; j < 2; j++)
+          rows[j][n] = n >= begin && n < end ? load(at + n * dilation * C + i + j * LANES) : f32{};
+      for (long n = ROWS; n < ROWS + hop; n++)  // of the next piece
+        __builtin_prefetch(at + n * dilation * C + i, 0, 2);
+      for (long j = 0; j < 2; j++) {
+        const long channel = i + j * LANES;
+        if (alpha)
+          for (f32& row : rows[j]) row = snake(row, load(alpha + channel), load(inv_beta + channel));
+        analyse(rows[j], spectra + p * apart + channel, count * apart + COLUMNS);
+      }
+    }
   };
   // A block of columns of `count` pieces, from their frequencies to y.
   const auto columns = [&](long from, long count, const bf16* spectra, long block) {
@@ -104,12 +111,11 @@ void spectral_conv1d(const bf16* x, long songs, long L, long C, const float* alp
                c + m * step + p * COLUMNS, int(std::min<long>(e.rows, count - p)));
     for (long p = 0; p < count; p++) {
       const Piece piece(from + p, each, dilation, hop, L);
-      for (long column = block * COLUMNS; column < std::min(N, (block + 1) * COLUMNS); column += LANES) {
-        alignas(64) float y[ROWS * COLUMNS];
-        synthesise(c + p * COLUMNS + column % COLUMNS, step, hop, y);
-        finish(to, y, int(piece.count), column, int(std::min<long>(LANES, N - column)),
-               (piece.song * L + piece.first) * N + column, dilation * N);
-      }
+      alignas(64) float y[ROWS * COLUMNS];
+      const long column = block * COLUMNS;
+      const int width = int(std::min(N - column, long(COLUMNS)));
+      for (long j = 0; j < width; j += LANES) synthesise(c + p * COLUMNS + j, step, hop, y + j);
+      finish(to, y, int(piece.count), column, width, (piece.song * L + piece.first) * N + column, dilation * N);
     }
   };
   const auto room = [&](long count) {

@@ -180,13 +180,13 @@ void spectral_conv2d(const bf16* x, long songs, long T, long W, long C, const bf
     for (long i = 0; i < count; i++) {
       const Tile tile(down, across, from + i);
       const int width = int(std::min<long>(POINTS, W - tile.f));
-      for (long column = block * COLUMNS; column < std::min(N, (block + 1) * COLUMNS); column += LANES) {
-        alignas(64) float y[POINTS * POINTS * COLUMNS];
-        synthesise(c + i * COLUMNS + column % COLUMNS, step, y);
-        for (long t = 0; t < std::min<long>(POINTS, T - tile.t); t++)
-          finish(to, y + t * POINTS * COLUMNS, width, column, int(std::min<long>(LANES, N - column)),
-                 ((tile.song * T + tile.t + t) * W + tile.f) * N + column, N);
-      }
+      alignas(64) float y[POINTS * POINTS * COLUMNS];
+      const long column = block * COLUMNS;
+      const int n = int(std::min(N - column, long(COLUMNS)));
+      for (int j = 0; j < n; j += LANES) synthesise(c + i * COLUMNS + j, step, y + j);
+      for (long t = 0; t < std::min<long>(POINTS, T - tile.t); t++)
+        finish(to, y + t * POINTS * COLUMNS, width, column, n, ((tile.song * T + tile.t + t) * W + tile.f) * N + column,
+               N);
     }
   };
   const auto room = [&](long count) {

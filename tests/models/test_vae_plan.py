@@ -114,9 +114,12 @@ def test_no_launch_of_a_tile_in_fp16_spills(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sm", (86, 90, 100, 120))
+@pytest.mark.parametrize("sm", (86, 120))
 def test_nor_does_one_of_a_kind_on_other_gpus(sm, one_of_a_kind):
-    """What is compiled for sm_86 is assembled for sm_89 too, whose launches are the same: kernels/test_all_kernels."""
+    """The two whose blocks have least shared memory; kernels/test_all_kernels has all GPUs, its cases mostly in bf16.
+
+    What is compiled for sm_86 is assembled for sm_89 too, whose launches are the same: kernels/test_all_kernels.
+    """
     kinds = [one for name in CODERS for one in compiled(name, sm)[1]]
     found = [read_kernel(one.kernel) for one in kinds]
     assert len(found) > 15 and not [r for r in found if r.spill_bytes or r.local]
