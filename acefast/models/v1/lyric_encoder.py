@@ -17,7 +17,7 @@ from acefast.ops.linear import linear
 from acefast.weights import Source, WeightTable, stack
 
 WEAK_LAYERS = range(4, 6)  # where entropy-rectified guidance (ERG) scales queries by NULL_SCALE
-SCORES = 1 << 24  # of all heads that are computed at a time: 64 MiB of fp32
+SCORES = 1 << 21  # of all heads at a time: 8 MiB of fp32. Of n rows of L, n products in n + L are of no score
 
 
 def position_table(tokens: int, width: int, device: torch.device | str = "cpu") -> Tensor:

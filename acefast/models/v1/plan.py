@@ -90,7 +90,7 @@ class V1Networks(Networks):
         tile_frames = min(frames, codec.tile_frames_on(device))
         wave = 2 * job.songs * self.vocoder_config.upsample_initial_channel * MEL_HOP * tile_frames
         return {
-            "text": job.conditions * c.lyric_hidden_size * 4 * 24 + 3 * encoded,
+            "text": job.conditions * c.lyric_hidden_size * 4 * 14 + 3 * encoded,
             "cache": min(CACHE_BYTES, 2 * rows * encoded) + encoded,
             "steps": kept + block,
             "sampling": 4 * 8 * job.songs * frames * c.frame_size + 4 * 6 * c.num_layers * H * 4,

@@ -61,7 +61,7 @@ def test_a_guided_steps_memory_is_within_the_plan(networks, seconds, conditions)
     assert 0.6 < counted.peak / planned <= 1
 
 
-@pytest.mark.parametrize("tokens", [300, 4096])
+@pytest.mark.parametrize("tokens", [300, 1000, 4096])
 def test_long_lyrics_are_within_the_plan(networks, tokens):
     encoder = full_size(ConditionEncoder, networks.config)
     with torch.inference_mode(), LiveBytes() as counted:
