@@ -97,7 +97,7 @@ def test_swiglu(normal, dtype):
 def test_linear_swiglu(normal, dtype):
     if dtype != torch.bfloat16:
         pytest.skip("the kernel takes 16 bits, of either kind by the same code: tests/ops has both")
-    rows, tokens = ROWS // 3, TOKENS // 3  # a tile of rows is like another, and takes 16 s
+    rows, tokens = ROWS // 3, TOKENS // 3  # one tile of rows, which is like the others
     check(linear_swiglu, normal(1, rows, H, valid=tokens), normal(2 * I, H) / H**0.5, dtype=dtype, valid=tokens)
 
 
