@@ -36,17 +36,24 @@ def from_panels(panels: Tensor) -> Tensor:
 
 
 def check_products(op: str, weight: Tensor, products: int, K: int, inputs: str = "Cin") -> int:
-    """N of ``products`` weights [N, K], or of their panels; ValueError unless ``weight`` is such and contiguous.
+    """N of a weight [N, ``products`` * K], or of its panels; ValueError unless it is such and contiguous.
 
     ``inputs``: what K is called in the message.
     """
-    if weight.dim() == 5:
-        form = f"[{products}, Cout / {COLUMNS}, ({inputs}) / 2, {COLUMNS}, 2]"
-        check_shape(op, "weight", weight, (products, None, K // 2, COLUMNS, 2), form)
+    K *= products
+    if weight.dim() == 4:
+        form = f"[Cout / {COLUMNS}, {products} * {inputs} / 2, {COLUMNS}, 2]"
+        check_shape(op, "weight", weight, (None, K // 2, COLUMNS, 2), form)
     else:
-        check_shape(op, "weight", weight, (products, None, K), f"[{products}, Cout, {inputs}]")
+        check_shape(op, "weight", weight, (None, K), f"[Cout, {products} * {inputs}]")
     check_contiguous(op, "weight", weight)
-    return rows_of(weight[0])
+    return rows_of(weight)
+
+
+def products_of(weight: Tensor, products: int) -> Tensor:
+    """[products, N, K] of what ``check_products`` takes: a weight for each product."""
+    flat = from_panels(weight) if weight.dim() == 4 else weight
+    return flat.unflatten(1, (products, -1)).transpose(0, 1)
 
 
 def rows_of(weight: Tensor) -> int:

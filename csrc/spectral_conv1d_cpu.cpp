@@ -6,7 +6,8 @@
 // Tiling   a thread takes a few pieces of rows from x to y: their frequencies, then for each block of 32 columns all
 //          products and the way back. The frequencies of 48 pieces of 128 channels fill half of a second cache, those of
 //          512 come from the last one, once for each block. Where w is much more than these, threads share its blocks
-// Bytes    w once from memory, to be packed unless it is panels; packed, once from the last cache for each share of pieces
+// Bytes    w once from memory, to be packed unless it is panels; packed, once from the last cache for each share of pieces,
+//          from end to end: a block's 49 filters lie one behind another
 // Bound    the engine's products, 98 / (35 - K) Cin Cout for each row in place of 2 K Cin Cout; the transforms, near 1.5
 //          cycles for each number of x and of y
 #include <algorithm>
@@ -75,9 +76,9 @@ void spectral_conv1d(const bf16* x, long songs, long L, long C, const float* alp
   const Engine& e = engine();
   const long hop = ROWS - taps + 1, reach = dilation * (taps - 1) / 2;
   const long each = ((L + dilation - 1) / dilation + hop - 1) / hop, pieces = songs * dilation * each;
-  const long blocks = (N + COLUMNS - 1) / COLUMNS, apart = C + COLUMNS;
+  const long apart = C + COLUMNS;
   const size_t bytes = e.packed(C);
-  const char* b = packed_columns(w, panels, PRODUCTS, N, C, threads);
+  const char* b = packed_columns(w, panels, N, PRODUCTS * C, threads);
   // Of piece from + p, to its place among `count`.
   const auto frequencies = [&](long from, long p, long count, bf16* spectra) {
     const Piece piece(from + p, each, dilation, hop, L);
@@ -107,7 +108,7 @@ void spectral_conv1d(const bf16* x, long songs, long L, long C, const float* alp
     float* c = sums.get<float>(PRODUCTS * step);
     for (long m = 0; m < PRODUCTS; m++)
       for (long p = 0; p < count; p += e.rows)
-        e.tile(spectra + m * (count * apart + COLUMNS) + p * apart, apart, 0, 1, int(C), b + (m * blocks + block) * bytes,
+        e.tile(spectra + m * (count * apart + COLUMNS) + p * apart, apart, 0, 1, int(C), b + (block * PRODUCTS + m) * bytes,
                c + m * step + p * COLUMNS, int(std::min<long>(e.rows, count - p)));
     for (long p = 0; p < count; p++) {
       const Piece piece(from + p, each, dilation, hop, L);

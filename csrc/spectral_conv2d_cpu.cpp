@@ -148,13 +148,13 @@ void synthesise(const float* c, long step, float* y) {
 
 }  // namespace
 
-// w[142, N, C] or panels of it; to.width is N.
+// w[N, 142 C] or panels of it; to.width is N.
 void spectral_conv2d(const bf16* x, long songs, long T, long W, long C, const bf16* w, bool panels, const Results& to,
                      int threads) {
   const Engine& e = engine();
-  const long N = to.width, blocks = (N + COLUMNS - 1) / COLUMNS, apart = PRODUCTS * C + COLUMNS;
+  const long N = to.width, apart = PRODUCTS * C + COLUMNS;
   const long down = (T + POINTS - 1) / POINTS, across = (W + POINTS - 1) / POINTS, tiles = songs * down * across;
-  const char* b = packed_columns(w, panels, PRODUCTS, N, C, threads);
+  const char* b = packed_columns(w, panels, N, PRODUCTS * C, threads);
   static thread_local Scratch nothing;
   bf16* beyond = nothing.get<bf16>(C);  // an image
   std::memset(beyond, 0, C * sizeof(bf16));
@@ -175,7 +175,7 @@ void spectral_conv2d(const bf16* x, long songs, long T, long W, long C, const bf
     float* c = sums.get<float>(PRODUCTS * step);
     for (long m = 0; m < PRODUCTS; m++)
       for (long i = 0; i < count; i += e.rows)
-        e.tile(v + i * apart + m * C, apart, 0, 1, int(C), b + (m * blocks + block) * e.packed(C),
+        e.tile(v + i * apart + m * C, apart, 0, 1, int(C), b + (block * PRODUCTS + m) * e.packed(C),
                c + m * step + i * COLUMNS, int(std::min<long>(e.rows, count - i)));
     for (long i = 0; i < count; i++) {
       const Tile tile(down, across, from + i);

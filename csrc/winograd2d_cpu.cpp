@@ -87,12 +87,12 @@ void results(const Images& a, const Tile& tile, const float* m, long apart, cons
 
 }  // namespace
 
-// x[songs, T, W, 2 N], w[9, N, 2 N] or panels of it.
+// x[songs, T, W, 2 N], w[N, 9 2N] or panels of it.
 void winograd2d(const bf16* x, long songs, long T, long W, const bf16* w, bool panels, long N, const bf16* bias, bf16* y,
                 int threads) {
   const Engine& e = engine();
   const long C = 2 * N, blocks = (N + COLUMNS - 1) / COLUMNS, stride = C + COLUMNS, count = songs * T * W;
-  const char* b = packed_columns(w, panels, PRODUCTS, N, C, threads);
+  const char* b = packed_columns(w, panels, N, PRODUCTS * C, threads);
   static thread_local Scratch nothing;
   bf16* zeros = nothing.get<bf16>(C);
   std::memset(zeros, 0, C * sizeof(bf16));
@@ -110,7 +110,7 @@ void winograd2d(const bf16* x, long songs, long T, long W, const bf16* w, bool p
     for (long block = 0; block < blocks; block++) {
       for (int k = 0; k < PRODUCTS; k++)
         for (long row = 0; row < tiles; row += e.rows)
-          e.tile(v + (k * most + row) * stride, stride, 0, 1, int(C), b + (k * blocks + block) * e.packed(C),
+          e.tile(v + (k * most + row) * stride, stride, 0, 1, int(C), b + (block * PRODUCTS + k) * e.packed(C),
                  m + (k * most + row) * COLUMNS, int(std::min<long>(e.rows, tiles - row)));
       const long columns = std::min<long>(COLUMNS, N - block * COLUMNS);
       tile = first;

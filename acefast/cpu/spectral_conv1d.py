@@ -24,6 +24,6 @@ def spectral_conv1d(
 ) -> None:
     """Writes the results that ``out`` has; see acefast.ops.spectral_conv1d."""
     to = results(slice(None), out, bias, wave, residual, total)
-    of_panels, width = weight.dim() == 5, next(t.shape[2] for t in out if t is not None)
+    of_panels, width = weight.dim() == 4, next(t.shape[2] for t in out if t is not None)
     geometry = (*map(address, (*snake_of(before), weight)), of_panels, width, kernel, dilation)
     extension().spectral_conv1d(address(x), *x.shape, *geometry, to, share, threads())

@@ -9,5 +9,5 @@ from acefast.cpu.extension import address, extension, threads
 
 def winograd2d(x: Tensor, weight: Tensor, bias: Tensor | None, *, out: Tensor) -> None:
     """Writes ``out``; see acefast.ops.winograd2d."""
-    given = (address(weight), weight.dim() == 5, out.shape[-1], address(bias))
+    given = (address(weight), weight.dim() == 4, out.shape[-1], address(bias))
     extension().winograd2d(address(x), *x.shape[:3], *given, address(out), threads())

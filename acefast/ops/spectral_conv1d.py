@@ -31,7 +31,7 @@ from acefast.cpu.conv1d import fits, outputs
 from acefast.cpu.extension import contiguous
 from acefast.ops.conv1d import Pair, check_dtype, check_results, finished, pair
 from acefast.ops.snake import Activation, Wave, check_wave, snake_reference
-from acefast.panels import check_products, from_panels
+from acefast.panels import check_products, products_of
 
 OP = "spectral_conv1d"
 ORDER = ("cpu",)
@@ -66,8 +66,8 @@ def tables(kernel: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Ten
 
 
 def transformed(weight: Tensor) -> Tensor:
-    """[49, Cout, Cin], in fp32, of a filter [Cout, K, Cin]."""
-    return torch.einsum("mk,oki->moi", tables(weight.shape[1])[1].float(), weight.float()).contiguous()
+    """[Cout, 49 * Cin], in fp32, of a filter [Cout, K, Cin]."""
+    return torch.einsum("mk,oki->omi", tables(weight.shape[1])[1].float(), weight.float()).flatten(1).contiguous()
 
 
 def spectral_conv1d_reference(
@@ -87,8 +87,6 @@ def spectral_conv1d_reference(
 ) -> Tensor | Pair:
     """What the op means in PyTorch, in x's dtype; every kernel is held to it."""
     B, L, C = x.shape
-    if weight.dim() == 5:
-        weight = from_panels(weight)
     if before is not None:
         x = snake_reference(x, *before)
     analysis, _, synthesis = tables(kernel, x.dtype)
@@ -103,7 +101,8 @@ def spectral_conv1d_reference(
         for phase in range(dilation):
             pieces = song[phase:].as_strided((count, ROWS, C), (hop * dilation * C, dilation * C, 1))
             torch.matmul(analysis, pieces, out=own[phase])
-    made = torch.bmm(spectra.view(-1, PRODUCTS, C).transpose(0, 1), weight.mT)  # [49, B * dilation * count, Cout]
+    filters = products_of(weight, PRODUCTS).mT
+    made = torch.bmm(spectra.view(-1, PRODUCTS, C).transpose(0, 1), filters)  # [49, B * dilation * count, Cout]
     if bias is not None:
         made[0] += bias  # of the constant part
     y = torch.matmul(synthesis, made.transpose(0, 1)).view(B, dilation, count * hop, -1)
@@ -131,7 +130,7 @@ def spectral_conv1d(
 
     Args:
         x: [B, L, Cin], contiguous; fp32 or bf16.
-        weight: [49, Cout, Cin], contiguous, x's dtype: ``transformed`` of the filter [Cout, K, Cin]; or acefast.panels
+        weight: [Cout, 49 * Cin], contiguous, x's dtype: ``transformed`` of the filter [Cout, K, Cin]; or acefast.panels
             of that, which the kernel reads as they are.
         bias: [Cout] in x's dtype, or None.
         kernel: K, odd, at most 31.

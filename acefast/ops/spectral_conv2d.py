@@ -33,7 +33,7 @@ from acefast.backends import choose_backend
 from acefast.checks import check_contiguous, check_dtype, check_shape
 from acefast.cpu import spectral_conv2d as cpu
 from acefast.cpu.conv1d import fits
-from acefast.panels import check_products, from_panels
+from acefast.panels import check_products, products_of
 
 OP = "spectral_conv2d"
 ORDER = ("cpu",)
@@ -76,16 +76,16 @@ def tables(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def transformed(weight: Tensor) -> Tensor:
-    """[142, Cout, Cin], in fp32, of a filter [Cout, 3, 3, Cin]."""
-    return torch.einsum("mk,oki->moi", tables(torch.float32)[1], weight.flatten(1, 2).float()).contiguous()
+    """[Cout, 142 * Cin], in fp32, of a filter [Cout, 3, 3, Cin]."""
+    of_taps = torch.einsum("mk,oki->omi", tables(torch.float32)[1], weight.flatten(1, 2).float())
+    return of_taps.flatten(1).contiguous()
 
 
 def spectral_conv2d_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, silu: bool = False) -> Tensor:
     """What the op means, in fp32 PyTorch; every kernel is held to it. Some rows of tiles at a time."""
     B, T, W, C = x.shape
-    if weight.dim() == 5:
-        weight = from_panels(weight)
-    filters, N = weight.float().mT, weight.shape[1]
+    filters = products_of(weight, PRODUCTS).float().mT
+    N = filters.shape[2]
     if not x.numel():
         return x.new_zeros(B, T, W, N)
     analysis, _, synthesis = tables(torch.float32)
@@ -113,7 +113,7 @@ def spectral_conv2d(
 
     Args:
         x: [B, T, F, Cin], contiguous; fp32, bf16 or fp16.
-        weight: [142, Cout, Cin], contiguous, in x's dtype: ``transformed`` of the filter [Cout, 3, 3, Cin]; or
+        weight: [Cout, 142 * Cin], contiguous, in x's dtype: ``transformed`` of the filter [Cout, 3, 3, Cin]; or
             acefast.panels of that, which the kernel reads as they are.
         bias: [Cout] in x's dtype; None for none.
         silu: whether the result is activated.

@@ -22,7 +22,7 @@ from acefast.backends import choose_backend
 from acefast.checks import check_contiguous, check_dtype, check_shape
 from acefast.cpu import winograd2d as cpu
 from acefast.cpu.conv1d import fits
-from acefast.panels import check_products, from_panels
+from acefast.panels import check_products, products_of
 
 OP = "winograd2d"
 ORDER = ("cpu",)
@@ -32,17 +32,16 @@ NUMBERS = 1 << 19  # of V that the reference takes at a time: 2 MB
 
 
 def transformed(weight: Tensor) -> Tensor:
-    """[9, Cout, Cin], in fp32, of a filter [Cout, 3, 3, Cin]."""
+    """[Cout, 9 * Cin], in fp32, of a filter [Cout, 3, 3, Cin]."""
     table = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0, 1.0]])
-    return torch.einsum("it,jf,otfc->ijoc", table, table, weight.float()).flatten(0, 1).contiguous()
+    return torch.einsum("it,jf,otfc->oijc", table, table, weight.float()).flatten(1).contiguous()
 
 
 def winograd2d_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """What the op means, in fp32 PyTorch; every kernel is held to it. Some rows of pixels at a time, for caches."""
     B, T, W, C = x.shape
-    if weight.dim() == 5:
-        weight = from_panels(weight)
-    filters, N = weight.float().mT, weight.shape[1]
+    filters = products_of(weight, PRODUCTS).float().mT
+    N = filters.shape[2]
     padded = F.pad(x, (0, 0, 1, 1, 1, 1))
     y = x.new_empty(B, 2 * T, 2 * W, N)
     rows = max(1, NUMBERS // max(1, PRODUCTS * B * W * C))
@@ -75,7 +74,7 @@ def winograd2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend
 
     Args:
         x: [B, T, F, 2 * Cout], contiguous; fp32, bf16 or fp16.
-        weight: [9, Cout, 2 * Cout], contiguous, in x's dtype, see ``transformed``; or acefast.panels of that, which
+        weight: [Cout, 9 * 2 * Cout], contiguous, in x's dtype, see ``transformed``; or acefast.panels of that, which
             the kernel reads as they are.
         bias: [Cout] in x's dtype; None for none.
         backend: "cpu" (bf16, Cout a multiple of 16) or "reference"; None leaves the choice to acefast.backends.

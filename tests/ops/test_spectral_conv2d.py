@@ -66,7 +66,7 @@ def test_tables_are_exact_and_a_fourth_of_the_products():
 
 def test_no_pixels_are_none():
     for shape in ((0, 4, 4, 8), (1, 0, 4, 8), (1, 4, 0, 8)):
-        assert spectral_conv2d(torch.ones(shape), torch.ones(142, 6, 8)).shape == (*shape[:3], 6)
+        assert spectral_conv2d(torch.ones(shape), torch.ones(6, 142 * 8)).shape == (*shape[:3], 6)
 
 
 @pytest.mark.parametrize(
@@ -74,16 +74,16 @@ def test_no_pixels_are_none():
     [
         (dict(x=torch.ones(2, 3, 8)), r"x must be \[B, T, F, Cin\]"),
         (dict(x=torch.ones(1, 8, 4, 4).permute(0, 2, 3, 1)), "x must be contiguous"),
-        (dict(weight=torch.ones(142, 6, 4)), r"weight must be \[142, Cout, Cin\]"),
-        (dict(weight=torch.ones(16, 6, 8)), r"weight must be \[142, Cout, Cin\]"),
-        (dict(weight=torch.ones(142, 8, 6).mT), "weight must be contiguous"),
-        (dict(weight=torch.ones(142, 6, 8).half()), "weight must be torch.float32, got torch.float16"),
-        (dict(weight=to_panels(torch.ones(142, 32, 6))), r"weight must be .* = \[142, any, 4, 32, 2\]"),
+        (dict(weight=torch.ones(6, 142 * 4)), r"weight must be \[Cout, 142 \* Cin\]"),
+        (dict(weight=torch.ones(142, 6, 8)), r"weight must be \[Cout, 142 \* Cin\]"),
+        (dict(weight=torch.ones(142 * 8, 6).mT), "weight must be contiguous"),
+        (dict(weight=torch.ones(6, 142 * 8).half()), "weight must be torch.float32, got torch.float16"),
+        (dict(weight=to_panels(torch.ones(32, 142 * 6))), r"weight must be .* = \[any, 568, 32, 2\]"),
         (dict(bias=torch.ones(8)), r"bias must be \[Cout\] = \[6\], got \[8\]"),
         (dict(bias=torch.ones(6).half()), "bias must be torch.float32"),
     ],
 )
 def test_bad_input_is_refused(change, message):
-    given = dict(x=torch.ones(1, 4, 4, 8), weight=torch.ones(142, 6, 8), bias=torch.ones(6)) | change
+    given = dict(x=torch.ones(1, 4, 4, 8), weight=torch.ones(6, 142 * 8), bias=torch.ones(6)) | change
     with pytest.raises(ValueError, match=f"spectral_conv2d: {message}"):
         spectral_conv2d(**given)

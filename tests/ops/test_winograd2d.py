@@ -52,7 +52,7 @@ def test_sixteen_bits_are_rounded_once(dtype, gate, rng):
 
 def test_no_pixels_are_none():
     for B, T, W in ((0, 4, 4), (1, 0, 4), (1, 4, 0)):
-        assert winograd2d(torch.ones(B, T, W, 12), torch.ones(9, 6, 12)).shape == (B, 2 * T, 2 * W, 6)
+        assert winograd2d(torch.ones(B, T, W, 12), torch.ones(6, 108)).shape == (B, 2 * T, 2 * W, 6)
 
 
 @pytest.mark.parametrize(
@@ -60,18 +60,18 @@ def test_no_pixels_are_none():
     [
         (dict(x=torch.ones(2, 3, 12)), r"x must be \[B, T, F, 2 \* Cout\]"),
         (dict(x=torch.ones(1, 12, 4, 4).permute(0, 2, 3, 1)), "x must be contiguous"),
-        (dict(weight=torch.ones(9, 6, 4)), r"weight must be \[9, Cout, 2 \* Cout\]"),
-        (dict(weight=torch.ones(16, 6, 12)), r"weight must be \[9, Cout, 2 \* Cout\]"),
-        (dict(weight=torch.ones(9, 8, 12)), "x must have two channels for each of weight's Cout = 8, got 12"),
-        (dict(weight=to_panels(torch.ones(9, 32, 12))), "x must have two channels for each of weight's Cout = 32"),
-        (dict(weight=to_panels(torch.ones(9, 32, 64))), r"weight must be .* = \[9, any, 6, 32, 2\]"),
-        (dict(weight=torch.ones(9, 12, 6).mT), "weight must be contiguous"),
-        (dict(weight=torch.ones(9, 6, 12).half()), "weight must be torch.float32, got torch.float16"),
+        (dict(weight=torch.ones(6, 36)), r"weight must be \[Cout, 9 \* 2 \* Cout\]"),
+        (dict(weight=torch.ones(9, 6, 12)), r"weight must be \[Cout, 9 \* 2 \* Cout\]"),
+        (dict(weight=torch.ones(8, 108)), "x must have two channels for each of weight's Cout = 8, got 12"),
+        (dict(weight=to_panels(torch.ones(32, 108))), "x must have two channels for each of weight's Cout = 32"),
+        (dict(weight=to_panels(torch.ones(32, 9 * 64))), r"weight must be .* = \[any, 54, 32, 2\]"),
+        (dict(weight=torch.ones(108, 6).mT), "weight must be contiguous"),
+        (dict(weight=torch.ones(6, 108).half()), "weight must be torch.float32, got torch.float16"),
         (dict(bias=torch.ones(8)), r"bias must be \[Cout\] = \[6\], got \[8\]"),
         (dict(bias=torch.ones(6).half()), "bias must be torch.float32"),
     ],
 )
 def test_bad_input_is_refused(change, message):
-    given = dict(x=torch.ones(1, 4, 4, 12), weight=torch.ones(9, 6, 12), bias=torch.ones(6)) | change
+    given = dict(x=torch.ones(1, 4, 4, 12), weight=torch.ones(6, 108), bias=torch.ones(6)) | change
     with pytest.raises(ValueError, match=f"winograd2d: {message}"):
         winograd2d(**given)

@@ -78,13 +78,13 @@ class Conv2d(nn.Module):
 
 
 class SpectralConv2d(nn.Module):
-    """The same as ``Conv2d`` by acefast.ops.spectral_conv2d, with its weight, [142, Cout, Cin]: faster on a CPU."""
+    """The same as ``Conv2d`` by acefast.ops.spectral_conv2d, with its weight, [Cout, 142 * Cin]: faster on a CPU."""
 
     in_panels = ("weight",)  # on a CPU's kernels, see acefast.panels
 
     def __init__(self, cin: int, cout: int, bias: bool = True):
         super().__init__()
-        self.weight = parameter(spectral.PRODUCTS, cout, cin)
+        self.weight = parameter(cout, spectral.PRODUCTS * cin)
         self.bias = parameter(cout) if bias else None
 
     def forward(self, x: Tensor, silu: bool = False) -> Tensor:
@@ -142,7 +142,7 @@ class Up(nn.Module):
 
     Two of three taps fall on the same input, so that each of the four results of an input is a convolution of 2x2
     taps; they run as one of four times the channels, weight [2 * 2 * C, 2, 2, 2C], with a result more than inputs on
-    each axis, of which the first belongs to no second and the last to no first. With ``fast_filters`` [9, C, 2C].
+    each axis, of which the first belongs to no second and the last to no first. With ``fast_filters`` [C, 9 * 2C].
     """
 
     in_panels = ("weight",)  # that of ``fast_filters`` on a CPU's kernels, see acefast.panels
@@ -150,7 +150,7 @@ class Up(nn.Module):
     def __init__(self, cout: int, fast_filters: bool = False):
         super().__init__()
         self.fast_filters = fast_filters
-        self.weight = parameter(9, cout, 2 * cout) if fast_filters else parameter(4 * cout, 2, 2, 2 * cout)
+        self.weight = parameter(cout, 9 * 2 * cout) if fast_filters else parameter(4 * cout, 2, 2, 2 * cout)
         self.bias = parameter(cout)
 
     def forward(self, x: Tensor) -> Tensor:

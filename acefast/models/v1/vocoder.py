@@ -52,14 +52,14 @@ class Conv(nn.Module):
 
 
 class SpectralConv(nn.Module):
-    """The same as ``Conv`` by acefast.ops.spectral_conv1d, with its weight, [49, Cout, Cin]: faster on a CPU."""
+    """The same as ``Conv`` by acefast.ops.spectral_conv1d, with its weight, [Cout, 49 * Cin]: faster on a CPU."""
 
     in_panels = ("weight",)  # on a CPU's kernels, see acefast.panels
 
     def __init__(self, cin: int, cout: int, kernel: int, dilation: int = 1):
         super().__init__()
         self.kernel, self.dilation = kernel, dilation
-        self.weight, self.bias = parameter(PRODUCTS, cout, cin), parameter(cout)
+        self.weight, self.bias = parameter(cout, PRODUCTS * cin), parameter(cout)
         self.reach = dilation * (kernel - 1) // 2
 
     def forward(self, x: Tensor, guarded: bool = False, **options: Any) -> Any:

@@ -107,7 +107,7 @@ class SpectralFilter(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.weight, self.bias = _parameter(PRODUCTS, channels, channels), _parameter(channels)
+        self.weight, self.bias = _parameter(channels, PRODUCTS * channels), _parameter(channels)
 
 
 class SpectralUnit(nn.Module):
