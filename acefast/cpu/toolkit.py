@@ -29,7 +29,7 @@ ISAS = {  # each has what those before it have; the order is that of Isa in csrc
     "bf16": BF16,
     "amx": (*BF16, "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
 }
-LEVELS = ("portable", "avx2", "avx512")  # for which ops are compiled, and these engines
+LEVELS = ("portable", "avx2", "avx512", "bf16")  # for which ops are compiled, and for the first three these engines
 ENGINES = ("fp32", "int8")
 OWN_ENGINES = {"bf16": "bf16", "vnni": "bf16", "amx": "amx"}  # of instructions that one level alone has
 
@@ -62,14 +62,19 @@ def isas() -> list[str]:
 
 def words(source: Path, isa: str, csrc: Path) -> list[str]:
     """The command that compiles a kernel for one level of instructions, without its output."""
-    return [*compiler(), *COMMON, *OPTIMISED, *ISAS[isa], f"-DLEVEL={isa}", f"-I{csrc}", str(source)]
+    return [*compiler(), *COMMON, *OPTIMISED, *ISAS[isa], f"-DLEVEL={namespace(isa)}", f"-I{csrc}", str(source)]
+
+
+def namespace(isa: str) -> str:
+    """That of a level's functions."""
+    return "avx512_bf16" if isa == "bf16" else isa  # bf16 is a type
 
 
 def objects(csrc: Path, known: list[str], folder: Path) -> list[str]:
     """Compiles kernels and engines for the ISAS that are known; returns the object files, ``<source>.<isa>.o``."""
     engine = (csrc / "cpu/engine_{}.cpp").as_posix().format
-    shared = [*sorted(csrc.glob("*_cpu.cpp")), *(Path(engine(name)) for name in ENGINES)]
-    wanted = [(source, level) for source in shared for level in LEVELS if level in known]
+    wanted = [(source, level) for source in sorted(csrc.glob("*_cpu.cpp")) for level in LEVELS if level in known]
+    wanted += [(Path(engine(name)), level) for name in ENGINES for level in LEVELS[:3] if level in known]
     wanted += [(Path(engine(name)), isa) for name, isa in OWN_ENGINES.items() if isa in known]
 
     def build(one: tuple[Path, str]) -> str:

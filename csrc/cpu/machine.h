@@ -13,6 +13,6 @@ long inner_cache();  // bytes of one core's second cache
 
 // Level of instructions that the code around the engines is compiled for.
 template <typename F>
-F at_level(F portable, F avx2, F avx512) {
-  return isa() >= AVX512 ? avx512 : isa() >= AVX2 ? avx2 : portable;
+F at_level(F portable, F avx2, F avx512, F avx512_bf16) {
+  return isa() >= BF16 ? avx512_bf16 : isa() >= AVX512 ? avx512 : isa() >= AVX2 ? avx2 : portable;
 }

@@ -12,14 +12,21 @@
 
 namespace py = pybind11;
 
-#if BUILT >= 2
-#define AT_LEVEL(op) at_level(portable::op, avx2::op, avx512::op)
+#if BUILT >= 3
+#define AT_LEVEL(op) at_level(portable::op, avx2::op, avx512::op, avx512_bf16::op)
+#define LEVELS(declaration)          \
+  namespace portable { declaration; } \
+  namespace avx2 { declaration; }     \
+  namespace avx512 { declaration; }   \
+  namespace avx512_bf16 { declaration; }
+#elif BUILT >= 2
+#define AT_LEVEL(op) at_level(portable::op, avx2::op, avx512::op, avx512::op)
 #define LEVELS(declaration)          \
   namespace portable { declaration; } \
   namespace avx2 { declaration; }     \
   namespace avx512 { declaration; }
 #elif BUILT >= 1
-#define AT_LEVEL(op) at_level(portable::op, avx2::op, avx2::op)
+#define AT_LEVEL(op) at_level(portable::op, avx2::op, avx2::op, avx2::op)
 #define LEVELS(declaration)          \
   namespace portable { declaration; } \
   namespace avx2 { declaration; }

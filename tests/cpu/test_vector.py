@@ -25,6 +25,7 @@ def vector(request, tmp_path_factory):
         out = subprocess.run([program, name], input=filled.tobytes(), capture_output=True, check=True).stdout
         return np.frombuffer(out, np.float32)[: len(x)]
 
+    call.level = request.param
     return call
 
 
@@ -82,7 +83,10 @@ def test_rounding_to_bf16_is_torchs_at_every_tie(vector):
     high = np.arange(1 << 16, dtype=np.uint32)[:, None] << 16
     low = np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
     x = (high | low).ravel().view(np.float32)  # every number of bf16, and around the ties above it
-    found, want = torch.tensor(vector("bf16", x)), torch.tensor(x).bfloat16().float()
+    found = torch.tensor(vector("bf16", x))
+    if vector.level == "bf16":  # whose instruction takes numbers below the smallest normal one for zeros
+        x = np.where(np.abs(x) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), x), x)
+    want = torch.tensor(x).bfloat16().float()
     assert torch.equal(found.isnan(), want.isnan())
     assert torch.equal(found[~want.isnan()].view(torch.int32), want[~want.isnan()].view(torch.int32))
 
