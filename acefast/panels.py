@@ -1,6 +1,6 @@
 """Weights as the CPU's engines read them, so that no call has to bring them there: see csrc/cpu/packing.h.
 
-A weight [..., N, K] is then [..., N / 32, K / 2, 32, 2]: for two k at a time those of 32 rows side by side.
+A weight [N, K] is then [N / 32, K / 2, 32, 2]: for two k at a time those of 32 rows side by side.
 """
 
 from __future__ import annotations
@@ -20,19 +20,18 @@ COLUMNS = 32  # rows of a weight side by side
 
 
 def to_panels(weight: Tensor) -> Tensor:
-    """[..., N, K] in panels, contiguous; N has to be a multiple of 32 and K of 2."""
-    *lead, N, K = weight.shape
+    """[N, K] in panels, contiguous; N has to be a multiple of 32 and K of 2."""
+    N, K = weight.shape
     if is_bf16(weight) and weight.is_contiguous() and K % K_STEP == 0 and not why_unavailable("cpu"):
-        panels = weight.new_empty(*lead, N // COLUMNS, K // 2, COLUMNS, 2)
-        extension().to_panels(address(weight), weight.numel() // K, K, address(panels), threads())
+        panels = weight.new_empty(N // COLUMNS, K // 2, COLUMNS, 2)
+        extension().to_panels(address(weight), N, K, address(panels), threads())
         return panels
-    return weight.reshape(*lead, N // COLUMNS, COLUMNS, K // 2, 2).transpose(-3, -2).contiguous()
+    return weight.reshape(N // COLUMNS, COLUMNS, K // 2, 2).transpose(1, 2).contiguous()
 
 
 def from_panels(panels: Tensor) -> Tensor:
-    """``to_panels`` undone: [..., N, K], contiguous."""
-    *lead, blocks, pairs, _, _ = panels.shape
-    return panels.transpose(-3, -2).reshape(*lead, blocks * COLUMNS, pairs * 2)
+    """``to_panels`` undone: [N, K], contiguous."""
+    return panels.transpose(1, 2).reshape(rows_of(panels), 2 * panels.shape[1])
 
 
 def check_products(op: str, weight: Tensor, products: int, K: int, inputs: str = "Cin") -> int:
@@ -83,6 +82,8 @@ def hold_panels(module: nn.Module, files: Iterable[Path] = ()) -> None:
             owner, _, name = path.rpartition(".")
             owner = layer.get_submodule(owner)
             weight = getattr(owner, name)
-            if weight.is_floating_point() and weight.shape[-2] % COLUMNS == 0 and weight.shape[-1] % K_STEP == 0:
+            if not weight.is_floating_point() or weight.dim() != 2:
+                continue
+            if weight.shape[0] % COLUMNS == 0 and weight.shape[1] % K_STEP == 0:
                 setattr(owner, name, nn.Parameter(to_panels(weight), requires_grad=False))
                 mappings.give_back(weight)

@@ -29,7 +29,7 @@ ISAS = {  # each has what those before it have; the order is that of Isa in csrc
     "bf16": BF16,
     "amx": (*BF16, "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
 }
-LEVELS = ("portable", "avx2", "avx512", "bf16")  # for which ops are compiled, and for the first three these engines
+LEVELS = ("portable", "avx2", "avx512", "bf16")  # for which ops are compiled, and these engines where it has no own
 ENGINES = ("fp32", "int8")
 OWN_ENGINES = {"bf16": "bf16", "vnni": "bf16", "amx": "amx"}  # of instructions that one level alone has
 
@@ -74,7 +74,8 @@ def objects(csrc: Path, known: list[str], folder: Path) -> list[str]:
     """Compiles kernels and engines for the ISAS that are known; returns the object files, ``<source>.<isa>.o``."""
     engine = (csrc / "cpu/engine_{}.cpp").as_posix().format
     wanted = [(source, level) for source in sorted(csrc.glob("*_cpu.cpp")) for level in LEVELS if level in known]
-    wanted += [(Path(engine(name)), level) for name in ENGINES for level in LEVELS[:3] if level in known]
+    general = [level for level in LEVELS if level in known and level not in OWN_ENGINES.values()]
+    wanted += [(Path(engine(name)), level) for name in ENGINES for level in general]
     wanted += [(Path(engine(name)), isa) for name, isa in OWN_ENGINES.items() if isa in known]
 
     def build(one: tuple[Path, str]) -> str:

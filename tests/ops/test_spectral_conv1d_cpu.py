@@ -25,6 +25,7 @@ SHAPES = {
     "one tap": (1, 40, 32, 32, 1, 1),
     "31 taps": (1, 40, 32, 32, 31, 2),
     "shares of pieces": (2, 1300, 32, 96, 7, 3),
+    "fewer pieces than threads": (1, 20, 32, 2, 7, 1),
 }
 
 
@@ -94,8 +95,9 @@ def test_snakes_before_and_after_are_rounded_with_what_is_between(Cout, isa, rng
     assert relative(activated, snaked(want, *wave)) <= relative(waved, snaked(want, *wave))
 
 
-def test_results_do_not_depend_on_threads(rng):
-    x, weight, bias, kernel, dilation = given(SHAPES["shares of pieces"], rng)
+@pytest.mark.parametrize("shape", ("shares of pieces", "fewer pieces than threads"))
+def test_results_do_not_depend_on_threads(shape, rng):
+    x, weight, bias, kernel, dilation = given(SHAPES[shape], rng)
     filters, found = transformed(weight).bfloat16(), []
     for count in (1, 2, 3):
         with on_threads(count):
