@@ -6,7 +6,8 @@
     python bench/bench_cpu.py --memory                       # peak memory of whole songs as well
 
 Each stage runs ``--rounds`` times, acefast, diffusers and the floor in turn, in one process on the same random weights
-in bf16; the table gives medians. Floor: the linear layers and convolutions that diffusers calls in that stage, found by
+in bf16; the table gives medians. A step of diffusers runs again with its residual stream contiguous, which its patch
+convolution leaves transposed. Floor: the linear layers and convolutions that diffusers calls in that stage, found by
 hooks, as plain products ``F.linear`` of bf16 whose weights are not in the cache, and a step's attention at their rate.
 What a step of diffusers does that a song needs once, keys and values of the conditions, counts for "conditions", and
 the timbre of silence nowhere. A floor is what the library reaches, not what the CPU could: a share of it may be above
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import inspect
 import json
 import os
@@ -26,7 +28,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +36,11 @@ import torch
 import torch.nn.functional as F
 from bench_generate import ENGINES, STEPS, Stages, acefast_stages, diffusers_pipe, diffusers_stages, machine, write
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-COLUMNS = (*ENGINES, "floor")
+STEP = "DiT, one step"
+CONTIGUOUS = "contiguous"  # diffusers with its residual stream so
+COLUMNS = (*ENGINES, CONTIGUOUS, "floor")
 ROWS, COLD = 4096, 64 << 20  # most rows of a product of the floor; bytes of weights that pass between two uses
 ONCE = ("cross_attn.to_k", "cross_attn.to_v", "condition_embedder")  # a song, in the transformer
 NEVER = ("timbre_encoder",)
@@ -107,21 +112,25 @@ def measure(args: argparse.Namespace, folder: Path, out: Path) -> Times:
     options = {"quantization": args.quantization} if args.quantization else {}
     ours, theirs = acefast.load(folder, dtype=torch.bfloat16, **options), diffusers_pipe(folder, torch.bfloat16)
     wanted = [(name, (args.lengths or args.step_lengths)[-1]) for name in ("text", "conditions")]
-    wanted += [("DiT, one step", seconds) for seconds in args.step_lengths]
+    wanted += [(STEP, seconds) for seconds in args.step_lengths]
     wanted += [(name, seconds) for seconds in args.lengths for name in ("decode", "save")]
     times: Times = {}
     with torch.inference_mode():
         for seconds in dict.fromkeys(seconds for _, seconds in wanted):
             both = (acefast_stages(ours, seconds, out), diffusers_stages(theirs, seconds, out))
-            stages = dict(zip(ENGINES, both))
             for name in (name for name, of in wanted if of == seconds):
                 floor = floor_of(theirs, name, both[1])
                 label = name if name in ("text", "conditions") else f"{name}, {seconds:g} s"
-                times[label] = rounds = {column: [] for column in COLUMNS if column in ENGINES or floor}
+                run = {engine: stages[name] for engine, stages in zip(ENGINES, both)}
+                if name == STEP:
+                    run[CONTIGUOUS] = contiguous(theirs.transformer)(run["diffusers"])
+                times[label] = rounds = {
+                    column: [] for column in COLUMNS if column in run or (column == "floor" and floor)
+                }
                 for i in range(args.rounds):
-                    for engine in ENGINES if i % 2 == 0 else ENGINES[::-1]:
+                    for engine in list(run)[:: 1 if i % 2 == 0 else -1]:
                         begun = time.perf_counter()
-                        stages[engine][name]()
+                        run[engine]()
                         rounds[engine].append(time.perf_counter() - begun)
                     if floor:
                         rounds["floor"].append(floor.seconds())
@@ -129,9 +138,21 @@ def measure(args: argparse.Namespace, folder: Path, out: Path) -> Times:
     return times
 
 
+@contextlib.contextmanager
+def contiguous(transformer: nn.Module) -> Iterator[None]:
+    """Within the block the residual stream of diffusers' transformer lies row by row."""
+
+    def first(layer, args, kwargs):
+        return args, {**kwargs, "hidden_states": kwargs["hidden_states"].contiguous()}
+
+    handle = transformer.layers[0].register_forward_pre_hook(first, with_kwargs=True)
+    yield
+    handle.remove()
+
+
 def floor_of(pipe: Any, name: str, stages: Stages) -> Floor | None:
     """The floor of a stage of diffusers' pipe; saving has none."""
-    step = stages["DiT, one step"]
+    step = stages[STEP]
 
     def once(name):
         return name.endswith(ONCE)
@@ -142,7 +163,8 @@ def floor_of(pipe: Any, name: str, stages: Stages) -> Floor | None:
         encoded = products_of(pipe.condition_encoder, stages[name], lambda name: not name.startswith(NEVER))
         return Floor(encoded + products_of(pipe.transformer, step, once))
     if name == "decode":
-        return Floor(products_of(pipe.vae.decoder, stages[name], bool))
+        with FakeTensorMode(allow_non_fake_inputs=True):  # shapes alone: this takes minutes
+            return Floor(products_of(pipe.vae.decoder, stages[name], bool))
     if name == "save":
         return None
     products = products_of(pipe.transformer, step, lambda name: not once(name))
@@ -153,20 +175,29 @@ def floor_of(pipe: Any, name: str, stages: Stages) -> Floor | None:
 
 def song(times: Times, seconds: float) -> dict[str, float]:
     """Seconds of a whole song by the medians of its stages, where all of them were measured."""
-    names = {"text": 1, "conditions": 1, f"DiT, one step, {seconds:g} s": STEPS, f"decode, {seconds:g} s": 1}
+    names = {"text": 1, "conditions": 1, f"{STEP}, {seconds:g} s": STEPS, f"decode, {seconds:g} s": 1}
     names[f"save, {seconds:g} s"] = 1
     if not names.keys() <= times.keys():
         return {}
     have = {name: {c: statistics.median(v) for c, v in times[name].items()} for name in names}
+    for row in have.values():
+        row.setdefault(CONTIGUOUS, row["diffusers"])
     return {c: sum(count * have[name].get(c, 0.0) for name, count in names.items()) for c in COLUMNS}
 
 
 def _line(name: str, rounds: dict[str, list[float]]) -> str:
     middle = {column: statistics.median(values) for column, values in rounds.items()}
-    cells = [f"{middle[n]:.3f} [{min(rounds[n]):.3f}..{max(rounds[n]):.3f}]" for n in ENGINES]
-    floor = middle.get("floor")
-    last = f"{floor:.3f} | {floor / middle['acefast']:.0%}" if floor else "| "
-    return f"| {name} | {cells[0]} | {cells[1]} | {middle['diffusers'] / middle['acefast']:.2f} | {last} |"
+    ours = middle["acefast"]
+    cells = [f"{ours:.3f} [{min(rounds['acefast']):.3f}..{max(rounds['acefast']):.3f}]"]
+    for n in ("diffusers", CONTIGUOUS):
+        known = n in middle
+        cells += (
+            [f"{middle[n]:.3f} [{min(rounds[n]):.3f}..{max(rounds[n]):.3f}]", f"{middle[n] / ours:.2f}"]
+            if known
+            else ["", ""]
+        )
+    cells += [f"{middle['floor']:.3f}", f"{middle['floor'] / ours:.0%}"] if "floor" in middle else ["", ""]
+    return f"| {name} | {' | '.join(cells)} |"
 
 
 def peaks(folder: Path, seconds: float) -> str:
@@ -192,8 +223,8 @@ def report(args: argparse.Namespace, times: Times, memory: list[str]) -> str:
         f"{args.size} turbo, {weights}, random weights; measured on {machine()}; acefast._cpu: {cpu}; oneDNN up to "
         f"{os.environ.get('ONEDNN_MAX_CPU_ISA', 'what there is')}; {args.rounds} rounds",
         "",
-        "| stage | acefast, s | diffusers, s | ratio | floor, s | share of floor |",
-        "|---|---|---|---|---|---|",
+        "| stage | acefast, s | diffusers, s | ratio | contiguous, s | ratio | floor, s | share of floor |",
+        "|---|---|---|---|---|---|---|---|",
         *(_line(name, rounds) for name, rounds in times.items()),
     ]
     for seconds in args.lengths:

@@ -104,12 +104,12 @@ void spectral_conv1d(const bf16* x, long songs, long L, long C, const float* alp
   // A block of columns of `count` pieces, from their frequencies to y.
   const auto columns = [&](long from, long count, const bf16* spectra, long block) {
     static thread_local Scratch sums;
-    const long step = count * COLUMNS + LANES;
+    const long step = count * COLUMNS + LANES, rows = even_rows(count, e.rows);
     float* c = sums.get<float>(PRODUCTS * step);
     for (long m = 0; m < PRODUCTS; m++)
-      for (long p = 0; p < count; p += e.rows)
+      for (long p = 0; p < count; p += rows)
         e.tile(spectra + m * (count * apart + COLUMNS) + p * apart, apart, 0, 1, int(C), b + (block * PRODUCTS + m) * bytes,
-               c + m * step + p * COLUMNS, int(std::min<long>(e.rows, count - p)));
+               c + m * step + p * COLUMNS, int(std::min(rows, count - p)));
     for (long p = 0; p < count; p++) {
       const Piece piece(from + p, each, dilation, hop, L);
       alignas(64) float y[ROWS * COLUMNS];

@@ -171,12 +171,12 @@ void spectral_conv2d(const bf16* x, long songs, long T, long W, long C, const bf
   // A block of columns of `count` tiles, from their factors to y.
   const auto columns = [&](long from, long count, const bf16* v, long block) {
     static thread_local Scratch sums;
-    const long step = count * COLUMNS + LANES;
+    const long step = count * COLUMNS + LANES, rows = even_rows(count, e.rows);
     float* c = sums.get<float>(PRODUCTS * step);
     for (long m = 0; m < PRODUCTS; m++)
-      for (long i = 0; i < count; i += e.rows)
+      for (long i = 0; i < count; i += rows)
         e.tile(v + i * apart + m * C, apart, 0, 1, int(C), b + (block * PRODUCTS + m) * e.packed(C),
-               c + m * step + i * COLUMNS, int(std::min<long>(e.rows, count - i)));
+               c + m * step + i * COLUMNS, int(std::min(rows, count - i)));
     for (long i = 0; i < count; i++) {
       const Tile tile(down, across, from + i);
       const int width = int(std::min<long>(POINTS, W - tile.f));

@@ -24,6 +24,17 @@ struct alignas(64) Shapes {  // what ldtilecfg reads
   }
 };
 
+// To configure tiles takes as long as eighteen of their products (measured): they stay as they are from one call to the
+// next of as many rows, until this thread's work is done.
+thread_local int configured = 0;  // rows
+
+void configure(int rows) {
+  if (rows == configured) return;
+  const Shapes shapes(rows);
+  _tile_loadconfig(&shapes);
+  configured = rows;
+}
+
 template <bool BOTH>
 void bf16_tiles(const bf16* a, long stride, long tap, int taps, int K, const char* b, float* c) {
   _tile_zero(0);
@@ -54,10 +65,8 @@ void bf16_tiles(const bf16* a, long stride, long tap, int taps, int K, const cha
 }
 
 void tile(const bf16* a, long stride, long tap, int taps, int K, const void* b, float* c, int rows) {
-  const Shapes shapes(rows);
-  _tile_loadconfig(&shapes);
+  configure(rows);
   (rows > 16 ? bf16_tiles<true> : bf16_tiles<false>)(a, stride, tap, taps, K, static_cast<const char*>(b), c);
-  _tile_release();
 }
 
 template <bool BOTH>
@@ -89,15 +98,18 @@ void int8_tiles(const int8_t* a, long stride, int K, const int8_t* b, int32_t* c
 }
 
 void tile8(const int8_t* a, long stride, int K, const int8_t* b, int32_t* c, int rows) {
-  const Shapes shapes(rows);
-  _tile_loadconfig(&shapes);
+  configure(rows);
   (rows > 16 ? int8_tiles<true> : int8_tiles<false>)(a, stride, K, b, c);
-  _tile_release();
 }
 
 void pack8(const int8_t* w, long stride, int n, int K, int8_t* b) { pack_rows(w, stride, n, K, b, 0); }
 
 }  // namespace
+
+void amx_rest() {
+  if (configured) _tile_release();
+  configured = 0;
+}
 
 extern const Engine amx_engine;
 const Engine amx_engine = {"amx", ROWS, 2, K_STEP, pack_rows, pack_columns, nullptr, tile};

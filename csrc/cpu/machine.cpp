@@ -42,6 +42,7 @@ extern const Engine8 vnni_engine;
 #if BUILT >= 4
 extern const Engine amx_engine;
 extern const Engine8 amx8_engine;
+void amx_rest();
 #endif
 
 namespace {
@@ -141,4 +142,10 @@ const Engine8& engine8() {
 #endif
     default: return portable::int8_engine;
   }
+}
+
+void rest() {
+#if BUILT >= 4
+  if (isa() == AMX) amx_rest();
+#endif
 }

@@ -3,6 +3,8 @@
 #include <cstdlib>
 #include <new>
 
+#include "engine.h"
+
 #ifndef LEVEL
 #define LEVEL portable
 #endif
@@ -18,7 +20,7 @@ template <typename Work>
 void in_parallel(long n, int threads, const Work& work) {
   if (threads < 2 || n < 2) {
     for (long i = 0; i < n; i++) work(i);
-    return;
+    return rest();
   }
   struct Shared {
     const Work& work;
@@ -27,6 +29,7 @@ void in_parallel(long n, int threads, const Work& work) {
   const auto run = [](void* with) {
     Shared& s = *static_cast<Shared*>(with);
     for (long i; (i = __atomic_fetch_add(&s.next, 1, __ATOMIC_RELAXED)) < s.n;) s.work(i);
+    rest();
   };
   GOMP_parallel(run, &shared, threads, 0);
 }

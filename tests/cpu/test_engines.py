@@ -63,6 +63,8 @@ FAULTS = {  # engine, file, what is there, what is put there
     "a tile by itself": ("amx", "engine_amx.cpp", "_tile_dpbf16ps(2, 5, 6)", "_tile_dpbf16ps(2, 5, 5)"),
     "columns in as many rows as there are rows": ("amx", "engine_amx.cpp", "second, 16, 16}", "second, first, 16}"),
     "a tile loaded twice": ("amx", "engine_amx.cpp", "_tile_loadd(6, b, 4 * COLUMNS);\n      _tile_loadd(7", TWICE),
+    "tiles that stay": ("amx", "engine_amx.cpp", "if (configured) _tile_release();", ""),
+    "tiles of another size": ("amx", "engine_amx.cpp", "if (rows == configured) return", "if (configured) return"),
     "a step of k by three": (
         "amx8",
         "engine_amx.cpp",
