@@ -146,8 +146,10 @@ def contiguous(transformer: nn.Module) -> Iterator[None]:
         return args, {**kwargs, "hidden_states": kwargs["hidden_states"].contiguous()}
 
     handle = transformer.layers[0].register_forward_pre_hook(first, with_kwargs=True)
-    yield
-    handle.remove()
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def floor_of(pipe: Any, name: str, stages: Stages) -> Floor | None:
@@ -163,7 +165,7 @@ def floor_of(pipe: Any, name: str, stages: Stages) -> Floor | None:
         encoded = products_of(pipe.condition_encoder, stages[name], lambda name: not name.startswith(NEVER))
         return Floor(encoded + products_of(pipe.transformer, step, once))
     if name == "decode":
-        with FakeTensorMode(allow_non_fake_inputs=True):  # shapes alone: this takes minutes
+        with FakeTensorMode(allow_non_fake_inputs=True):  # shapes alone: to compute them takes minutes
             return Floor(products_of(pipe.vae.decoder, stages[name], bool))
     if name == "save":
         return None

@@ -15,21 +15,26 @@ extern "C" void GOMP_parallel(void (*run)(void*), void* with, unsigned threads, 
 
 namespace LEVEL {
 
+struct Rested {  // a thread's work is done, or failed
+  ~Rested() { rest(); }
+};
+
 // Calls work(i) for i from 0 to n, each by whichever thread is free.
 template <typename Work>
 void in_parallel(long n, int threads, const Work& work) {
   if (threads < 2 || n < 2) {
+    const Rested at_end;
     for (long i = 0; i < n; i++) work(i);
-    return rest();
+    return;
   }
   struct Shared {
     const Work& work;
     long n, next;
   } shared = {work, n, 0};
   const auto run = [](void* with) {
+    const Rested at_end;
     Shared& s = *static_cast<Shared*>(with);
     for (long i; (i = __atomic_fetch_add(&s.next, 1, __ATOMIC_RELAXED)) < s.n;) s.work(i);
-    rest();
   };
   GOMP_parallel(run, &shared, threads, 0);
 }
