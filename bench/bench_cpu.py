@@ -190,14 +190,13 @@ def song(times: Times, seconds: float) -> dict[str, float]:
 def _line(name: str, rounds: dict[str, list[float]]) -> str:
     middle = {column: statistics.median(values) for column, values in rounds.items()}
     ours = middle["acefast"]
-    cells = [f"{ours:.3f} [{min(rounds['acefast']):.3f}..{max(rounds['acefast']):.3f}]"]
+
+    def spread(n):
+        return f"{middle[n]:.3f} [{min(rounds[n]):.3f}..{max(rounds[n]):.3f}]"
+
+    cells = [spread("acefast")]
     for n in ("diffusers", CONTIGUOUS):
-        known = n in middle
-        cells += (
-            [f"{middle[n]:.3f} [{min(rounds[n]):.3f}..{max(rounds[n]):.3f}]", f"{middle[n] / ours:.2f}"]
-            if known
-            else ["", ""]
-        )
+        cells += [spread(n), f"{middle[n] / ours:.2f}"] if n in middle else ["", ""]
     cells += [f"{middle['floor']:.3f}", f"{middle['floor'] / ours:.0%}"] if "floor" in middle else ["", ""]
     return f"| {name} | {' | '.join(cells)} |"
 

@@ -47,12 +47,6 @@ struct Engine8 {
 
 constexpr int MOST_ROWS = 32;  // of any engine
 
-// As many rows for each tile of `count` rows, as few tiles as there can be: an engine may take long to change their size.
-inline long even_rows(long count, long most) {
-  const long tiles = (count + most - 1) / most;
-  return tiles ? (count + tiles - 1) / tiles : most;
-}
-
 const Engine& engine();
 const Engine8& engine8();
-void rest();  // what engines keep for this thread is given back
+void rest();  // what engines keep for this thread is given back; tiles are made within in_parallel alone, which calls this

@@ -9,6 +9,12 @@ namespace LEVEL {
 
 constexpr long FEW = 48;  // most pieces that a thread takes at a time
 
+// As many rows for each tile of `count` rows, as few tiles as there can be: an engine may take long to change their size.
+inline long even_rows(long count, long most) {
+  const long tiles = (count + most - 1) / most;
+  return tiles ? (count + tiles - 1) / tiles : most;
+}
+
 // room(count) is this thread's memory for the factors of `count` pieces; factors(from, i, count, v) writes those of piece
 // from + i there, the i-th of `count`; columns(from, count, v, block) makes results of them. A thread takes pieces from x to
 // y, as many as the others or two more: whole tiles each would leave a thread waiting, a tenth of the time with 512
